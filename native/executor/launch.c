@@ -1,0 +1,694 @@
+#include "launch.h"
+
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+
+/* Messages between parent and child, typed and named by their sender. One SOCK_SEQPACKET record each. */
+enum message_type {
+	PARENT_GO = 1,      /* go on to the next stage; carries init's pid and start time */
+	JOINER_PID = 2,     /* the pid of the child that the joiner cloned */
+	CHILD_READY = 3,    /* unshared; the parent may write maps and offsets */
+	CHILD_BARRIER = 4,  /* mounts are made; the parent may run its hooks */
+	CHILD_CREATED = 5,  /* all but the wait for start and exec */
+	CHILD_FAILED = 6,   /* operation, errno, text */
+	CHILD_CONSOLE = 7,  /* the pty's master as SCM_RIGHTS */
+	CHILD_TIMES = 8,    /* followed by one u32 per operation, microseconds */
+};
+
+struct message {
+	uint32_t type, op;
+	int32_t number, pid;
+	uint64_t start_time;
+	char text[512];
+};
+
+static op_function *const functions[256] = {
+#define OP(code, name, signature) [code] = do_##name,
+#include "ops.def"
+#undef OP
+};
+
+static const struct {
+	int number;
+	const char *name;
+} names[] = {
+	{ EPERM, "EPERM" }, { ENOENT, "ENOENT" }, { ESRCH, "ESRCH" }, { EINTR, "EINTR" }, { EIO, "EIO" },
+	{ ENXIO, "ENXIO" }, { E2BIG, "E2BIG" }, { ENOEXEC, "ENOEXEC" }, { EBADF, "EBADF" }, { EAGAIN, "EAGAIN" },
+	{ ENOMEM, "ENOMEM" }, { EACCES, "EACCES" }, { EFAULT, "EFAULT" }, { ENOTBLK, "ENOTBLK" }, { EBUSY, "EBUSY" },
+	{ EEXIST, "EEXIST" }, { EXDEV, "EXDEV" }, { ENODEV, "ENODEV" }, { ENOTDIR, "ENOTDIR" }, { EISDIR, "EISDIR" },
+	{ EINVAL, "EINVAL" }, { ENFILE, "ENFILE" }, { EMFILE, "EMFILE" }, { ENOTTY, "ENOTTY" }, { ETXTBSY, "ETXTBSY" },
+	{ EFBIG, "EFBIG" }, { ENOSPC, "ENOSPC" }, { EROFS, "EROFS" }, { EMLINK, "EMLINK" }, { EPIPE, "EPIPE" },
+	{ ERANGE, "ERANGE" }, { ENAMETOOLONG, "ENAMETOOLONG" }, { ENOSYS, "ENOSYS" }, { ENOTEMPTY, "ENOTEMPTY" },
+	{ ELOOP, "ELOOP" }, { EOPNOTSUPP, "EOPNOTSUPP" }, { ECONNREFUSED, "ECONNREFUSED" }, { ETIMEDOUT, "ETIMEDOUT" },
+	{ EOVERFLOW, "EOVERFLOW" }, { EUSERS, "EUSERS" }, { EDQUOT, "EDQUOT" }, { ESTALE, "ESTALE" },
+	{ EADDRINUSE, "EADDRINUSE" }, { ECANCELED, "ECANCELED" }, { EPROTO, "EPROTO" }, { ENODATA, "ENODATA" },
+};
+
+const char *errno_name(int number)
+{
+	for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+		if (names[i].number == number)
+			return names[i].name;
+	return "errno";
+}
+
+/* The probable cause of an errno, where one is likely enough to be worth saying. */
+static const char *hint(uint16_t code, int number)
+{
+	switch (code) {
+	case OP_mount_fs:
+		if (number == EPERM)
+			return "probable cause: the user namespace does not own the namespace this file system shows, or a "
+			       "mount below is locked";
+		if (number == ENODEV)
+			return "the kernel does not know this file system type";
+		if (number == EBUSY)
+			return "probable cause: the file system is mounted elsewhere with other options";
+		break;
+	case OP_overlay:
+		if (number == EACCES)
+			return "probable cause: the layers' owner is not mapped";
+		if (number == EINVAL)
+			return "probable cause: upper or work is on a file system that cannot hold an overlay's upper layer";
+		break;
+	case OP_rlimit:
+		if (number == EPERM)
+			return "probable cause: above the hard limit without CAP_SYS_RESOURCE";
+		break;
+	case OP_proc_write:
+		if (number == EACCES)
+			return "probable cause: lowering it needs CAP_SYS_RESOURCE";
+		break;
+	case OP_cg_write:
+		if (number == EINVAL)
+			return "the kernel refused this value";
+		break;
+	case OP_clone:
+		if (number == EPERM)
+			return "probable cause: namespaces need CAP_SYS_ADMIN, or user namespaces are switched off";
+		if (number == ENOSPC)
+			return "probable cause: /proc/sys/user/max_*_namespaces";
+		if (number == EAGAIN)
+			return "probable cause: pids.max or RLIMIT_NPROC";
+		break;
+	case OP_mknod:
+		if (number == EPERM)
+			return "probable cause: CAP_MKNOD is missing in the initial user namespace";
+		break;
+	default:
+		break;
+	}
+	return NULL;
+}
+
+void set_failure(struct launch *launch, uint32_t op, int number, const char *format, ...)
+{
+	va_list args;
+
+	if (launch->failure.set)
+		return;
+	launch->failure.set = 1;
+	launch->failure.op = op;
+	launch->failure.number = number;
+	va_start(args, format);
+	vsnprintf(launch->failure.text, sizeof launch->failure.text, format, args);
+	va_end(args);
+}
+
+int fail_with(struct launch *launch, int number, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(launch->detail_text, sizeof launch->detail_text, format, args);
+	va_end(args);
+	launch->detail = launch->detail_text;
+	return -number;
+}
+
+/* An operation failed: "label: ENAME: text (detail or hint)". */
+static void blame(struct launch *launch, uint32_t index, int number)
+{
+	const struct op *op = &launch->plan->ops[index];
+	const char *more = launch->detail ? launch->detail : hint(op->code, number);
+	int whole = op->code == OP_find_executable && launch->detail != NULL;
+
+	if (number == 0 || whole) /* the detail says all */
+		set_failure(launch, index, number, "%s%s%s", whole ? "" : op->label, whole ? "" : ": ", more ? more : "failed");
+	else
+		set_failure(launch, index, number, "%s: %s: %s%s%s%s", op->label, errno_name(number), strerror(number),
+			    more ? " (" : "", more ? more : "", more ? ")" : "");
+}
+
+int take_slot(struct launch *launch, int64_t slot, int fd)
+{
+	if (slot < 0 || slot >= PLAN_SLOTS) {
+		close(fd);
+		return fail_with(launch, EBADF, "slot %lld is out of range", (long long)slot);
+	}
+	close_fd(&launch->slot[slot]);
+	launch->slot[slot] = fd;
+	return 0;
+}
+
+int slot_fd(const struct launch *launch, int64_t slot)
+{
+	return slot < 0 || slot >= PLAN_SLOTS ? -1 : launch->slot[slot];
+}
+
+static uint64_t now_us(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
+}
+
+static int run_op(struct launch *launch, uint32_t index)
+{
+	const struct op *op = &launch->plan->ops[index];
+	uint64_t before = now_us();
+	int result;
+
+	launch->detail = NULL;
+	result = functions[op->code](launch, op);
+	launch->microseconds[index] = (uint32_t)(now_us() - before) + 1;
+	if (result < 0 && !(op->flags & OP_OPTIONAL)) {
+		blame(launch, index, -result);
+		return -1;
+	}
+	return 0;
+}
+
+/* keep_going: clean-up stages do all they can and report the first failure. */
+int run_stage(struct launch *launch, enum stage stage, int keep_going)
+{
+	int bad = 0;
+
+	for (uint32_t i = 0; i < launch->plan->count; i++) {
+		const struct op *op = &launch->plan->ops[i];
+		if (op->stage != stage || op->code == OP_ns_join)
+			continue;
+		if (run_op(launch, i)) {
+			bad = -1;
+			if (!keep_going)
+				return -1;
+		}
+	}
+	return bad;
+}
+
+static int has_stage(const struct plan *plan, enum stage stage)
+{
+	for (uint32_t i = 0; i < plan->count; i++)
+		if (plan->ops[i].stage == stage)
+			return 1;
+	return 0;
+}
+
+static const struct op *find_op(const struct plan *plan, uint16_t code)
+{
+	for (uint32_t i = 0; i < plan->count; i++)
+		if (plan->ops[i].code == code)
+			return &plan->ops[i];
+	return NULL;
+}
+
+int launch_init(struct launch *launch, const struct plan *plan)
+{
+	memset(launch, 0, sizeof *launch);
+	launch->plan = plan;
+	for (int i = 0; i < PLAN_SLOTS; i++)
+		launch->slot[i] = -1;
+	launch->pidfd = launch->sync = launch->root = launch->console = -1;
+	launch->microseconds = calloc(plan->count + 1, sizeof *launch->microseconds);
+	launch->proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	sigprocmask(SIG_SETMASK, NULL, &launch->original_mask);
+	if (!launch->microseconds || launch->proc < 0) {
+		set_failure(launch, UINT32_MAX, errno, "open /proc: %s", strerror(errno));
+		launch_end(launch);
+		return -1;
+	}
+	return 0;
+}
+
+void launch_end(struct launch *launch)
+{
+	for (int i = 0; i < PLAN_SLOTS; i++)
+		close_fd(&launch->slot[i]);
+	close_fd(&launch->pidfd);
+	close_fd(&launch->sync);
+	close_fd(&launch->root);
+	close_fd(&launch->proc);
+	close_fd(&launch->console);
+	free(launch->microseconds);
+	free(launch->program);
+	launch->microseconds = NULL;
+	launch->program = NULL;
+}
+
+static int send_message(int fd, const struct message *m, int pass)
+{
+	struct iovec iov = { (void *)m, sizeof *m };
+	union {
+		char space[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+	memset(&control, 0, sizeof control);
+	if (pass >= 0) {
+		msg.msg_control = control.space;
+		msg.msg_controllen = sizeof control.space;
+		struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(c), &pass, sizeof(int));
+	}
+	for (;;) {
+		if (sendmsg(fd, &msg, MSG_NOSIGNAL) >= 0)
+			return 0;
+		if (errno != EINTR)
+			return -1;
+	}
+}
+
+static int send_times(struct launch *launch)
+{
+	uint32_t type = CHILD_TIMES;
+	struct iovec iov[2] = { { &type, sizeof type },
+				{ launch->microseconds, launch->plan->count * sizeof(uint32_t) } };
+	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
+
+	return sendmsg(launch->sync, &msg, MSG_NOSIGNAL) < 0 ? -1 : 0;
+}
+
+int send_console(int socket, int fd)
+{
+	/* The console-socket protocol of runc: one record with the name of the pty's master, the fd as SCM_RIGHTS. */
+	char name[] = "/dev/pts/ptmx";
+	struct iovec iov = { name, sizeof name };
+	union {
+		char space[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.space,
+			      .msg_controllen = sizeof control.space };
+	struct cmsghdr *c;
+
+	memset(&control, 0, sizeof control);
+	c = CMSG_FIRSTHDR(&msg);
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(c), &fd, sizeof(int));
+	return sendmsg(socket, &msg, MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+/* The child's pty goes to the parent of this launch. */
+int send_console_message(struct launch *launch, int fd)
+{
+	struct message m;
+
+	memset(&m, 0, sizeof m);
+	m.type = CHILD_CONSOLE;
+	return send_message(launch->sync, &m, fd) ? -errno : 0;
+}
+
+static void simple_message(struct launch *launch, uint32_t type)
+{
+	struct message m;
+
+	memset(&m, 0, sizeof m);
+	m.type = type;
+	m.pid = launch->pid;
+	m.start_time = launch->start_time;
+	send_message(launch->sync, &m, -1);
+}
+
+/* Receives one message; times and the console are taken in on the way. 0 at end of file, -1 on error. */
+static int receive(struct launch *launch, struct message *m)
+{
+	size_t room = sizeof *m + launch->plan->count * sizeof(uint32_t) + 8;
+	__attribute__((cleanup(close_fd))) int passed = -1;
+	char *buffer = malloc(room);
+	int result = -1;
+
+	if (!buffer)
+		return -1;
+	for (;;) {
+		struct iovec iov = { buffer, room };
+		union {
+			char space[CMSG_SPACE(sizeof(int))];
+			struct cmsghdr align;
+		} control;
+		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.space,
+				      .msg_controllen = sizeof control.space };
+		ssize_t n = recvmsg(launch->sync, &msg, MSG_CMSG_CLOEXEC);
+		struct cmsghdr *c;
+		uint32_t type;
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0) {
+			result = n < 0 && errno != ECONNRESET ? -1 : 0;
+			break;
+		}
+		c = CMSG_FIRSTHDR(&msg);
+		if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
+			close_fd(&passed);
+			memcpy(&passed, CMSG_DATA(c), sizeof(int));
+		}
+		if (n < 4)
+			continue;
+		memcpy(&type, buffer, sizeof type);
+		if (type == CHILD_TIMES) {
+			for (uint32_t i = 0; i < launch->plan->count && 4 + (i + 1) * 4 <= (size_t)n; i++) {
+				uint32_t us;
+				memcpy(&us, buffer + 4 + (size_t)i * 4, 4);
+				if (us && !launch->microseconds[i])
+					launch->microseconds[i] = us;
+			}
+			continue;
+		}
+		if ((size_t)n != sizeof *m)
+			continue;
+		memcpy(m, buffer, sizeof *m);
+		m->text[sizeof m->text - 1] = '\0';
+		if (type == CHILD_CONSOLE) {
+			close_fd(&launch->console);
+			launch->console = passed;
+			passed = -1;
+			continue;
+		}
+		result = 1;
+		break;
+	}
+	free(buffer);
+	return result;
+}
+
+/* ---- the child ---- */
+
+static void __attribute__((noreturn)) child_fails(struct launch *launch)
+{
+	struct message m;
+
+	memset(&m, 0, sizeof m);
+	m.type = CHILD_FAILED;
+	m.op = launch->failure.op;
+	m.number = launch->failure.number;
+	memcpy(m.text, launch->failure.text, sizeof m.text);
+	send_message(launch->sync, &m, -1);
+	_exit(1);
+}
+
+static void wait_for_go(struct launch *launch)
+{
+	struct message m;
+
+	if (receive(launch, &m) != 1 || m.type != PARENT_GO)
+		_exit(1); /* the parent is gone or gave up: nothing to tell, no one to tell it */
+	launch->pid = m.pid;
+	launch->start_time = m.start_time;
+}
+
+static void __attribute__((noreturn)) child_main(struct launch *launch)
+{
+	int waits = find_op(launch->plan, OP_wait_start) != NULL;
+
+	launch->in_child = 1;
+	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	if (launch->unshare_flags) {
+		if (unshare(launch->unshare_flags)) {
+			set_failure(launch, UINT32_MAX, errno, "unshare the time namespace: %s", strerror(errno));
+			child_fails(launch);
+		}
+		simple_message(launch, CHILD_READY);
+	}
+	wait_for_go(launch);
+	if (run_stage(launch, CHILD_BEFORE_PIVOT, 0))
+		child_fails(launch);
+	if (has_stage(launch->plan, PARENT_BEFORE_PIVOT)) {
+		simple_message(launch, CHILD_BARRIER);
+		wait_for_go(launch);
+	}
+	if (run_stage(launch, CHILD_AFTER_PIVOT, 0))
+		child_fails(launch);
+	send_times(launch);
+	if (waits) {
+		/* From here init belongs to the caller's sub-reaper. It must not die with the runtime. */
+		prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
+		simple_message(launch, CHILD_CREATED);
+	} else {
+		simple_message(launch, CHILD_CREATED);
+		wait_for_go(launch);
+		prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
+	}
+	run_stage(launch, AFTER_START, 0); /* returns only on failure, or when the plan has no exec */
+	if (!launch->failure.set)
+		set_failure(launch, UINT32_MAX, 0, "the plan has no exec operation");
+	child_fails(launch);
+}
+
+int do_wait_start(struct launch *launch, const struct op *op)
+{
+	int listener = slot_fd(launch, op->a[0].i);
+	int connection;
+
+	close_fd(&launch->sync);
+	do
+		connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	while (connection < 0 && errno == EINTR);
+	if (connection < 0)
+		return -errno;
+	close_fd(&launch->slot[op->a[0].i]);
+	launch->sync = connection; /* a failure from now on is told to `start` */
+	return 0;
+}
+
+int do_exec(struct launch *launch, const struct op *op)
+{
+	char **argv = list_vector(&op->a[1].l), **env = list_vector(&op->a[2].l);
+	const char *program = launch->program ? launch->program : op->a[0].s.data;
+	int number;
+
+	if (!argv || !env)
+		return -ENOMEM;
+	if (sys_close_range((unsigned)(3 + launch->preserve), ~0u, DOLIUM_CLOSE_RANGE_CLOEXEC))
+		return fail_with(launch, errno, "close_range");
+	send_times(launch);
+	sigprocmask(SIG_SETMASK, &launch->original_mask, NULL);
+	execve(program, argv, env);
+	number = errno;
+	return fail_with(launch, number, "exec %s", program);
+}
+
+/* ---- the parent ---- */
+
+static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner)
+{
+	struct dolium_clone_args args;
+	int pidfd = -1;
+	pid_t pid;
+
+	memset(&args, 0, sizeof args);
+	args.flags = flags | DOLIUM_CLONE_CLEAR_SIGHAND;
+	if (from_joiner) {
+		args.flags |= CLONE_PARENT; /* exit_signal comes from the joiner */
+	} else {
+		args.flags |= CLONE_PIDFD;
+		args.pidfd = (uint64_t)(uintptr_t)&pidfd;
+		args.exit_signal = SIGCHLD;
+	}
+	pid = sys_clone3(&args);
+	if (pid > 0 && !from_joiner)
+		launch->pidfd = pidfd;
+	return pid;
+}
+
+/* Joins the given namespaces in the plan's order (user first) and clones init as a child of our parent. */
+static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_t flags, uint32_t clone_index)
+{
+	struct message m;
+	pid_t pid;
+
+	launch->in_child = 1;
+	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	for (uint32_t i = 0; i < launch->plan->count; i++)
+		if (launch->plan->ops[i].code == OP_ns_join && run_op(launch, i))
+			child_fails(launch);
+	pid = clone_child(launch, flags, 1);
+	if (pid < 0) {
+		launch->detail = NULL;
+		blame(launch, clone_index, errno);
+		child_fails(launch);
+	}
+	if (pid == 0)
+		child_main(launch);
+	memset(&m, 0, sizeof m);
+	m.type = JOINER_PID;
+	m.pid = pid;
+	send_message(launch->sync, &m, -1);
+	_exit(0);
+}
+
+int do_clone(struct launch *launch, const struct op *op)
+{
+	uint64_t flags = (uint64_t)op->a[0].i;
+	int pair[2], joins = find_op(launch->plan, OP_ns_join) != NULL;
+	pid_t pid;
+
+	launch->unshare_flags = (int)op->a[1].i;
+	launch->new_pidns = (flags & CLONE_NEWPID) != 0;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+		return fail_with(launch, errno, "socketpair");
+	pid = clone_child(launch, joins ? 0 : flags, 0);
+	if (pid < 0) {
+		int number = errno;
+		close(pair[0]);
+		close(pair[1]);
+		return -number;
+	}
+	if (pid == 0) {
+		close(pair[0]);
+		launch->sync = pair[1];
+		launch->pidfd = -1;
+		if (joins)
+			joiner_main(launch, flags, (uint32_t)(op - launch->plan->ops));
+		child_main(launch);
+	}
+	close(pair[1]);
+	launch->sync = pair[0];
+	launch->pid = pid;
+	if (joins) {
+		struct message m;
+		int got = receive(launch, &m), status;
+
+		while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+			;
+		close_fd(&launch->pidfd);
+		launch->pid = 0;
+		if (got == 1 && m.type == CHILD_FAILED) {
+			set_failure(launch, m.op, m.number, "%s", m.text);
+			return -m.number;
+		}
+		if (got != 1 || m.type != JOINER_PID)
+			return fail_with(launch, ECANCELED, "the joining process died");
+		launch->pid = m.pid;
+		launch->pidfd = sys_pidfd_open(m.pid, 0);
+		if (launch->pidfd < 0)
+			return fail_with(launch, errno, "pidfd_open");
+	}
+	launch->start_time = process_start_time(launch->pid);
+	return 0;
+}
+
+/* Waits for a message of the type; a child that failed or died sets the failure. */
+static int expect(struct launch *launch, uint32_t type)
+{
+	struct message m;
+	int got = receive(launch, &m);
+
+	if (got == 1 && m.type == type)
+		return 0;
+	if (got == 1 && m.type == CHILD_FAILED)
+		set_failure(launch, m.op, m.number, "%s", m.text);
+	else
+		set_failure(launch, UINT32_MAX, 0,
+			    "the container's first process was killed while it was set up (probable cause: a memory or pids "
+			    "limit too small to start in)");
+	return -1;
+}
+
+static void abandon(struct launch *launch)
+{
+	if (launch->pid > 0) {
+		int status;
+		if (launch->pidfd >= 0)
+			sys_pidfd_send_signal(launch->pidfd, SIGKILL);
+		close_fd(&launch->sync);
+		while (waitpid(launch->pid, &status, 0) < 0 && errno == EINTR)
+			;
+		launch->pid = 0;
+	}
+	run_stage(launch, ON_FAILURE, 1);
+}
+
+int launch_create(struct launch *launch)
+{
+	if (run_stage(launch, PARENT_BEFORE_CLONE, 0))
+		goto failed;
+	if (!launch->pid)
+		return 0; /* a plan without a process: state, kill, delete */
+	if (launch->unshare_flags && expect(launch, CHILD_READY))
+		goto failed;
+	if (run_stage(launch, PARENT_AFTER_CLONE, 0))
+		goto failed;
+	simple_message(launch, PARENT_GO);
+	if (has_stage(launch->plan, PARENT_BEFORE_PIVOT)) {
+		if (expect(launch, CHILD_BARRIER) || run_stage(launch, PARENT_BEFORE_PIVOT, 0))
+			goto failed;
+		simple_message(launch, PARENT_GO);
+	}
+	if (expect(launch, CHILD_CREATED) || run_stage(launch, PARENT_CREATED, 0))
+		goto failed;
+	return 0;
+failed:
+	abandon(launch);
+	return -1;
+}
+
+int launch_start(struct launch *launch)
+{
+	struct message m;
+	int got;
+
+	simple_message(launch, PARENT_GO);
+	got = receive(launch, &m);
+	close_fd(&launch->sync);
+	if (got == 1 && m.type == CHILD_FAILED) {
+		set_failure(launch, m.op, m.number, "%s", m.text);
+		abandon(launch);
+		return -1;
+	}
+	return run_stage(launch, PARENT_STARTED, 0);
+}
+
+int launch_after_exit(struct launch *launch)
+{
+	return run_stage(launch, AFTER_EXIT, 1);
+}
+
+int do_start(struct launch *launch, const struct op *op)
+{
+	cleanup_fd fd = -1;
+	struct message m;
+	int got;
+
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	got = connect_unix(fd, op->a[0].s.data);
+	if (got < 0)
+		return got;
+	{
+		int saved = launch->sync;
+		launch->sync = fd;
+		got = receive(launch, &m);
+		launch->sync = saved;
+	}
+	if (got == 1 && m.type == CHILD_FAILED) {
+		set_failure(launch, (uint32_t)(op - launch->plan->ops), m.number, "%s", m.text);
+		return m.number ? -m.number : -ECANCELED;
+	}
+	return 0;
+}

@@ -1,0 +1,98 @@
+/* Running a plan: the one executor that front and shim share.
+ *
+ *   parent                                   child (its own image from clone3 on; never CLONE_VM)
+ *   PARENT_BEFORE_CLONE ops
+ *   clone3  -------------------------------> waits
+ *   PARENT_AFTER_CLONE ops (maps)  -- go --> CHILD_BEFORE_PIVOT ops
+ *   PARENT_BEFORE_PIVOT ops (hooks) <------- at the barrier, only when there are such ops
+ *                                  -- go --> CHILD_AFTER_PIVOT ops
+ *   PARENT_CREATED ops            <--------- created
+ *                                            wait_start, or the parent's go
+ *                                            AFTER_START ops, exec
+ *   PARENT_STARTED ops            <--------- the socket closes on exec
+ *
+ * The messages carry a type, the operation and an errno; the child's error reaches the user as the only message.
+ */
+#ifndef DOLIUM_LAUNCH_H
+#define DOLIUM_LAUNCH_H
+
+#include "plan.h"
+#include "sys.h"
+
+struct failure {
+	int set;
+	uint32_t op;      /* index in the plan, or UINT32_MAX when no operation is to blame */
+	int number;       /* errno, or 0 */
+	char text[512];   /* the one message a person reads */
+};
+
+struct launch {
+	const struct plan *plan;
+	int slot[PLAN_SLOTS];    /* fds; -1 = empty */
+	pid_t pid;               /* of init, in the runtime's pid namespace; 0 before clone */
+	int pidfd;
+	uint64_t start_time;     /* of init, clock ticks after boot (field 22 of /proc/PID/stat) */
+	int sync;                /* socket to the child */
+	int in_child;
+	int root;                /* child: fd of the new root */
+	int proc;                /* child: trusted /proc of its own pid namespace */
+	int pivoted;
+	int new_pidns;
+	int held_exit;           /* what OP_exit_code asked for */
+	int wants_hold, wants_detach;
+	int console;             /* parent: the pty's master when no console socket took it; -1 = none */
+	int preserve;
+	int unshare_flags;
+	const struct op *exec;   /* resolved program */
+	char *program;
+	uint32_t *microseconds;  /* one per operation */
+	struct failure failure;
+	const char *detail;      /* what an operation adds to its message; constant or in detail_text */
+	char detail_text[256];
+	char log_path[4096];
+	int log_json;
+	sigset_t original_mask;
+	pid_t child_pidns_pid;
+};
+
+/* All return 0, or -1 with launch->failure set. */
+int launch_init(struct launch *launch, const struct plan *plan);
+/* Stages up to PARENT_CREATED. On failure the child is dead and reaped and the ON_FAILURE operations have run. */
+int launch_create(struct launch *launch);
+/* For a plan without wait_start: lets the child exec, runs PARENT_STARTED. */
+int launch_start(struct launch *launch);
+/* Runs the AFTER_EXIT operations; goes on after a failure and reports the first. */
+int launch_after_exit(struct launch *launch);
+void launch_end(struct launch *launch);
+
+/* Shared between the files of the executor. */
+typedef int op_function(struct launch *launch, const struct op *op);
+#define OP(code, name, signature) op_function do_##name;
+#include "ops.def"
+#undef OP
+
+/* 0 or -errno; detail may say more. */
+int fail_with(struct launch *launch, int number, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void set_failure(struct launch *launch, uint32_t op, int number, const char *format, ...)
+	__attribute__((format(printf, 4, 5)));
+int take_slot(struct launch *launch, int64_t slot, int fd);
+int slot_fd(const struct launch *launch, int64_t slot);
+int run_stage(struct launch *launch, enum stage stage, int keep_going);
+const char *errno_name(int number);
+uint64_t process_start_time(pid_t pid);
+/* Replaces \001p by the pid and \001s by the start time. The caller frees. */
+char *render(const struct launch *launch, struct string template, size_t *len);
+int write_all(int fd, const void *data, size_t len);
+int write_path(int dirfd, const char *path, const char *data, size_t len);
+int send_console(int socket, int fd);
+int send_console_message(struct launch *launch, int fd);
+/* Connects or binds by a path of any length (through /proc/self/fd of its folder). 0 or -errno. */
+int connect_unix(int fd, const char *path);
+int bind_unix(int fd, const char *path);
+
+/* paths.c: an untrusted root is walked only through these */
+int open_in_root(const struct launch *launch, const char *path, uint64_t flags);
+int make_in_root(const struct launch *launch, const char *path, int directory, mode_t mode);
+int parent_in_root(const struct launch *launch, const char *path, mode_t mode, const char **last);
+
+#endif

@@ -1,0 +1,553 @@
+/* Operations on mounts: trees prepared by the parent as fds, and the child's own root. */
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+#include <sys/wait.h>
+
+#include "launch.h"
+
+#define DEVPTS_MAGIC 0x1cd1
+#ifndef TIOCGPTPEER
+#define TIOCGPTPEER _IO('T', 0x41)
+#endif
+
+static int old_api(const struct launch *launch)
+{
+	return (launch->plan->flags & PLAN_FLAG_OLD_MOUNT_API) != 0;
+}
+
+static unsigned long ms_flags(int64_t attrs)
+{
+	unsigned long flags = 0;
+
+	flags |= attrs & DOLIUM_ATTR_RDONLY ? MS_RDONLY : 0;
+	flags |= attrs & DOLIUM_ATTR_NOSUID ? MS_NOSUID : 0;
+	flags |= attrs & DOLIUM_ATTR_NODEV ? MS_NODEV : 0;
+	flags |= attrs & DOLIUM_ATTR_NOEXEC ? MS_NOEXEC : 0;
+	flags |= attrs & DOLIUM_ATTR_NODIRATIME ? MS_NODIRATIME : 0;
+	if ((attrs & DOLIUM_ATTR__ATIME) == DOLIUM_ATTR_NOATIME)
+		flags |= MS_NOATIME;
+	if ((attrs & DOLIUM_ATTR__ATIME) == DOLIUM_ATTR_STRICTATIME)
+		flags |= MS_STRICTATIME;
+	return flags;
+}
+
+static const char *fd_path(char *buffer, size_t size, int fd)
+{
+	snprintf(buffer, size, "/proc/self/fd/%d", fd);
+	return buffer;
+}
+
+/* What the kernel wrote about a refused file system, as the detail of the message. */
+static int explain(struct launch *launch, int fs, int number, const char *option)
+{
+	char text[200];
+	ssize_t n = read(fs, text, sizeof text - 1);
+
+	if (n > 2) {
+		text[n] = '\0';
+		text[strcspn(text, "\n")] = '\0';
+		return fail_with(launch, number, "the kernel says: %s", text + 2);
+	}
+	if (option)
+		return fail_with(launch, number, "option %s", option);
+	return -number;
+}
+
+static int set_option(int fs, const char *option)
+{
+	char key[PATH_MAX];
+	const char *equals = strchr(option, '=');
+
+	if (!equals)
+		return sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_FLAG, option, NULL, 0);
+	if ((size_t)(equals - option) >= sizeof key) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	memcpy(key, option, (size_t)(equals - option));
+	key[equals - option] = '\0';
+	return sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, key, equals + 1, 0);
+}
+
+/* A detached mount of a new file system, or -errno; -ENOSYS asks for the fallback. */
+static int new_fs(struct launch *launch, const char *type, const char *source, const struct list *options, int64_t attrs)
+{
+	cleanup_fd fs = -1;
+	const char *cursor = options->encoded;
+	int mount;
+
+	if (old_api(launch))
+		return -ENOSYS;
+	fs = sys_fsopen(type, DOLIUM_FSOPEN_CLOEXEC);
+	if (fs < 0)
+		return -errno;
+	if (*source && sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "source", source, 0))
+		return explain(launch, fs, errno, "source");
+	for (uint32_t i = 0; i < options->count; i++) {
+		const char *option = list_next(&cursor).data;
+		if (set_option(fs, option))
+			return explain(launch, fs, errno, option);
+	}
+	if (sys_fsconfig(fs, DOLIUM_FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+		return explain(launch, fs, errno, NULL);
+	mount = sys_fsmount(fs, DOLIUM_FSMOUNT_CLOEXEC, (unsigned)attrs);
+	return mount < 0 ? explain(launch, fs, errno, NULL) : mount;
+}
+
+static char *join_options(const struct list *options)
+{
+	const char *cursor = options->encoded;
+	size_t size = 1;
+	char *joined;
+
+	for (uint32_t i = 0; i < options->count; i++)
+		size += list_next(&cursor).len + 1;
+	joined = calloc(1, size);
+	cursor = options->encoded;
+	for (uint32_t i = 0; joined && i < options->count; i++) {
+		if (i)
+			strcat(joined, ",");
+		strcat(joined, list_next(&cursor).data);
+	}
+	return joined;
+}
+
+int do_mount_fs(struct launch *launch, const struct op *op)
+{
+	const char *type = op->a[0].s.data, *source = op->a[1].s.data, *target = op->a[4].s.data;
+	cleanup_fd mount_fd = -1;
+	cleanup_fd at = -1;
+
+	at = make_in_root(launch, target, 1, op->a[5].i ? (mode_t)op->a[5].i : 0755);
+	if (at < 0)
+		return fail_with(launch, -at, "target %s", target);
+	mount_fd = new_fs(launch, type, source, &op->a[2].l, op->a[3].i);
+	if (mount_fd == -ENOSYS) {
+		char path[64], *options = join_options(&op->a[2].l);
+		int result;
+		if (!options)
+			return -ENOMEM;
+		result = mount(*source ? source : type, fd_path(path, sizeof path, at), type, ms_flags(op->a[3].i), options);
+		result = result ? -errno : 0;
+		free(options);
+		return result;
+	}
+	if (mount_fd < 0)
+		return mount_fd;
+	if (sys_move_mount(mount_fd, "", at, "", DOLIUM_MOVE_MOUNT_F_EMPTY_PATH | DOLIUM_MOVE_MOUNT_T_EMPTY_PATH))
+		return -errno;
+	return 0;
+}
+
+int do_open_tree(struct launch *launch, const struct op *op)
+{
+	const char *path = op->a[1].s.data;
+	struct stat st;
+	int fd = sys_open_tree(AT_FDCWD, path,
+			       DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
+				       (op->a[2].i ? DOLIUM_AT_RECURSIVE : 0));
+
+	if (fd < 0)
+		return -errno;
+	if (fstat(fd, &st)) {
+		int number = errno;
+		close(fd);
+		return -number;
+	}
+	if ((op->a[3].i == 1 && !S_ISDIR(st.st_mode)) || (op->a[3].i == 2 && S_ISDIR(st.st_mode))) {
+		close(fd);
+		return fail_with(launch, op->a[3].i == 1 ? ENOTDIR : EISDIR, "%s", path);
+	}
+	return take_slot(launch, op->a[0].i, fd);
+}
+
+/* Overlay as a detached mount: no path of the host ever shows it. Lower folders one by one (lowerdir+, 6.5) where the
+ * kernel has it, else as one option of at most a page. */
+static int overlay_lowers(int fs, const struct list *lowers)
+{
+	const char *cursor = lowers->encoded;
+	size_t size = 1;
+	char *joined, *out;
+	int result;
+
+	for (uint32_t i = 0; i < lowers->count; i++) {
+		struct string path = list_next(&cursor);
+		if (sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "lowerdir+", path.data, 0)) {
+			if (i == 0 && errno == EINVAL)
+				goto joined_option;
+			return -errno;
+		}
+	}
+	return 0;
+joined_option:
+	cursor = lowers->encoded;
+	for (uint32_t i = 0; i < lowers->count; i++)
+		size += 2 * (size_t)list_next(&cursor).len + 1;
+	joined = out = calloc(1, size);
+	if (!joined)
+		return -ENOMEM;
+	cursor = lowers->encoded;
+	for (uint32_t i = 0; i < lowers->count; i++) {
+		struct string path = list_next(&cursor);
+		if (i)
+			*out++ = ':';
+		for (const char *p = path.data; *p; p++) {
+			if (*p == ':' || *p == '\\')
+				*out++ = '\\';
+			*out++ = *p;
+		}
+	}
+	result = sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "lowerdir", joined, 0) ? -errno : 0;
+	free(joined);
+	return result;
+}
+
+int do_overlay(struct launch *launch, const struct op *op)
+{
+	cleanup_fd fs = sys_fsopen("overlay", DOLIUM_FSOPEN_CLOEXEC);
+	const char *cursor = op->a[4].l.encoded;
+	int result;
+
+	if (fs < 0)
+		return -errno;
+	sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "source", "overlay", 0);
+	result = overlay_lowers(fs, &op->a[1].l);
+	if (result)
+		return explain(launch, fs, -result, "lowerdir");
+	if (op->a[2].s.len && (sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "upperdir", op->a[2].s.data, 0) ||
+			       sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "workdir", op->a[3].s.data, 0)))
+		return explain(launch, fs, errno, "upperdir");
+	for (uint32_t i = 0; i < op->a[4].l.count; i++) {
+		const char *option = list_next(&cursor).data;
+		if (set_option(fs, option))
+			return explain(launch, fs, errno, option);
+	}
+	if (sys_fsconfig(fs, DOLIUM_FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+		return explain(launch, fs, errno, NULL);
+	result = sys_fsmount(fs, DOLIUM_FSMOUNT_CLOEXEC, 0);
+	if (result < 0)
+		return explain(launch, fs, errno, NULL);
+	return take_slot(launch, op->a[0].i, result);
+}
+
+int do_mount_attr(struct launch *launch, const struct op *op)
+{
+	int userns = op->a[5].i < 0 ? -1 : slot_fd(launch, op->a[5].i);
+	struct dolium_mount_attr attr = {
+		.attr_set = (uint64_t)op->a[1].i,
+		.attr_clr = (uint64_t)op->a[2].i,
+		.propagation = (uint64_t)op->a[3].i,
+	};
+
+	if (userns >= 0) {
+		attr.attr_set |= DOLIUM_ATTR_IDMAP;
+		attr.userns_fd = (uint64_t)userns;
+	}
+	/* Changing the atime mode takes clearing its whole field. */
+	if (attr.attr_set & DOLIUM_ATTR__ATIME)
+		attr.attr_clr |= DOLIUM_ATTR__ATIME;
+	if (sys_mount_setattr(slot_fd(launch, op->a[0].i), "",
+			      AT_EMPTY_PATH | (op->a[4].i ? DOLIUM_AT_RECURSIVE : 0), &attr))
+		return -errno;
+	return 0;
+}
+
+/* A user namespace made only to carry an id map: a short-lived child holds it until its fd is open. */
+int do_userns(struct launch *launch, const struct op *op)
+{
+	struct dolium_clone_args args = { .flags = CLONE_NEWUSER, .exit_signal = SIGCHLD };
+	char path[64];
+	pid_t pid = sys_clone3(&args);
+	int fd = -1, result = 0, status;
+
+	if (pid < 0)
+		return -errno;
+	if (pid == 0)
+		for (;;)
+			pause();
+	snprintf(path, sizeof path, "%d/uid_map", pid);
+	result = write_path(launch->proc, path, op->a[1].s.data, op->a[1].s.len);
+	snprintf(path, sizeof path, "%d/gid_map", pid);
+	if (!result)
+		result = write_path(launch->proc, path, op->a[2].s.data, op->a[2].s.len);
+	snprintf(path, sizeof path, "%d/ns/user", pid);
+	if (!result) {
+		fd = openat(launch->proc, path, O_RDONLY | O_CLOEXEC);
+		result = fd < 0 ? -errno : 0;
+	}
+	kill(pid, SIGKILL);
+	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		;
+	return result ? result : take_slot(launch, op->a[0].i, fd);
+}
+
+int do_propagation(struct launch *launch, const struct op *op)
+{
+	(void)launch;
+	return mount(NULL, "/", NULL, (unsigned long)op->a[0].i, NULL) ? -errno : 0;
+}
+
+int do_root_attach(struct launch *launch, const struct op *op)
+{
+	int tree = slot_fd(launch, op->a[0].i);
+
+	/* On top of the old root: a look-up that starts at "/" does not cross to what lies on it, so the host's paths stay
+	 * reachable until pivot_root, and no folder of the host serves as a mount point. */
+	if (sys_move_mount(tree, "", AT_FDCWD, "/", DOLIUM_MOVE_MOUNT_F_EMPTY_PATH))
+		return -errno;
+	launch->root = fcntl(tree, F_DUPFD_CLOEXEC, 3);
+	return launch->root < 0 ? -errno : 0;
+}
+
+int do_root_propagation(struct launch *launch, const struct op *op)
+{
+	struct dolium_mount_attr attr = { .propagation = (uint64_t)(op->a[0].i & ~(int64_t)MS_REC) };
+
+	if (sys_mount_setattr(launch->root, "", AT_EMPTY_PATH | (op->a[0].i & MS_REC ? DOLIUM_AT_RECURSIVE : 0), &attr))
+		return -errno;
+	return 0;
+}
+
+/* The slot's tree, or a copy of it when it is in place already (a detached tree can be attached once). */
+static int attach(int tree, int target)
+{
+	if (!sys_move_mount(tree, "", target, "", DOLIUM_MOVE_MOUNT_F_EMPTY_PATH | DOLIUM_MOVE_MOUNT_T_EMPTY_PATH))
+		return 0;
+	return -errno;
+}
+
+static int attach_copy(int tree, int target)
+{
+	cleanup_fd copy = sys_open_tree(tree, "",
+					AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
+						DOLIUM_AT_RECURSIVE);
+	return copy < 0 ? -errno : attach(copy, target);
+}
+
+int do_mount_tree(struct launch *launch, const struct op *op)
+{
+	int tree = slot_fd(launch, op->a[0].i), result;
+	cleanup_fd at = make_in_root(launch, op->a[1].s.data, op->a[2].i == 1, 0755);
+
+	if (at < 0)
+		return fail_with(launch, -at, "target %s", op->a[1].s.data);
+	result = attach(tree, at);
+	if (result)
+		return result;
+	if (op->a[3].i) {
+		struct dolium_mount_attr attr = { .propagation = (uint64_t)(op->a[3].i & ~(int64_t)MS_REC) };
+		if (sys_mount_setattr(tree, "", AT_EMPTY_PATH | (op->a[3].i & MS_REC ? DOLIUM_AT_RECURSIVE : 0), &attr))
+			return -errno;
+	}
+	return 0;
+}
+
+int do_bind_device(struct launch *launch, const struct op *op)
+{
+	cleanup_fd at = make_in_root(launch, op->a[1].s.data, 0, 0666);
+
+	if (at < 0)
+		return -at == EEXIST ? at : fail_with(launch, -at, "target %s", op->a[1].s.data);
+	return attach(slot_fd(launch, op->a[0].i), at);
+}
+
+int do_mknod(struct launch *launch, const struct op *op)
+{
+	const char *name;
+	cleanup_fd folder = parent_in_root(launch, op->a[0].s.data, 0755, &name);
+	mode_t mode = (mode_t)op->a[1].i;
+	dev_t device = makedev((unsigned)op->a[2].i, (unsigned)op->a[3].i);
+
+	if (folder < 0)
+		return folder;
+	if (mknodat(folder, name, mode, device)) {
+		struct stat st;
+		if (errno != EEXIST)
+			return -errno;
+		if (fstatat(folder, name, &st, AT_SYMLINK_NOFOLLOW))
+			return -errno;
+		if ((st.st_mode & S_IFMT) == (mode & S_IFMT) && st.st_rdev == device)
+			return 0;
+		return fail_with(launch, EEXIST, "something else is there");
+	}
+	if (fchmodat(folder, name, mode & 07777, 0)) /* mknod's mode went through the umask */
+		return -errno;
+	return fchownat(folder, name, (uid_t)op->a[4].i, (gid_t)op->a[5].i, AT_SYMLINK_NOFOLLOW) ? -errno : 0;
+}
+
+int do_symlink(struct launch *launch, const struct op *op)
+{
+	const char *name;
+	cleanup_fd folder = parent_in_root(launch, op->a[1].s.data, 0755, &name);
+
+	if (folder < 0)
+		return folder;
+	return symlinkat(op->a[0].s.data, folder, name) && errno != EEXIST ? -errno : 0;
+}
+
+int do_mkdir_in_root(struct launch *launch, const struct op *op)
+{
+	cleanup_fd fd = make_in_root(launch, op->a[0].s.data, 1, (mode_t)op->a[1].i);
+	struct stat st;
+
+	if (fd < 0)
+		return fd;
+	if (fstat(fd, &st))
+		return -errno;
+	return S_ISDIR(st.st_mode) ? 0 : -ENOTDIR;
+}
+
+int do_write_in_root(struct launch *launch, const struct op *op)
+{
+	const char *name;
+	cleanup_fd folder = parent_in_root(launch, op->a[0].s.data, 0755, &name);
+	cleanup_fd fd = -1;
+	struct stat st;
+
+	if (folder < 0)
+		return folder;
+	fd = openat(folder, name, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, (mode_t)op->a[2].i);
+	if (fd < 0)
+		return errno == ELOOP ? 0 : -errno; /* the image's own link wins */
+	if (fstat(fd, &st))
+		return -errno;
+	return st.st_size ? 0 : write_all(fd, op->a[1].s.data, op->a[1].s.len);
+}
+
+/* Hidden files show the host's /dev/null, hidden folders an empty read-only tmpfs. Target and source are both fds that
+ * were opened once; no name inside the container is trusted to be what it was. */
+int do_mask(struct launch *launch, const struct op *op)
+{
+	const char *cursor = op->a[0].l.encoded;
+	int null_tree = slot_fd(launch, op->a[1].i), null_used = 0;
+	cleanup_fd empty = -1;
+	struct list none = { NULL, 0 };
+
+	for (uint32_t i = 0; i < op->a[0].l.count; i++) {
+		const char *path = list_next(&cursor).data;
+		cleanup_fd at = open_in_root(launch, path, O_PATH);
+		struct stat st;
+		int result;
+
+		if (at == -ENOENT || at == -ENOTDIR || at == -EACCES)
+			continue;
+		if (at < 0 || fstat(at, &st))
+			return fail_with(launch, at < 0 ? -at : errno, "%s", path);
+		if (!S_ISDIR(st.st_mode)) {
+			result = null_used ? attach_copy(null_tree, at) : attach(null_tree, at);
+			null_used = 1;
+		} else if (empty < 0) {
+			empty = new_fs(launch, "tmpfs", "tmpfs", &none, DOLIUM_ATTR_RDONLY);
+			if (empty == -ENOSYS) {
+				char target[64];
+				result = mount("tmpfs", fd_path(target, sizeof target, at), "tmpfs", MS_RDONLY, "") ? -errno : 0;
+			} else {
+				result = empty < 0 ? empty : attach(empty, at);
+			}
+		} else {
+			result = attach_copy(empty, at);
+		}
+		if (result)
+			return fail_with(launch, -result, "%s", path);
+	}
+	return 0;
+}
+
+int do_readonly(struct launch *launch, const struct op *op)
+{
+	const char *cursor = op->a[0].l.encoded;
+
+	for (uint32_t i = 0; i < op->a[0].l.count; i++) {
+		const char *path = list_next(&cursor).data;
+		cleanup_fd at = open_in_root(launch, path, O_PATH);
+		cleanup_fd copy = -1;
+		struct dolium_mount_attr attr = { .attr_set = DOLIUM_ATTR_RDONLY };
+		int result;
+
+		if (at == -ENOENT || at == -ENOTDIR || at == -EACCES)
+			continue;
+		if (at < 0)
+			return fail_with(launch, -at, "%s", path);
+		copy = sys_open_tree(at, "",
+				     AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
+					     DOLIUM_AT_RECURSIVE);
+		if (copy < 0 || sys_mount_setattr(copy, "", AT_EMPTY_PATH | DOLIUM_AT_RECURSIVE, &attr))
+			return fail_with(launch, errno, "%s", path);
+		result = attach(copy, at);
+		if (result)
+			return fail_with(launch, -result, "%s", path);
+	}
+	return 0;
+}
+
+int do_root_attr(struct launch *launch, const struct op *op)
+{
+	struct dolium_mount_attr attr = { .attr_set = (uint64_t)op->a[0].i };
+
+	return sys_mount_setattr(launch->root, "", AT_EMPTY_PATH, &attr) ? -errno : 0;
+}
+
+int do_pivot(struct launch *launch, const struct op *op)
+{
+	if (fchdir(launch->root))
+		return -errno;
+	if (op->a[0].i) {
+		if (chroot("."))
+			return -errno;
+	} else {
+		/* Old root on top of the new one, then let go of it: no folder inside is needed. */
+		if (syscall(SYS_pivot_root, ".", "."))
+			return -errno;
+		if (umount2(".", MNT_DETACH))
+			return fail_with(launch, errno, "detach the old root");
+	}
+	launch->pivoted = 1;
+	return chdir("/") ? -errno : 0;
+}
+
+/* A pty in the container's own devpts. The slave is reached through the master (TIOCGPTPEER), not by a path. */
+int do_console(struct launch *launch, const struct op *op)
+{
+	struct winsize size = { .ws_row = (unsigned short)op->a[1].i, .ws_col = (unsigned short)op->a[2].i };
+	cleanup_fd master = open_in_root(launch, "dev/pts/ptmx", O_RDWR | O_NOCTTY);
+	cleanup_fd slave = -1;
+	cleanup_fd tree = -1;
+	cleanup_fd at = -1;
+	struct statfs fs;
+	int unlock = 0, result;
+
+	if (master < 0)
+		return fail_with(launch, -master, "a terminal needs a devpts mount at /dev/pts");
+	if (fstatfs(master, &fs) || fs.f_type != DEVPTS_MAGIC)
+		return fail_with(launch, EINVAL, "/dev/pts/ptmx is not on a devpts");
+	if (ioctl(master, TIOCSPTLCK, &unlock))
+		return -errno;
+	slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (slave < 0)
+		return -errno;
+	if (size.ws_row && size.ws_col && ioctl(slave, TIOCSWINSZ, &size))
+		return -errno;
+	if (op->stage == CHILD_BEFORE_PIVOT) { /* an exec's terminal is not the container's console */
+		at = make_in_root(launch, "dev/console", 0, 0600);
+		if (at < 0)
+			return fail_with(launch, -at, "/dev/console");
+		tree = sys_open_tree(slave, "", AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC);
+		if (tree < 0)
+			return fail_with(launch, errno, "copy the terminal's mount");
+		result = attach(tree, at);
+		if (result)
+			return fail_with(launch, -result, "/dev/console");
+	}
+	result = op->a[0].i >= 0 ? send_console(slot_fd(launch, op->a[0].i), master) : send_console_message(launch, master);
+	if (result)
+		return fail_with(launch, -result, "send the terminal");
+	for (int fd = 0; fd < 3; fd++)
+		if (dup2(slave, fd) < 0)
+			return -errno;
+	return ioctl(0, TIOCSCTTY, 0) ? -errno : 0;
+}

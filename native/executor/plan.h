@@ -1,0 +1,77 @@
+/* Decoding a launch plan. The buffer is trusted to come from the compiler but is checked as if it did not. */
+#ifndef DOLIUM_PLAN_H
+#define DOLIUM_PLAN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PLAN_MAGIC "DOLM"
+#define PLAN_VERSION 1
+#define PLAN_FLAG_OLD_MOUNT_API 1 /* use the fallbacks even where the newer calls exist (tests) */
+#define PLAN_MAX_ARGS 6
+#define PLAN_MAX_OPS 65536
+#define PLAN_SLOTS 256
+
+enum stage {
+	PARENT_BEFORE_CLONE = 0,
+	PARENT_AFTER_CLONE = 1,
+	CHILD_BEFORE_PIVOT = 2,
+	PARENT_BEFORE_PIVOT = 3,
+	CHILD_AFTER_PIVOT = 4,
+	PARENT_CREATED = 5,
+	AFTER_START = 6,
+	PARENT_STARTED = 7,
+	AFTER_EXIT = 8,
+	ON_FAILURE = 9,
+	STAGES = 10,
+};
+
+enum op_code {
+#define OP(code, name, signature) OP_##name = code,
+#include "ops.def"
+#undef OP
+};
+
+#define OP_OPTIONAL 1 /* a failure is recorded, not fatal */
+
+struct string {
+	const char *data; /* NUL-terminated, may hold further NULs */
+	uint32_t len;
+};
+
+struct list {
+	const char *encoded; /* count strings, each: u32 length, bytes, NUL */
+	uint32_t count;
+};
+
+union arg {
+	int64_t i;
+	struct string s;
+	struct list l;
+};
+
+struct op {
+	uint16_t code;
+	uint8_t stage;
+	uint8_t flags;
+	const char *label; /* what a person reads: "mount proc on /proc" */
+	union arg a[PLAN_MAX_ARGS];
+};
+
+struct plan {
+	uint16_t flags;
+	uint32_t count;
+	struct op *ops;
+};
+
+/* 0, or -1 with *why set to a constant text. Keeps pointers into buffer. Free with plan_free. */
+int plan_decode(const char *buffer, size_t size, struct plan *plan, const char **why);
+void plan_free(struct plan *plan);
+const char *op_name(uint16_t code);
+
+/* Walk a list: start with *cursor = list->encoded; call count times. */
+struct string list_next(const char **cursor);
+/* A NULL-terminated vector of the strings; the caller frees the vector only. NULL when memory ran out. */
+char **list_vector(const struct list *list);
+
+#endif
