@@ -1,0 +1,49 @@
+"""Single flight: work that several callers want at once is done once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+_T = TypeVar("_T")
+
+
+class SingleFlight(Generic[_T]):
+    """Calls with one key share one task. For one event loop.
+
+    A caller that is cancelled leaves; the task itself is cancelled when the last one has left. Its error reaches every
+    caller that waits.
+    """
+
+    def __init__(self) -> None:
+        """Nothing in flight."""
+        self._tasks: dict[Hashable, asyncio.Task[_T]] = {}
+        self._waiting: dict[Hashable, int] = {}
+
+    async def do(self, key: Hashable, work: Callable[[], Awaitable[_T]]) -> _T:
+        """The result of ``work()``, or of the call with the same key that is under way."""
+        task = self._tasks.get(key)
+        if task is None:
+            task = asyncio.ensure_future(self._run(key, work))
+            self._tasks[key] = task
+            self._waiting[key] = 0
+        self._waiting[key] += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            # The key may belong to a later flight by now: count only on the one this call waited for.
+            if self._tasks.get(key) is task:
+                self._waiting[key] -= 1
+                if self._waiting[key] == 0 and not task.done():
+                    del self._tasks[key], self._waiting[key]
+                    task.cancel()
+                    await asyncio.wait([task])
+
+    async def _run(self, key: Hashable, work: Callable[[], Awaitable[_T]]) -> _T:
+        task = asyncio.current_task()
+        try:
+            return await work()
+        finally:
+            if self._tasks.get(key) is task:
+                del self._tasks[key], self._waiting[key]

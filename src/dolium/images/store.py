@@ -1,0 +1,440 @@
+"""The image store: what the engine calls. Pull, load, import, find, tag, remove.
+
+One event loop, one process. Records are cached in memory, since only this object writes them; every change is one
+transaction, made in the loop's thread after all files it speaks of are on the disk. Files without a record are garbage:
+``recover`` removes them at the start, ``remove`` and failed calls as soon as nothing in flight holds them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from dolium import faults
+from dolium.errors import InvalidArgument, NotFound, Unavailable
+from dolium.images import archive as archives
+from dolium.images.auth import Credentials
+from dolium.images.changes import apply_changes
+from dolium.images.content import ContentStore
+from dolium.images.installer import Fetch, Installer, no_source
+from dolium.images.manifest import (
+    CONFIG_MAX,
+    OCI_CONFIG,
+    OCI_MANIFEST,
+    Descriptor,
+    ImageConfig,
+    Manifest,
+    parse_config,
+)
+from dolium.images.names import Names, Removal, Use, plan_removal
+from dolium.images.platform import Platform, host
+from dolium.images.progress import Progress, ProgressEvent, silent
+from dolium.images.puller import resolve_manifest
+from dolium.images.records import Change, ImageRecord, Records
+from dolium.images.reference import Reference
+from dolium.images.registry import RegistryClient
+from dolium.images.snapshots.base import Snapshotter
+from dolium.images.snapshots.overlay import OverlaySnapshotter
+from dolium.units import rfc3339
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+faults.register("image.committed", "image.dropped")
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image at the time of asking.
+
+    ``size`` is the sum of its unpacked files, ``content_size`` that of its blobs, both in bytes and with shared layers
+    counted in full. ``repo_tags`` and ``repo_digests`` are familiar names, sorted. ``digest`` is the manifest's.
+    """
+
+    id: str
+    digest: str
+    platform: Platform
+    created: str
+    size: int
+    content_size: int
+    chain_ids: tuple[str, ...]
+    diff_ids: tuple[str, ...]
+    repo_tags: tuple[str, ...]
+    repo_digests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryLine:
+    """One line of ``docker history``, newest first: ``id`` is the image's for the first line, else ``<missing>``."""
+
+    id: str
+    created: str
+    created_by: str
+    size: int
+    comment: str
+    tags: tuple[str, ...]
+
+
+def unused(image_id: str) -> Sequence[Use]:
+    """The ``in_use`` of a store without containers."""
+    return ()
+
+
+class _Hold:
+    """Blobs and layers a call under way needs: not collected before it ends."""
+
+    def __init__(self, held: Counter[str]) -> None:
+        self._held = held
+        self.items: set[str] = set()
+
+    def add(self, items: Iterable[str]) -> None:
+        new = set(items) - self.items
+        self.items |= new
+        self._held.update(new)
+
+    def release(self) -> None:
+        self._held.subtract(self.items)
+        for item in self.items:
+            if self._held[item] == 0:
+                del self._held[item]
+
+
+def _chain(chain_id: str) -> str:
+    """How a layer is told from a blob among the names that are held or garbage."""
+    return f"chain {chain_id}"
+
+
+class ImageStore:
+    """All images of one state directory: ``ROOT/content`` and ``ROOT/snapshots``."""
+
+    def __init__(
+        self, root: Path, records: Records, *, snapshots: Snapshotter | None = None,
+        in_use: Callable[[str], Sequence[Use]] = unused, platform: Platform | None = None, unprivileged: bool = False,
+    ) -> None:
+        """Open the store; call ``recover`` before anything else and ``close`` at the end.
+
+        ``in_use`` tells the containers made from an image; ``platform`` is what images are picked for, by default this
+        machine's; ``unprivileged`` unpacks without owners and devices.
+        """
+        self.content = ContentStore(root / "content")
+        self.snapshots: Snapshotter = snapshots or OverlaySnapshotter(root / "snapshots")
+        self._records = records
+        self._in_use = in_use
+        self._platform = platform or host()
+        self._installer = Installer(self.content, self.snapshots, unprivileged=unprivileged)
+        self._images = {image.id: image for image in records.images()}
+        self._names = Names(records.tags())
+        self._sizes = records.layers()
+        self._configs: dict[str, ImageConfig] = {}
+        self._held: Counter[str] = Counter()
+        self._reading = 0  # archives being read: their blobs are not known yet, so none is collected meanwhile
+        self._garbage: set[str] = set()  # perhaps: what is held or referenced is passed over
+
+    async def recover(self) -> None:
+        """Bring files and records together after a crash: drop temporaries, files without a record, and records whose
+        files are gone (which only happens when somebody else removed them).
+        """
+        self.snapshots.recover()
+        self.content.recover()
+        for image in [image for image in self._images.values() if not self._complete(image)]:
+            _log.warning("image %s has lost files: its record is dropped", image.id)
+            self._drop(image, tuple(str(name) for name in self._names.of(image.id)))
+        self._garbage.update(self.content.digests())
+        self._garbage.update(map(_chain, self.snapshots.layers()))
+        self._collect()
+
+    def close(self) -> None:
+        """Wait for background work. Blocks; no call may be under way."""
+        self._installer.close()
+        self.snapshots.close()
+
+    # Bringing images in
+
+    async def pull(
+        self, name: str, *, platform: str | None = None, credentials: Credentials | None = None,
+        progress: Progress = silent,
+    ) -> Image:
+        """Pull an image and name it. With a tag and a digest the digest decides, and no tag is moved.
+
+        Raises NotFound (no such manifest, or none for the platform: the message names those there are),
+        PermissionDenied, Unavailable, InvalidArgument (content that does not fit its digest, a layer that leaves its
+        directory), ResourceExhausted. After Unavailable or a cancellation what was downloaded is kept for the next try.
+        """
+        reference = Reference.parse(name).with_default_tag()
+        wanted = Platform.parse(platform) if platform else self._platform
+        progress(ProgressEvent(reference.digest or reference.tag or "", f"Pulling from {reference.path}"))
+        with self._holding() as hold:
+            async with RegistryClient(reference, credentials) as registry:
+                await registry.ping()
+                found = await resolve_manifest(registry, reference, wanted)
+                manifest = found.manifest
+                hold.add([found.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)])
+                self.content.put(found.data)
+                config = await self._installer.config(manifest, registry.blob)
+                found.check_platform(config.platform, wanted, reference)
+                names = [str(reference.digested(found.top))]
+                if reference.digest is None:
+                    names.append(str(reference))
+                known = all(self._names.get(each) == manifest.config.digest for each in names)
+                image = await self._install(hold, manifest, found.digest, config, registry.blob, names, progress)
+        progress(ProgressEvent("", f"Digest: {found.top}"))
+        status = "Image is up to date" if known else "Downloaded newer image"
+        progress(ProgressEvent("", f"Status: {status} for {reference.familiar()}"))
+        return image
+
+    async def load(self, source: Path | BinaryIO, *, progress: Progress = silent) -> list[Image]:
+        """Load an OCI layout (directory or tar) or a ``docker save`` archive; plain or compressed, file or stream.
+
+        Names in the archive move to its images. Raises InvalidArgument and ResourceExhausted; the images before the
+        one at fault are then loaded.
+        """
+        images: list[Image] = []
+        with self._holding() as hold:
+            read = await self._read(
+                hold, lambda cancel: archives.read_archive(self.content, source, self._platform, cancel)
+            )
+            for found in read.images:
+                config = await self._installer.config(found.manifest, no_source)
+                names = [str(name) for name in found.names]
+                images.append(
+                    await self._install(hold, found.manifest, found.digest, config, no_source, names, progress)
+                )
+        for image in images:
+            for tag in image.repo_tags or (image.id,):
+                progress(ProgressEvent("", f"Loaded image{'' if image.repo_tags else ' ID'}: {tag}"))
+        return images
+
+    async def import_tar(
+        self, source: Path | BinaryIO, *, name: str | None = None, config: Mapping[str, object] | None = None,
+        changes: Iterable[str] = (), message: str = "", platform: str | None = None, progress: Progress = silent,
+    ) -> Image:
+        """Make a root file system's tar a one-layer image. ``config`` has Docker's keys (Cmd, Env, Entrypoint,
+        WorkingDir …); ``changes`` are Dockerfile instructions applied on top. Raises InvalidArgument,
+        ResourceExhausted.
+        """
+        reference = Reference.parse(name).with_default_tag() if name else None
+        if reference is not None and reference.digest is not None:
+            raise InvalidArgument(f"cannot import to {reference.familiar()}: a digest is not a name to give")
+        settings = apply_changes(config or {}, changes)
+        target = Platform.parse(platform) if platform else self._platform
+        with self._holding() as hold:
+            layer = await self._read(hold, lambda cancel: archives.read_root(self.content, source, cancel))
+            unpacked = await self._installer.unpack_unknown(layer.digest, layer.size, progress)
+            hold.add([_chain(unpacked.diff_id)])
+            created = rfc3339(time.time())
+            document = {
+                "architecture": target.architecture, "os": target.os, "created": created, "config": settings,
+                "rootfs": {"type": "layers", "diff_ids": [unpacked.diff_id]},
+                "history": [{"created": created, "comment": message or "Imported from -"}],
+            }
+            if target.variant:
+                document["variant"] = target.variant
+            data = json.dumps(document, separators=(",", ":")).encode()
+            parsed = parse_config(data)  # before it is stored: a wrong `config` is the caller's mistake
+            digest = self.content.put(data)
+            manifest = Manifest(OCI_MANIFEST, Descriptor(OCI_CONFIG, digest, len(data)), (layer,))
+            top = archives.put_manifest(self.content, manifest)
+            hold.add([digest, top])
+            self._sizes[unpacked.diff_id] = unpacked.size
+            return await self._install(
+                hold, manifest, top, parsed, no_source, [str(reference)] if reference else [], progress
+            )
+
+    async def _read(self, hold: _Hold, work: Callable[[threading.Event], _T]) -> _T:
+        """Read an archive in a thread; every blob it brought is held before another call can collect it."""
+        before = set(self.content.digests())
+        cancel = threading.Event()
+        self._reading += 1
+        running = asyncio.get_running_loop().run_in_executor(None, work, cancel)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            cancel.set()
+            await asyncio.wait([running])
+            raise
+        finally:
+            # What is new came from this archive or belongs to a pull, which holds it too.
+            hold.add(set(self.content.digests()) - before)
+            self._reading -= 1
+
+    async def _install(
+        self, hold: _Hold, manifest: Manifest, digest: str, config: ImageConfig, fetch: Fetch, names: Iterable[str],
+        progress: Progress,
+    ) -> Image:
+        hold.add([digest, *self._blobs(manifest), *map(_chain, config.chain_ids)])
+        self._sizes.update(await self._installer.layers(manifest, config, fetch, progress))
+        await self._installer.sync()
+        record = self._installer.record(manifest, digest, config)
+        moved = dict.fromkeys(names, record.id)
+        sizes = {chain: self._sizes.get(chain, 0) for chain in record.chains()}
+        self._records.commit(Change(put=[record], tag=moved, layers=sizes))
+        self._images[record.id] = record
+        self._names.update(moved)
+        faults.point("image.committed")
+        return self._view(record)
+
+    @staticmethod
+    def _blobs(manifest: Manifest) -> list[str]:
+        return [manifest.config.digest, *(layer.digest for layer in manifest.layers)]
+
+    # Finding
+
+    def resolve(self, name: str) -> Image:
+        """The image of a name, digest, ID or ID prefix. Raises NotFound (``No such image: X``), InvalidArgument."""
+        image_id, _ = self._names.resolve(name, self._images)
+        return self._view(self._images[image_id])
+
+    def images(self) -> list[Image]:
+        """All images, newest first."""
+        images = [self._view(record) for record in self._images.values()]
+        return sorted(images, key=lambda image: (image.created, image.id), reverse=True)
+
+    def config(self, image_id: str) -> ImageConfig:
+        """The image's configuration, parsed; ``raw`` is the document itself. Raises NotFound."""
+        record = self._record(image_id)
+        if record.id not in self._configs:
+            self._configs[record.id] = parse_config(self.content.read(record.id, limit=CONFIG_MAX))
+        return self._configs[record.id]
+
+    def history(self, image_id: str) -> list[HistoryLine]:
+        """The lines of ``docker history``, newest first. Raises NotFound."""
+        record, config = self._record(image_id), self.config(image_id)
+        chains = iter(record.chains())
+        lines = []
+        for entry in config.history:
+            chain = None if entry.empty_layer else next(chains, None)
+            size = self._sizes.get(chain, 0) if chain else 0
+            lines.append(HistoryLine("<missing>", entry.created, entry.created_by, size, entry.comment, ()))
+        lines += [HistoryLine("<missing>", "", "", self._sizes.get(chain, 0), "", ()) for chain in chains]
+        if lines:
+            tags = self._view(record).repo_tags
+            lines[-1] = replace(lines[-1], id=record.id, tags=tags)
+        return lines[::-1]
+
+    def layer_sizes(self) -> dict[str, int]:
+        """Chain ID -> bytes of its files, of every layer once: what ``docker system df`` adds up."""
+        used = {chain for record in self._images.values() for chain in record.chains()}
+        return {chain: self._sizes.get(chain, 0) for chain in used}
+
+    def _record(self, image_id: str) -> ImageRecord:
+        try:
+            return self._images[image_id]
+        except KeyError:
+            raise NotFound(f"No such image: {image_id}") from None
+
+    def _view(self, record: ImageRecord) -> Image:
+        names = self._names.of(record.id)
+        return Image(
+            id=record.id, digest=record.manifest, platform=Platform.parse(record.platform), created=record.created,
+            size=sum(self._sizes.get(chain, 0) for chain in record.chains()),
+            content_size=record.config_size + sum(layer.size for layer in record.layers),
+            chain_ids=record.chains(), diff_ids=tuple(layer.diff_id for layer in record.layers),
+            repo_tags=tuple(name.familiar() for name in names if name.tag),
+            repo_digests=tuple(name.familiar() for name in names if name.digest),
+        )
+
+    # Changing
+
+    def tag(self, source: str, target: str) -> Image:
+        """Give an image another name; a name that is taken moves. Raises NotFound, InvalidArgument."""
+        reference = Reference.parse(target).with_default_tag()
+        if reference.digest is not None:
+            raise InvalidArgument(f"refusing to create a tag with a digest reference: {target}")
+        image_id, _ = self._names.resolve(source, self._images)
+        moved = {str(reference): image_id}
+        self._records.commit(Change(tag=moved))
+        self._names.update(moved)
+        return self._view(self._images[image_id])
+
+    async def remove(self, name: str, *, force: bool = False) -> Sequence[Removal]:
+        """``docker rmi``: see ``names.plan_removal``. Layers and blobs other images share stay.
+
+        Raises NotFound, FailedPrecondition; nothing is changed then.
+        """
+        image_id, reference = self._names.resolve(name, self._images)
+        names = self._names.of(image_id)
+        plan = plan_removal(names, image_id, reference, self._in_use(image_id), force)
+        removals = [Removal("Untagged", Reference.parse(gone).familiar()) for gone in plan.untag]
+        if plan.delete:
+            record = self._images[image_id]
+            self._drop(record, plan.untag)
+            removals.append(Removal("Deleted", image_id))
+            gone = {removal.value: removal for removal in self._collect()}
+            removals += [gone[chain] for chain in reversed(record.chains()) if chain in gone]
+        else:
+            self._records.commit(Change(untag=plan.untag))
+            self._names.update({}, plan.untag)
+        return removals
+
+    def _drop(self, record: ImageRecord, untag: Sequence[str]) -> None:
+        """The record goes before its files: an image that is listed is whole, and recovery finds the rest."""
+        others = {chain for image in self._images.values() if image is not record for chain in image.chains()}
+        self._records.commit(
+            Change(delete=[record.id], untag=untag, delete_layers=[c for c in record.chains() if c not in others])
+        )
+        del self._images[record.id]
+        self._configs.pop(record.id, None)
+        self._names.update({}, untag)
+        self._garbage.update(record.blobs(), map(_chain, record.chains()))
+        faults.point("image.dropped")
+
+    # Garbage
+
+    @contextmanager
+    def _holding(self) -> Iterator[_Hold]:
+        """Hold what a call adds; at its end everything it added is up for collection, unless it may be resumed."""
+        hold = _Hold(self._held)
+        try:
+            yield hold
+        except (Unavailable, asyncio.CancelledError):
+            hold.release()
+            raise
+        except BaseException:
+            hold.release()
+            self._garbage.update(hold.items)
+            self._collect()
+            raise
+        hold.release()
+        self._garbage.update(hold.items)
+        self._collect()
+
+    def _collect(self) -> list[Removal]:
+        """Delete garbage that is neither referenced nor held; what is held stays garbage for the next time.
+
+        Returns Docker's line for each layer that went.
+        """
+        if self._reading:
+            return []
+        referenced: set[str] = set()
+        for image in self._images.values():
+            referenced.update(image.blobs(), map(_chain, image.chains()))
+        waiting = {item for item in self._garbage if self._held[item] > 0}
+        gone: list[Removal] = []
+        for item in self._garbage - waiting - referenced:
+            kind, _, chain_id = item.rpartition(" ")
+            if not kind:
+                self.content.delete(item)
+                continue
+            if self.snapshots.has_layer(chain_id):
+                self.snapshots.remove_layer(chain_id)
+                gone.append(Removal("Deleted", chain_id))
+            self._sizes.pop(chain_id, None)
+        self._garbage = waiting
+        return gone
+
+    def _complete(self, image: ImageRecord) -> bool:
+        """Layers, config and manifest are there; a compressed layer may be missing, an unpacked one may not."""
+        return (
+            all(self.snapshots.has_layer(chain) for chain in image.chains())
+            and self.content.has(image.id)
+            and self.content.has(image.manifest)
+        )
