@@ -44,14 +44,16 @@ def sources(patterns: list[str]) -> list[Path]:
     return sorted(path for pattern in patterns for path in NATIVE.glob(pattern))
 
 
-def build(force: bool = False) -> list[str]:
-    """Compile what is older than its sources; returns the names of what was built."""
+def build(force: bool = False, only: list[str] | None = None) -> list[str]:
+    """Compile what is older than its sources (of the programs named, or all); returns the names of what was built."""
     OUT.mkdir(parents=True, exist_ok=True)
     built = []
     headers = [*NATIVE.rglob("*.h"), *NATIVE.rglob("*.def"), Path(__file__)]
     newest_header = max(path.stat().st_mtime for path in headers)
     for name, patterns in PROGRAMS.items():
         files = sources(patterns)
+        if only and name not in only:
+            continue
         if not files or (patterns[-1].startswith("shim/") and not sources(patterns[-1:])):
             continue
         target = OUT / name
@@ -97,6 +99,7 @@ else:
 
 
 if __name__ == "__main__":
-    names = build(force="--force" in sys.argv[1:])
+    words = sys.argv[1:]
+    names = build("--force" in words, [word for word in words if word != "--force"])
     copy_profile()
     print("built " + ", ".join(names) if names else "native programs are up to date")

@@ -250,8 +250,10 @@ void launch_end(struct launch *launch)
 	close_fd(&launch->console);
 	free(launch->microseconds);
 	free(launch->program);
+	free(launch->home);
 	launch->microseconds = NULL;
 	launch->program = NULL;
+	launch->home = NULL;
 }
 
 static int send_message(int fd, const struct message *m, int pass)
@@ -427,6 +429,14 @@ static void __attribute__((noreturn)) child_main(struct launch *launch)
 
 	launch->in_child = 1;
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	close_fd(&launch->pidfd);
+	if (launch->joined_mount) {
+		/* The host's /proc has no business in a container that is running; its own root is where we are. */
+		close_fd(&launch->proc);
+		launch->proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+		launch->root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+		launch->pivoted = 1;
+	}
 	if (launch->unshare_flags) {
 		if (unshare(launch->unshare_flags)) {
 			set_failure(launch, UINT32_MAX, errno, "unshare the time namespace: %s", strerror(errno));
@@ -479,10 +489,19 @@ int do_exec(struct launch *launch, const struct op *op)
 {
 	char **argv = list_vector(&op->a[1].l), **env = list_vector(&op->a[2].l);
 	const char *program = launch->program ? launch->program : op->a[0].s.data;
+	size_t count = op->a[2].l.count;
 	int number;
 
 	if (!argv || !env)
 		return -ENOMEM;
+	if (launch->home) {
+		char **longer = realloc(env, (count + 2) * sizeof *env);
+		if (!longer)
+			return -ENOMEM;
+		env = longer;
+		env[count] = launch->home;
+		env[count + 1] = NULL;
+	}
 	if (sys_close_range((unsigned)(3 + launch->preserve), ~0u, DOLIUM_CLOSE_RANGE_CLOEXEC))
 		return fail_with(launch, errno, "close_range");
 	send_times(launch);
@@ -524,8 +543,12 @@ static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_
 	launch->in_child = 1;
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	for (uint32_t i = 0; i < launch->plan->count; i++)
-		if (launch->plan->ops[i].code == OP_ns_join && run_op(launch, i))
-			child_fails(launch);
+		if (launch->plan->ops[i].code == OP_ns_join) {
+			if (run_op(launch, i))
+				child_fails(launch);
+			close_fd(&launch->slot[launch->plan->ops[i].a[0].i]);
+			launch->joined_mount |= launch->plan->ops[i].a[1].i == CLONE_NEWNS;
+		}
 	pid = clone_child(launch, flags, 1);
 	if (pid < 0) {
 		launch->detail = NULL;
@@ -548,7 +571,6 @@ int do_clone(struct launch *launch, const struct op *op)
 	pid_t pid;
 
 	launch->unshare_flags = (int)op->a[1].i;
-	launch->new_pidns = (flags & CLONE_NEWPID) != 0;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		return fail_with(launch, errno, "socketpair");
 	pid = clone_child(launch, joins ? 0 : flags, 0);
@@ -620,6 +642,8 @@ static void abandon(struct launch *launch)
 			;
 		launch->pid = 0;
 	}
+	if (launch->failure.op < launch->plan->count && launch->plan->ops[launch->failure.op].flags & OP_NOTHING_OURS)
+		return;
 	run_stage(launch, ON_FAILURE, 1);
 }
 

@@ -37,14 +37,14 @@ struct launch {
 	int root;                /* child: fd of the new root */
 	int proc;                /* child: trusted /proc of its own pid namespace */
 	int pivoted;
-	int new_pidns;
+	int joined_mount;        /* the child is in a mount namespace that was there before */
+	int cwd_set;
 	int held_exit;           /* what OP_exit_code asked for */
 	int wants_hold, wants_detach;
 	int console;             /* parent: the pty's master when no console socket took it; -1 = none */
 	int preserve;
 	int unshare_flags;
-	const struct op *exec;   /* resolved program */
-	char *program;
+	char *program;           /* what find_executable found */
 	uint32_t *microseconds;  /* one per operation */
 	struct failure failure;
 	const char *detail;      /* what an operation adds to its message; constant or in detail_text */
@@ -52,7 +52,7 @@ struct launch {
 	char log_path[4096];
 	int log_json;
 	sigset_t original_mask;
-	pid_t child_pidns_pid;
+	char *home;              /* "HOME=..." to add, when the environment has none */
 };
 
 /* All return 0, or -1 with launch->failure set. */

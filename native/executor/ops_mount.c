@@ -492,6 +492,16 @@ int do_root_attr(struct launch *launch, const struct op *op)
 	return sys_mount_setattr(launch->root, "", AT_EMPTY_PATH, &attr) ? -errno : 0;
 }
 
+int do_remount(struct launch *launch, const struct op *op)
+{
+	cleanup_fd at = open_in_root(launch, op->a[0].s.data, O_PATH);
+	struct dolium_mount_attr attr = { .attr_set = (uint64_t)op->a[1].i, .propagation = (uint64_t)(op->a[2].i & ~(int64_t)MS_REC) };
+
+	if (at < 0)
+		return at;
+	return sys_mount_setattr(at, "", AT_EMPTY_PATH | (op->a[2].i & MS_REC ? DOLIUM_AT_RECURSIVE : 0), &attr) ? -errno : 0;
+}
+
 int do_pivot(struct launch *launch, const struct op *op)
 {
 	if (fchdir(launch->root))

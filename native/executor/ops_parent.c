@@ -122,6 +122,11 @@ char *render(const struct launch *launch, struct string template, size_t *len)
 	if (!out)
 		return NULL;
 	for (uint32_t i = 0; i < template.len; i++) {
+		if (template.data[i] == '\001' && i + 1 < template.len && template.data[i + 1] == '\001') {
+			out[used++] = '\001'; /* doubled: the byte itself */
+			i++;
+			continue;
+		}
 		if (template.data[i] == '\001' && i + 1 < template.len) {
 			int n = template.data[i + 1] == 'p'
 					? snprintf(number, sizeof number, "%d", launch->pid)
@@ -526,6 +531,14 @@ static int inherit_cpuset(const char *path)
 	return 0;
 }
 
+static int has_processes(const char *path)
+{
+	char file[PATH_MAX], text[16];
+
+	snprintf(file, sizeof file, "%s/cgroup.procs", path);
+	return read_text(file, text, sizeof text) > 0;
+}
+
 static int make_cgroup(char *path, int cpuset, int must_be_new)
 {
 	char *slash = strrchr(path, '/');
@@ -534,7 +547,7 @@ static int make_cgroup(char *path, int cpuset, int must_be_new)
 	if (mkdir(path, 0755) == 0)
 		return cpuset ? inherit_cpuset(path) : 0;
 	if (errno == EEXIST)
-		return must_be_new ? -EEXIST : cpuset ? inherit_cpuset(path) : 0;
+		return must_be_new && has_processes(path) ? -EBUSY : cpuset ? inherit_cpuset(path) : 0;
 	if (errno != ENOENT || !slash || slash == path)
 		return -errno;
 	*slash = '\0';
@@ -556,6 +569,8 @@ int do_cg_mkdir(struct launch *launch, const struct op *op)
 		return -ENAMETOOLONG;
 	strcpy(path, op->a[1].s.data);
 	result = make_cgroup(path, op->a[2].i & 1, op->a[2].i & 2);
+	if (result == -EBUSY)
+		return fail_with(launch, EBUSY, "it holds processes already: another container's?");
 	if (result)
 		return result;
 	if (op->a[0].i < 0)

@@ -247,11 +247,15 @@ int do_cwd(struct launch *launch, const struct op *op)
 {
 	char now[PATH_MAX];
 
+	/* Asked for twice: as root first, for a folder the user may not search, then as the user. One of them is enough. */
+	if (launch->cwd_set)
+		return 0;
 	if (chdir(op->a[0].s.data))
 		return -errno;
 	/* A cwd that was a link to a leaked host folder would show as "(unreachable)" (CVE-2024-21626). */
 	if (launch->pivoted && (syscall(SYS_getcwd, now, sizeof now) < 0 || now[0] != '/'))
 		return fail_with(launch, EINVAL, "the folder is not inside the container's root");
+	launch->cwd_set = 1;
 	return 0;
 }
 
@@ -280,6 +284,38 @@ static const char *path_of(const struct list *env)
 	return found ? found : "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 }
 
+/* HOME when the environment has none: the user's folder in the container's own passwd, else "/". */
+static int find_home(struct launch *launch, const struct list *env)
+{
+	const char *cursor = env->encoded;
+	char line[1024], *home = NULL;
+	FILE *passwd;
+
+	for (uint32_t i = 0; i < env->count; i++)
+		if (!strncmp(list_next(&cursor).data, "HOME=", 5))
+			return 0;
+	passwd = fopen("/etc/passwd", "re");
+	while (passwd && !home && fgets(line, sizeof line, passwd)) {
+		char *field[6], *at = line;
+		int n = 0;
+		for (; n < 6 && at; n++) {
+			field[n] = at;
+			at = strchr(at, ':');
+			if (at)
+				*at++ = '\0';
+		}
+		if (n == 6 && (uid_t)strtoul(field[2], NULL, 10) == getuid() && *field[5])
+			home = field[5];
+	}
+	if (passwd)
+		fclose(passwd);
+	launch->home = malloc(strlen(home ? home : "/") + 6);
+	if (!launch->home)
+		return -ENOMEM;
+	sprintf(launch->home, "HOME=%s", home ? home : "/");
+	return 0;
+}
+
 /* The search of execvp in the container's own PATH, so that a missing program is an error of `create`. The texts are
  * the ones Docker's clients look for. */
 int do_find_executable(struct launch *launch, const struct op *op)
@@ -287,6 +323,8 @@ int do_find_executable(struct launch *launch, const struct op *op)
 	const char *name = op->a[0].s.data, *path = path_of(&op->a[1].l);
 	int denied = 0;
 
+	if (find_home(launch, &op->a[1].l))
+		return -ENOMEM;
 	if (strchr(name, '/')) {
 		int result = executable(name);
 		if (result == -ENOENT || result == -ENOTDIR)

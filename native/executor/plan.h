@@ -32,7 +32,8 @@ enum op_code {
 #undef OP
 };
 
-#define OP_OPTIONAL 1 /* a failure is recorded, not fatal */
+#define OP_OPTIONAL 1     /* a failure is recorded, not fatal */
+#define OP_NOTHING_OURS 2 /* a failure here runs no clean-up: nothing it would remove is ours */
 
 struct string {
 	const char *data; /* NUL-terminated, may hold further NULs */

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/utsname.h>
+#include <time.h>
 
 static void put_vector(struct buffer *b, const char *key, char **vector)
 {
@@ -23,6 +25,7 @@ void put_context(struct buffer *b, int argc, char **argv, char **env)
 	char cwd[PATH_MAX];
 	mode_t mask = umask(0);
 	struct winsize size;
+	struct utsname host;
 
 	(void)argc;
 	umask(mask);
@@ -36,6 +39,11 @@ void put_context(struct buffer *b, int argc, char **argv, char **env)
 	put_number(b, "uid", (long)geteuid());
 	put_number(b, "gid", (long)getegid());
 	put_number(b, "pid", (long)getpid());
+	put_number(b, "now", (long long)time(NULL));
+	if (uname(&host) == 0) {
+		put_key(b, "machine", 1);
+		put_string(b, host.machine, strlen(host.machine));
+	}
 	put_number(b, "tty", isatty(0));
 	if (ioctl(0, TIOCGWINSZ, &size) == 0) {
 		put_number(b, "rows", size.ws_row);

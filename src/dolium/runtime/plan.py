@@ -38,7 +38,8 @@ STAGES = (
     "on-failure",
 )
 
-OPTIONAL = 1
+OPTIONAL = 1  # a failure is recorded, not fatal
+NOTHING_OURS = 2  # a failure here runs no clean-up: nothing that it would remove was made by this plan
 
 # The last slots are the shim's: the container's ends of its standard input, output and error.
 SLOTS = 256
@@ -100,6 +101,7 @@ OPS: dict[str, tuple[int, str]] = {
     "mkdir_in_root": (82, "si"),
     "root_propagation": (83, "i"),
     "write_in_root": (84, "ssi"),
+    "remount": (85, "sii"),
     "sysctl": (100, "ss"),
     "hostname": (101, "s"),
     "domainname": (102, "s"),
@@ -132,14 +134,14 @@ START_TIME = "\x01s"  # replaced by init's start time, clock ticks
 class Op:
     """One operation. ``args`` follow the signature of ``OPS[name]``."""
 
-    __slots__ = ("args", "label", "name", "optional", "stage")
+    __slots__ = ("args", "flags", "label", "name", "stage")
 
-    def __init__(self, stage: int, name: str, label: str, args: tuple[object, ...], optional: bool = False) -> None:
+    def __init__(self, stage: int, name: str, label: str, args: tuple[object, ...], flags: int = 0) -> None:
         self.stage = stage
         self.name = name
         self.label = label
         self.args = args
-        self.optional = optional
+        self.flags = flags
 
     def __repr__(self) -> str:
         return f"<{STAGES[self.stage]} {self.label!r} {self.name}{self.args!r}>"
@@ -154,9 +156,11 @@ class Plan:
         self.flags = flags
         self.ops: list[Op] = []
 
-    def add(self, stage: int, name: str, label: str, *args: object, optional: bool = False) -> None:
+    def add(self, stage: int, name: str, label: str, *args: object, optional: bool = False,
+            nothing_ours: bool = False) -> None:
         """Append an operation; its arguments are checked against the signature when the plan is encoded."""
-        self.ops.append(Op(stage, name, label, args, optional))
+        flags = (OPTIONAL if optional else 0) | (NOTHING_OURS if nothing_ours else 0)
+        self.ops.append(Op(stage, name, label, args, flags))
 
     def stage(self, stage: int) -> Iterator[Op]:
         """The operations of one stage, in order."""
@@ -173,7 +177,7 @@ class Plan:
             ops = list(self.stage(number))
             if ops:
                 lines.append(stage)
-                lines.extend(f"  {op.label}{' (optional)' if op.optional else ''}" for op in ops)
+                lines.extend(f"  {op.label}{' (optional)' if op.flags & OPTIONAL else ''}" for op in ops)
         return "\n".join(lines) + "\n"
 
     def encode(self) -> bytes:
@@ -195,7 +199,7 @@ class Plan:
                     body += encode_list(arg)
                 else:
                     raise ValueError(f"{op.name}: argument {arg!r} is not of kind {kind}")
-            parts.append(code.to_bytes(2, "little") + bytes((op.stage, OPTIONAL if op.optional else 0)))
+            parts.append(code.to_bytes(2, "little") + bytes((op.stage, op.flags)))
             parts.append(len(body).to_bytes(4, "little"))
             parts.append(bytes(body))
         return b"".join(parts)
@@ -243,7 +247,7 @@ def decode(data: bytes) -> Plan:
                 args.append(values)
         if at != end:
             raise ValueError(f"{name}: bytes left over")
-        plan.ops.append(Op(stage, name, label.decode("utf-8", "surrogateescape"), tuple(args), bool(flags & OPTIONAL)))
+        plan.ops.append(Op(stage, name, label.decode("utf-8", "surrogateescape"), tuple(args), flags))
     return plan
 
 

@@ -1,0 +1,1 @@
+"""linux/cgroup/: where the hierarchies are, and which files hold which limit: one module a version."""

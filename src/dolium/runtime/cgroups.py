@@ -1,0 +1,97 @@
+"""Cgroup operations of a launch: make, limit, join, kill, remove. Cold module."""
+
+from __future__ import annotations
+
+from dolium.linux.cgroup import bpf_devices, tree, v1, v2
+from dolium.runtime import plan as P
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from dolium.runtime.facts import Facts
+    from dolium.runtime.plan import Plan
+
+LAYOUT_QUERIES = ("read:/proc/self/cgroup", f"list:{tree.ROOT}", f"stat:{tree.ROOT}/cgroup.controllers")
+
+
+def layout(facts: Facts) -> tree.Layout:
+    """Where the hierarchies are, from facts."""
+    facts.want(*LAYOUT_QUERIES)
+    text = (facts.read("/proc/self/cgroup") or b"").decode()
+    return tree.parse(text, facts.list(tree.ROOT), facts.stat(f"{tree.ROOT}/cgroup.controllers") is not None)
+
+
+def make(plan: Plan, where: tree.Layout, group: str, resources: dict[str, Any], first_slot: int) -> int:
+    """Make the group in every hierarchy, write the limits; returns how many slots hold its ``cgroup.procs``.
+
+    A group that has processes already is another container's: refused before anything else is made.
+    """
+    folders = where.paths(group)
+    if where.pure_v2:
+        _enable_controllers(plan, group, resources)
+    for number, folder in enumerate(folders):
+        cpuset = folder == where.v1_path("cpuset", group)
+        plan.add(P.PARENT_BEFORE_CLONE, "cg_mkdir", f"make cgroup {folder}", first_slot + number, folder,
+                 (1 if cpuset else 0) | (2 if number == 0 else 0), 0, nothing_ours=number == 0)
+    add_limits(plan, P.PARENT_BEFORE_CLONE, where, group, resources)
+    return len(folders)
+
+
+def add_limits(plan: Plan, stage: int, where: tree.Layout, group: str, resources: dict[str, Any]) -> None:
+    """Write ``linux.resources`` into an existing group. A controller that is not mounted is an error when it is named."""
+    if where.v1:
+        for controller, file, value in v1.writes_for(resources):
+            folder = where.v1_path(controller, group)
+            if folder is None and controller == "devices" and where.unified:
+                continue  # by BPF below
+            path = f"{folder or f'{tree.ROOT}/{controller}{group}'}/{file}"
+            plan.add(stage, "cg_write", f"set {file} of cgroup {group} to {value}", path, value, 0)
+    elif where.unified:
+        for file, value in v2.writes_for(resources):
+            plan.add(stage, "cg_write", f"set {file} of cgroup {group} to {value}", f"{where.unified}{group}/{file}",
+                     value, 0)
+    if "devices" not in where.v1 and where.unified and resources.get("devices"):
+        plan.add(stage, "cg_bpf_devices", f"restrict devices of cgroup {group}", f"{where.unified}{group}",
+                 bpf_devices.program(resources["devices"]))
+
+
+def _enable_controllers(plan: Plan, group: str, resources: dict[str, Any]) -> None:
+    """v2: a controller's files exist in a group only when every group above hands the controller down."""
+    wanted = dict.fromkeys([*v2.controllers_needed(v2.writes_for(resources)), "memory", "pids", "cpu"])
+    above = tree.ROOT
+    for part in ["", *group.strip("/").split("/")[:-1]]:
+        if part:
+            above += f"/{part}"
+            plan.add(P.PARENT_BEFORE_CLONE, "cg_mkdir", f"make cgroup {above}", -1, above, 0, 0)
+        for controller in wanted:
+            plan.add(P.PARENT_BEFORE_CLONE, "cg_write", f"hand {controller} down from {above}",
+                     f"{above}/cgroup.subtree_control", f"+{controller}", 1, optional=True)
+
+
+def join(plan: Plan, folders: list[str], first_slot: int) -> None:
+    """The child joins; nobody else is ever moved."""
+    for number, folder in enumerate(folders):
+        plan.add(P.CHILD_BEFORE_PIVOT, "cg_join", f"join cgroup {folder}", first_slot + number)
+
+
+def remove(plan: Plan, stage: int, folders: list[str]) -> None:
+    """Kill what is left in the group and remove it from every hierarchy."""
+    plan.add(stage, "cg_kill", "end what is left in the cgroup", folders)
+    for folder in folders:
+        plan.add(stage, "cg_rmdir", f"remove cgroup {folder}", folder)
+
+
+def freeze(plan: Plan, stage: int, where: tree.Layout, group_folders: list[str], frozen: bool) -> None:
+    """Pause or resume: the v1 freezer where it is mounted, else cgroup.freeze."""
+    word = "pause" if frozen else "resume"
+    freezer = where.v1.get("freezer")
+    for folder in group_folders:
+        if freezer and folder.startswith(f"{freezer}/"):
+            plan.add(stage, "cg_frozen", f"{word} cgroup {folder}", f"{folder}/freezer.state", int(frozen))
+            return
+    for folder in group_folders:
+        if where.unified and folder.startswith(f"{where.unified}/"):
+            plan.add(stage, "cg_write", f"{word} cgroup {folder}", f"{folder}/cgroup.freeze", str(int(frozen)), 0)
+            return
+    raise ValueError("no hierarchy here can freeze")

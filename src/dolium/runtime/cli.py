@@ -1,0 +1,283 @@
+"""The OCI runtime command line, with runc's commands and flags. Cold module: argparse costs 10 ms to import."""
+
+from __future__ import annotations
+
+import json
+
+from dolium.errors import DoliumError, InvalidArgument
+from dolium.linux.capabilities import NUMBERS
+from dolium.runtime import lifecycle
+from dolium.runtime import plan as P
+from dolium.runtime.default_spec import default_spec
+from dolium.runtime.features import features
+from dolium.runtime.lifecycle import Context
+from dolium.runtime.plan import Plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from dolium.runtime.facts import Facts
+
+DEFAULT_ROOT = "/run/dolium-runtime"
+
+SIGNALS = {name: number for number, name in enumerate(
+    "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU URG XCPU "
+    "XFSZ VTALRM PROF WINCH IO PWR SYS".split(), 1)}
+
+# flag: does it take a value?
+GLOBAL = {"root": True, "log": True, "log-format": True, "debug": False, "systemd-cgroup": False, "rootless": True,
+          "criu": True, "help": False, "version": False}
+SHORT_GLOBAL = {"h": "help", "v": "version"}
+CREATE = {"bundle": True, "console-socket": True, "pid-file": True, "no-pivot": False, "no-new-keyring": False,
+          "preserve-fds": True}
+COMMANDS: dict[str, tuple[dict[str, bool], dict[str, str], str, str]] = {
+    "spec": ({"bundle": True}, {"b": "bundle"}, "", "write a configuration to start from"),
+    "create": (CREATE, {"b": "bundle"}, "ID", "create a container"),
+    "run": ({**CREATE, "detach": False, "keep": False}, {"b": "bundle", "d": "detach"}, "ID",
+            "create a container, start it and wait for its end"),
+    "start": ({}, {}, "ID", "run the program of a created container"),
+    "state": ({}, {}, "ID", "print a container's state"),
+    "kill": ({"all": False}, {"a": "all"}, "ID [SIGNAL]", "send a signal (default SIGTERM) to a container's init"),
+    "delete": ({"force": False}, {"f": "force"}, "ID", "remove what a container left"),
+    "list": ({"quiet": False, "format": True}, {"q": "quiet", "f": "format"}, "", "list the containers of this root"),
+    "exec": ({"process": True, "detach": False, "tty": False, "console-socket": True, "pid-file": True, "cwd": True,
+              "user": True, "env": True, "cap": True, "no-new-privs": False, "preserve-fds": True,
+              "ignore-paused": False, "additional-gids": True, "apparmor": True},
+             {"p": "process", "d": "detach", "t": "tty", "u": "user", "e": "env", "c": "cap", "g": "additional-gids"},
+             "ID [PROGRAM [ARG ...]]", "run one more process in a container"),
+    "pause": ({}, {}, "ID", "freeze all processes of a container"),
+    "resume": ({}, {}, "ID", "thaw a paused container"),
+    "features": ({}, {}, "", "print what this runtime can do, as JSON"),
+}
+REPEATED = {"env", "cap", "additional-gids"}
+
+
+class Words:
+    """A command line taken apart."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self.globals: dict[str, Any] = {}
+        self.options: dict[str, Any] = {}
+        self.command = ""
+        rest = _take_flags(argv[1:], GLOBAL, SHORT_GLOBAL, self.globals)
+        if not rest:
+            self.arguments: list[str] = []
+            return
+        self.command = rest[0]
+        if self.command not in COMMANDS:
+            if self.command != "help":
+                raise InvalidArgument(f"no command {self.command!r}", hint="`dolium-runtime --help` lists them")
+            self.arguments = rest[1:]
+            return
+        flags, short, _, _ = COMMANDS[self.command]
+        self.arguments = _take_flags(rest[1:], {**flags, "help": False}, {**short, "h": "help"}, self.options)
+
+
+def _take_flags(words: list[str], flags: dict[str, bool], short: dict[str, str], found: dict[str, Any]) -> list[str]:
+    """Flags up to the first word that is none (`--` ends them); returns the rest."""
+    index = 0
+    while index < len(words):
+        word = words[index]
+        if word == "--":
+            return words[index + 1 :]
+        if not word.startswith("-") or word == "-":
+            break
+        index += 1
+        name, equals, value = word.lstrip("-").partition("=")
+        name = short.get(name, name) if name not in flags else name
+        if name not in flags:
+            raise InvalidArgument(f"unknown flag {word}")
+        if not flags[name]:
+            found[name] = value.lower() not in ("false", "0") if equals else True
+            continue
+        if not equals:
+            if index >= len(words):
+                raise InvalidArgument(f"flag --{name} needs a value")
+            value = words[index]
+            index += 1
+        if name in REPEATED:
+            found.setdefault(name, []).append(value)
+        else:
+            found[name] = value
+    return words[index:]
+
+
+def signal_number(text: str) -> int:
+    """15, TERM, SIGTERM, SIGRTMIN+1. Raises InvalidArgument."""
+    if text.isdigit() and 0 <= int(text) <= 64:
+        return int(text)
+    name = text.upper().removeprefix("SIG")
+    if name in SIGNALS:
+        return SIGNALS[name]
+    for base, start, sign in (("RTMIN", 34, 1), ("RTMAX", 64, -1)):
+        offset = name.removeprefix(base).lstrip("+-")
+        if name.startswith(base) and (offset.isdigit() or not offset):
+            number = start + sign * int(offset or 0)
+            if 34 <= number <= 64:
+                return number
+    raise InvalidArgument(f"unknown signal {text!r}")
+
+
+def _usage(command: str = "") -> str:
+    if command in COMMANDS:
+        flags, short, arguments, about = COMMANDS[command]
+        letters = {name: letter for letter, name in short.items()}
+        lines = [f"usage: dolium-runtime {command} [flags] {arguments}".rstrip(), "", about, "", "flags:"]
+        lines += [f"  {'-' + letters[name] + ', ' if name in letters else '    '}--{name}{' VALUE' if takes else ''}"
+                  for name, takes in flags.items()]
+        return "\n".join(lines) + "\n"
+    lines = ["usage: dolium-runtime [global flags] COMMAND [flags] [arguments]", "",
+             "An OCI runtime: runs a bundle (config.json and a root file system) as a container.", "", "commands:"]
+    lines += [f"  {name:<10}{about}" for name, (_, _, _, about) in COMMANDS.items()]
+    lines += ["", "global flags:", f"  --root DIR         where state is kept (default {DEFAULT_ROOT})",
+              "  --log FILE         errors are written here too", "  --log-format FMT   text or json",
+              "", "`dolium-runtime COMMAND --help` shows a command's flags."]
+    return "\n".join(lines) + "\n"
+
+
+def _print(text: str) -> Plan:
+    plan = Plan()
+    plan.add(P.PARENT_BEFORE_CLONE, "print", "print", 1, text)
+    return plan
+
+
+def _spec(words: Words, context: Context, facts: Facts) -> Plan:
+    bundle = lifecycle.absolute(context.cwd, words.options.get("bundle") or ".")
+    path = f"{bundle}/config.json"
+    if facts.stat(path) is not None:
+        raise InvalidArgument(f"file {path} exists", hint="remove it first")
+    plan = Plan()
+    plan.add(P.PARENT_BEFORE_CLONE, "write_file", f"write {path}", path, json.dumps(default_spec(), indent="\t") + "\n",
+             0o666, 0)
+    return plan
+
+
+def _process_for_exec(words: Words, context: Context, facts: Facts, identity: str) -> dict[str, Any]:
+    """The process an exec asks for: a file's, or the container's own with the flags' changes."""
+    options = words.options
+    if options.get("process"):
+        path = lifecycle.absolute(context.cwd, options["process"])
+        text = facts.read(path)
+        if text is None:
+            raise InvalidArgument(f"process file {path}: no such file")
+        try:
+            process = json.loads(text)
+        except ValueError as error:
+            raise InvalidArgument(f"process file {path} is not valid JSON: {error}") from error
+        if not isinstance(process, dict):
+            raise InvalidArgument(f"process file {path}: the top level must be an object")
+    else:
+        if len(words.arguments) < 2:
+            raise InvalidArgument("exec needs a program, or --process FILE")
+        text = facts.read(f"{context.root}/{identity}/config.json")
+        process = dict((json.loads(text) if text else {}).get("process") or {"cwd": "/", "user": {}})
+        process["args"] = words.arguments[1:]
+        process["terminal"] = False
+    if options.get("tty"):
+        process["terminal"] = True
+    if options.get("cwd"):
+        process["cwd"] = options["cwd"]
+    if options.get("env"):
+        process["env"] = [*(process.get("env") or []), *options["env"]]
+    if options.get("user"):
+        process["user"] = {**(process.get("user") or {}), **_user(options["user"])}
+    if options.get("additional-gids"):
+        process.setdefault("user", {})["additionalGids"] = [_number(text, "group") for text in options["additional-gids"]]
+    if options.get("no-new-privs"):
+        process["noNewPrivileges"] = True
+    if options.get("apparmor"):
+        process["apparmorProfile"] = options["apparmor"]
+    for name in options.get("cap") or []:
+        if name not in NUMBERS:
+            raise InvalidArgument(f"--cap: {name!r} is not a capability")
+        sets = process["capabilities"] = {**(process.get("capabilities") or {})}
+        for kind in ("bounding", "effective", "permitted"):
+            sets[kind] = [*(sets.get(kind) or []), name]
+    return process
+
+
+def _number(text: str, what: str) -> int:
+    if not text.isdigit():
+        raise InvalidArgument(f"{what} {text!r} is not a number")
+    return int(text)
+
+
+def _user(text: str) -> dict[str, int]:
+    uid, colon, gid = text.partition(":")
+    return {"uid": _number(uid, "user"), **({"gid": _number(gid, "group")} if colon else {})}
+
+
+def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
+    command, options = words.command, words.options
+    if options.get("help"):
+        return _print(_usage(command))
+    if command == "spec":
+        return _spec(words, context, facts)
+    if command == "features":
+        return _print(json.dumps(features(facts), indent=2) + "\n")
+    if command == "list":
+        if options.get("format", "table") not in ("table", "json"):
+            raise InvalidArgument(f"--format: {options['format']!r} is neither table nor json")
+        return lifecycle.listing(context, facts, quiet=bool(options.get("quiet")),
+                                 as_json=options.get("format") == "json")
+    limit = {"kill": 2, "exec": None}.get(command, 1)
+    if not words.arguments or (limit is not None and len(words.arguments) > limit):
+        raise InvalidArgument(f"usage: dolium-runtime {command} [flags] {COMMANDS[command][2]}")
+    identity = words.arguments[0]
+    lifecycle.state.check_identity(identity)
+    if command in ("create", "run"):
+        if not (options.get("preserve-fds") or "0").isdigit():
+            raise InvalidArgument(f"--preserve-fds: {options['preserve-fds']!r} is not a number")
+        return lifecycle.create(context, facts, identity, options.get("bundle") or ".", options, run=command == "run")
+    if command == "exec":
+        facts.want(f"read:{context.root}/{identity}/state.json", f"read:{context.root}/{identity}/config.json",
+                   f"stat:{context.root}/{identity}")
+        lifecycle.state.load(facts, context.root, identity)
+        return lifecycle.execute(context, facts, identity, _process_for_exec(words, context, facts, identity), options)
+    if command == "kill":
+        signal = signal_number(words.arguments[1]) if len(words.arguments) > 1 else SIGNALS["TERM"]
+        return lifecycle.kill(context, facts, identity, signal, everyone=bool(options.get("all")))
+    if command == "delete":
+        return lifecycle.delete(context, facts, identity, force=bool(options.get("force")))
+    if command in ("pause", "resume"):
+        return lifecycle.pause(context, facts, identity, resume=command == "resume")
+    simple: dict[str, Callable[[Context, Facts, str], Plan]] = {"start": lifecycle.start, "state": lifecycle.query}
+    return simple[command](context, facts, identity)
+
+
+def compile_request(request: dict[str, list[bytes]], facts: Facts) -> tuple[Plan, None] | tuple[None, tuple[str, str, str]]:
+    """A plan, or (message, log file, log format). Raises Need when facts are missing.
+
+    ``request``: the caller's context as the front sends it: argv, env, cwd, uid, now, machine.
+    """
+    argv = [word.decode("utf-8", "surrogateescape") for word in request["argv"]]
+    env = dict(entry.decode("utf-8", "surrogateescape").partition("=")[::2] for entry in request["env"])
+    cwd = request["cwd"][0].decode("utf-8", "surrogateescape") if "cwd" in request else "/"
+    log, log_format = "", "text"
+    try:
+        words = Words(argv)
+        log_format = words.globals.get("log-format", "text")
+        log = lifecycle.absolute(cwd, words.globals["log"]) if words.globals.get("log") else ""
+        if log_format not in ("text", "json"):
+            raise InvalidArgument(f"--log-format: {log_format!r} is neither text nor json")
+        if words.globals.get("version"):
+            from dolium import __version__
+
+            return _print(f"dolium-runtime version {__version__}\nspec: 1.0.2\n"), None
+        if words.globals.get("help") or words.command in ("", "help"):
+            return _print(_usage(words.arguments[0] if words.arguments else "")), None
+        if words.globals.get("systemd-cgroup"):
+            raise InvalidArgument("--systemd-cgroup is not supported in this version", hint="use the cgroupfs driver")
+        uid = int(request["uid"][0])
+        root = words.globals.get("root") or (
+            DEFAULT_ROOT if uid == 0 else f"{env.get('XDG_RUNTIME_DIR') or '/tmp'}/dolium-runtime")
+        context = Context(cwd, env, lifecycle.absolute(cwd, root).rstrip("/"), uid, int(request["now"][0]),
+                          request["machine"][0].decode())
+        plan = _run_command(words, context, facts)
+        if log:
+            plan.ops.insert(0, P.Op(P.PARENT_BEFORE_CLONE, "log_file", "log file", (log, int(log_format == "json"))))
+        return plan, None
+    except DoliumError as error:
+        return None, (str(error), log, log_format)

@@ -1,0 +1,515 @@
+"""From a configuration and facts to a launch plan: ``compile_container`` and ``compile_exec``. Pure. Cold module.
+
+What each stage holds, and why there, is in ``docs/architecture.md``.
+"""
+
+from __future__ import annotations
+
+import json
+
+from dolium.errors import InvalidArgument
+from dolium.linux import capabilities, mounts
+from dolium.linux.cgroup import tree
+from dolium.runtime import cgroups
+from dolium.runtime import plan as P
+from dolium.runtime.plan import PID, Plan
+from dolium.runtime.spec import NAMESPACES, RLIMITS, namespaces
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from dolium.runtime.facts import Facts
+
+Config = "dict[str, Any]"
+
+S_IFMT, S_IFDIR, S_IFCHR, S_IFBLK, S_IFIFO = 0o170000, 0o040000, 0o020000, 0o060000, 0o010000
+O_RDONLY = 0
+CLONE_NEWTIME = NAMESPACES["time"]
+CLONE_NEWCGROUP = NAMESPACES["cgroup"]
+
+DEFAULT_DEVICES = (
+    ("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0),
+)
+DEFAULT_LINKS = (
+    ("/proc/self/fd", "/dev/fd"), ("/proc/self/fd/0", "/dev/stdin"), ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"), ("pts/ptmx", "/dev/ptmx"),
+)
+# In the order in which setns(2) must join them: the user namespace gives the rights for the others, the mount
+# namespace takes the host's paths away.
+JOIN_ORDER = ("user", "ipc", "uts", "network", "pid", "cgroup", "time", "mount")
+
+SLOT_START, SLOT_CONSOLE, SLOT_NULL, SLOT_ROOT = 240, 241, 242, 243
+FIRST_NAMESPACE_SLOT = 200
+FIRST_CGROUP_SLOT = 208
+LAST_TREE_SLOT = 199
+
+
+class Overlay:
+    """A root made of layers: folders, top first; ``upper`` and ``work`` may be "" for a read-only one."""
+
+    __slots__ = ("lowers", "upper", "work")
+
+    def __init__(self, lowers: list[str], upper: str, work: str) -> None:
+        self.lowers = lowers
+        self.upper = upper
+        self.work = work
+
+
+class Launch:
+    """How a container is launched, beyond its configuration.
+
+    ``identity``: the container's id; ``bundle``: absolute folder that relative paths start from; ``uid``: the runtime's
+    effective uid; ``overlay``: layers in place of ``root.path``; ``start_socket``: path where init listens for start, ""
+    when the launcher starts it itself; ``console_socket``: path of a unix socket that gets the pty's master; ``stdio``:
+    the launcher (a shim) puts the container's ends in slots; ``joined``: namespace type to a slot filled by the launcher;
+    ``seccomp``: the program for ``linux.seccomp``, None to have none; ``hidden``: host folders never visible inside.
+    """
+
+    __slots__ = ("bundle", "console_socket", "hidden", "identity", "joined", "layout", "new_keyring", "no_pivot",
+                 "overlay", "preserve_fds", "seccomp", "start_socket", "stdio", "terminal", "uid")
+
+    def __init__(self, identity: str, bundle: str, layout: tree.Layout, uid: int = 0) -> None:
+        self.identity = identity
+        self.bundle = bundle
+        self.layout = layout
+        self.uid = uid
+        self.overlay: Overlay | None = None
+        self.start_socket = ""
+        self.console_socket = ""
+        self.stdio = False
+        self.terminal = False
+        self.preserve_fds = 0
+        self.no_pivot = False
+        self.new_keyring = True
+        self.joined: dict[str, int] = {}
+        self.seccomp: bytes | None = None
+        self.hidden: list[str] = []
+
+
+def state_json(config: dict[str, Any], identity: str, bundle: str, status: str, pid: object = PID) -> str:
+    """The state a hook reads on its standard input (runtime.md, State); the pid may be a template's token."""
+    state: dict[str, object] = {"ociVersion": config.get("ociVersion", ""), "id": identity, "status": status,
+                                "pid": "@PID@", "bundle": bundle}
+    if config.get("annotations"):
+        state["annotations"] = config["annotations"]
+    return json.dumps(state).replace('"@PID@"', str(pid))
+
+
+def add_hooks(plan: Plan, stage: int, config: dict[str, Any], kind: str, state: str, optional: bool = False) -> None:
+    """One operation a hook, in order. ``optional``: poststart and poststop failures are recorded, not fatal."""
+    for hook in (config.get("hooks") or {}).get(kind) or []:
+        path = hook["path"]
+        plan.add(stage, "hook", f"{kind} hook {path}", path, hook.get("args") or [path], hook.get("env") or [],
+                 int(hook.get("timeout") or 0) * 1000, state, optional=optional)
+
+
+class _Compiler:
+    def __init__(self, config: dict[str, Any], facts: Facts, launch: Launch) -> None:
+        self.config = config
+        self.linux = config.get("linux") or {}
+        self.process = config.get("process") or {}
+        self.facts = facts
+        self.launch = launch
+        self.plan = Plan()
+        self.trees = 0
+        self.namespaces = namespaces(config)
+        self.group = tree.group_of(self.linux.get("cgroupsPath") or "", launch.identity)
+        self.folders = launch.layout.paths(self.group)
+        self.new_user = "user" in self.namespaces and not self.namespaces["user"]
+        self.in_user = "user" in self.namespaces
+
+    # -- the parent, before clone --
+
+    def tree_slot(self) -> int:
+        if self.trees > LAST_TREE_SLOT:
+            raise InvalidArgument(f"mounts: more than {LAST_TREE_SLOT} bind mounts")
+        self.trees += 1
+        return self.trees - 1
+
+    def root(self) -> None:
+        add, launch = self.plan.add, self.launch
+        propagation = mounts.PROPAGATIONS.get(self.linux.get("rootfsPropagation") or "", 0)
+        if launch.overlay is not None:
+            layers = launch.overlay
+            add(P.PARENT_BEFORE_CLONE, "overlay", f"mount overlay of {len(layers.lowers)} layers", SLOT_ROOT,
+                layers.lowers, layers.upper, layers.work, [])
+        else:
+            path = self.config["root"]["path"]
+            path = path if path.startswith("/") else f"{launch.bundle}/{path}"
+            add(P.PARENT_BEFORE_CLONE, "open_tree", f"root.path {path}", SLOT_ROOT, path, 1, 1)
+            if not propagation & mounts.MS_SHARED:
+                add(P.PARENT_BEFORE_CLONE, "mount_attr", "cut the root off the host's mounts", SLOT_ROOT, 0, 0,
+                    mounts.MS_SLAVE, 1, -1)
+        if self.linux.get("maskedPaths"):
+            add(P.PARENT_BEFORE_CLONE, "open_tree", "open /dev/null", SLOT_NULL, "/dev/null", 0, 2)
+
+    def namespace_fds(self) -> int:
+        """Open and join what is given by path; returns the flags of what is new."""
+        flags, slot = 0, FIRST_NAMESPACE_SLOT
+        joins = []
+        for kind in JOIN_ORDER:
+            if kind in self.launch.joined:
+                joins.append((kind, self.launch.joined[kind], "the sandbox's"))
+                continue
+            path = self.namespaces.get(kind)
+            if path is None:
+                continue
+            if not path:
+                flags |= NAMESPACES[kind]
+                continue
+            self.plan.add(P.PARENT_BEFORE_CLONE, "ns_open", f"linux.namespaces: {kind} namespace {path}", slot, path,
+                          NAMESPACES[kind])
+            joins.append((kind, slot, path))
+            slot += 1
+        for kind, number, path in joins:
+            self.plan.add(P.CHILD_BEFORE_PIVOT, "ns_join", f"join the {kind} namespace {path}", number, NAMESPACES[kind])
+        return flags
+
+    def clone(self, flags: int) -> None:
+        later = flags & CLONE_NEWTIME
+        self.plan.add(P.PARENT_BEFORE_CLONE, "clone", "clone3", flags & ~CLONE_NEWCGROUP & ~CLONE_NEWTIME, later)
+
+    # -- the parent, after clone --
+
+    def maps(self) -> None:
+        add = self.plan.add
+        if self.new_user:
+            for kind in ("gid", "uid"):
+                text = "".join(f"{entry['containerID']} {entry['hostID']} {entry['size']}\n"
+                               for entry in self.linux[f"{kind}Mappings"])
+                if kind == "gid":
+                    add(P.PARENT_AFTER_CLONE, "gid_map", "write gid_map (linux.gidMappings)", text,
+                        int(self.launch.uid != 0))
+                else:
+                    add(P.PARENT_AFTER_CLONE, "uid_map", "write uid_map (linux.uidMappings)", text)
+        if self.process.get("oomScoreAdj") is not None:
+            score = self.process["oomScoreAdj"]
+            add(P.PARENT_AFTER_CLONE, "proc_write", f"set process.oomScoreAdj to {score}", "oom_score_adj", str(score))
+        offsets = self.linux.get("timeOffsets") or {}
+        for clock, offset in offsets.items():
+            text = f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}"
+            add(P.PARENT_AFTER_CLONE, "proc_write", f"set linux.timeOffsets.{clock}", "timens_offsets", text)
+
+    # -- the child, before pivot --
+
+    def enter(self, flags: int) -> None:
+        add = self.plan.add
+        cgroups.join(self.plan, self.folders, FIRST_CGROUP_SLOT)
+        if flags & CLONE_NEWCGROUP:
+            add(P.CHILD_BEFORE_PIVOT, "unshare", "new cgroup namespace", CLONE_NEWCGROUP)
+        if self.in_user:
+            add(P.CHILD_BEFORE_PIVOT, "become_root", "become root of the user namespace")
+        if self.launch.new_keyring:
+            add(P.CHILD_BEFORE_PIVOT, "keyring", "new session keyring", f"_ses.{self.launch.identity}", optional=True)
+        propagation = mounts.PROPAGATIONS.get(self.linux.get("rootfsPropagation") or "", 0)
+        # never private at this point: mounts that the host unmounts later must go away here too
+        host = mounts.MS_REC | (mounts.MS_SHARED if propagation & mounts.MS_SHARED else mounts.MS_SLAVE)
+        if not propagation & mounts.MS_SHARED:
+            add(P.CHILD_BEFORE_PIVOT, "propagation", "cut off from the host's mounts", host)
+        add(P.CHILD_BEFORE_PIVOT, "root_attach", "attach the root", SLOT_ROOT)
+
+    def mounts(self) -> None:
+        for index, entry in enumerate(self.config.get("mounts") or []):
+            options = mounts.Options(entry.get("options") or [])
+            kind = entry.get("type") or ""
+            target = "/" + entry["destination"].strip("/")
+            if options.bind or kind == "bind":
+                self.bind(entry, options, target, index)
+            elif kind == "cgroup" and not self.launch.layout.pure_v2:
+                self.cgroup_v1(options, target)
+            elif kind in ("cgroup", "cgroup2"):
+                self.cgroup_v2(options, target)
+            else:
+                self.file_system(entry, kind, options, target)
+        for path in self.launch.hidden:
+            self.plan.add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"hide {path}", "tmpfs", "tmpfs", ["size=0", "mode=0"],
+                          mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NODEV | mounts.ATTR_NOEXEC, path, 0)
+
+    def bind(self, entry: dict[str, Any], options: mounts.Options, target: str, index: int) -> None:
+        add = self.plan.add
+        source = entry.get("source") or ""
+        if not source:
+            raise InvalidArgument(f"config.json: mounts[{index}].source: is required for a bind mount")
+        source = source if source.startswith("/") else f"{self.launch.bundle}/{source}"
+        found = self.facts.stat(source)
+        if found is None:
+            raise InvalidArgument(f"config.json: mounts[{index}].source: {source} does not exist")
+        folder = found[0] & S_IFMT == S_IFDIR
+        slot = self.tree_slot()
+        recursive = options.bind == "rbind"
+        add(P.PARENT_BEFORE_CLONE, "open_tree", f"mounts[{index}].source {source}", slot, source, int(recursive),
+            1 if folder else 2)
+        # A copy of a shared mount is its peer: unless asked for, nothing mounted inside may reach the host.
+        propagation = options.propagation or mounts.MS_SLAVE | mounts.MS_REC
+        add(P.PARENT_BEFORE_CLONE, "mount_attr", f"attributes of {target}", slot, options.set, options.clear,
+            propagation & ~mounts.MS_REC, int(bool(propagation & mounts.MS_REC) and not (options.set or options.clear)),
+            -1)
+        if propagation & mounts.MS_REC and (options.set or options.clear):
+            add(P.PARENT_BEFORE_CLONE, "mount_attr", f"propagation of {target}", slot, 0, 0,
+                propagation & ~mounts.MS_REC, 1, -1)
+        if options.recursive_set or options.recursive_clear:
+            add(P.PARENT_BEFORE_CLONE, "mount_attr", f"recursive attributes of {target}", slot, options.recursive_set,
+                options.recursive_clear, 0, 1, -1)
+        add(P.CHILD_BEFORE_PIVOT, "mount_tree", f"bind {source} on {target}", slot, target, 1 if folder else 0, 0)
+
+    def file_system(self, entry: dict[str, Any], kind: str, options: mounts.Options, target: str) -> None:
+        if options.copy_up:
+            raise InvalidArgument(f"config.json: mounts: {target}: tmpcopyup is not supported in this version")
+        source = entry.get("source") or kind
+        self.plan.add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"mount {kind} on {target}", kind, source, options.data,
+                      options.set, target, 0)
+        if options.propagation:
+            self.plan.add(P.CHILD_BEFORE_PIVOT, "remount", f"propagation of {target}", target, 0, options.propagation)
+
+    def cgroup_v1(self, options: mounts.Options, target: str) -> None:
+        """A tmpfs with one mount a hierarchy, as the host has them: namespaced where there is a cgroup namespace, else
+        the container's own folders as bind mounts."""
+        add, layout = self.plan.add, self.launch.layout
+        inside = mounts.ATTR_NOSUID | mounts.ATTR_NODEV | mounts.ATTR_NOEXEC
+        own_view = "cgroup" in self.namespaces
+        add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"mount tmpfs on {target}", "tmpfs", "tmpfs", ["mode=755"], inside, target, 0)
+        shown: dict[str, list[str]] = {}
+        for controller, folder in layout.v1.items():
+            shown.setdefault(folder, []).append(controller)
+        for folder, controllers in shown.items():
+            name = folder.rsplit("/", 1)[1]
+            if own_view:
+                wanted = [f"none,{c}" if c.startswith("name=") else c for c in controllers]
+                parts = [part for option in wanted for part in option.split(",")]
+                add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"mount cgroup {name} on {target}/{name}", "cgroup", "cgroup", parts,
+                    inside | options.set & mounts.ATTR_RDONLY, f"{target}/{name}", 0)
+            else:
+                self.cgroup_bind(f"{folder}{self.group}", f"{target}/{name}", options)
+            if "," in name:
+                for controller in controllers:
+                    add(P.CHILD_BEFORE_PIVOT, "symlink", f"link {target}/{controller}", name, f"{target}/{controller}")
+        if layout.unified:
+            if own_view:
+                add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"mount cgroup2 on {target}/unified", "cgroup2", "cgroup2", [],
+                    inside | options.set & mounts.ATTR_RDONLY, f"{target}/unified", 0)
+            else:
+                self.cgroup_bind(f"{layout.unified}{self.group}", f"{target}/unified", options)
+        if options.set & mounts.ATTR_RDONLY:
+            add(P.CHILD_BEFORE_PIVOT, "remount", f"make {target} read-only", target, mounts.ATTR_RDONLY, 0)
+
+    def cgroup_v2(self, options: mounts.Options, target: str) -> None:
+        if not self.launch.layout.unified:
+            raise InvalidArgument(f"config.json: mounts: {target}: cgroup2 is not mounted on this host")
+        attributes = mounts.ATTR_NOSUID | mounts.ATTR_NODEV | mounts.ATTR_NOEXEC | options.set
+        if "cgroup" in self.namespaces:
+            self.plan.add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"mount cgroup2 on {target}", "cgroup2", "cgroup2", [],
+                          attributes, target, 0)
+        else:
+            self.cgroup_bind(f"{self.launch.layout.unified}{self.group}", target, options)
+
+    def cgroup_bind(self, source: str, target: str, options: mounts.Options) -> None:
+        slot = self.tree_slot()
+        attributes = mounts.ATTR_NOSUID | mounts.ATTR_NODEV | mounts.ATTR_NOEXEC | options.set & mounts.ATTR_RDONLY
+        add = self.plan.add
+        add(P.PARENT_BEFORE_CLONE, "open_tree", f"open {source}", slot, source, 0, 1)
+        add(P.PARENT_BEFORE_CLONE, "mount_attr", f"attributes of {target}", slot, attributes, 0, mounts.MS_PRIVATE, 0, -1)
+        add(P.CHILD_BEFORE_PIVOT, "mount_tree", f"bind {source} on {target}", slot, target, 1, 0)
+
+    def devices(self) -> None:
+        add = self.plan.add
+        binds_dev = any(entry["destination"].rstrip("/") == "/dev"
+                        and (entry.get("type") == "bind" or {"bind", "rbind"} & set(entry.get("options") or []))
+                        for entry in self.config.get("mounts") or [])
+        if not binds_dev:
+            wanted = [(f"/dev/{name}", "c", major, minor, 0o666, 0, 0) for name, major, minor in DEFAULT_DEVICES]
+        else:
+            wanted = []
+        for device in self.linux.get("devices") or []:
+            mode = device.get("fileMode")
+            wanted.append((device["path"], device["type"], device.get("major") or 0, device.get("minor") or 0,
+                           0o666 if mode is None else mode & 0o7777, device.get("uid") or 0, device.get("gid") or 0))
+        for path, kind, major, minor, mode, uid, gid in {entry[0]: entry for entry in wanted}.values():
+            if self.in_user:
+                # mknod(2) is the initial user namespace's alone: show the host's node
+                slot = self.tree_slot()
+                add(P.PARENT_BEFORE_CLONE, "open_tree", f"open device {path}", slot, path, 0, 2)
+                add(P.CHILD_BEFORE_PIVOT, "bind_device", f"bind device {path}", slot, path)
+                continue
+            node = {"c": S_IFCHR, "u": S_IFCHR, "b": S_IFBLK, "p": S_IFIFO}[kind]
+            add(P.CHILD_BEFORE_PIVOT, "mknod", f"make device {path}", path, node | mode, major, minor, uid, gid)
+        if not binds_dev:
+            for content, path in DEFAULT_LINKS:
+                add(P.CHILD_BEFORE_PIVOT, "symlink", f"link {path}", content, path)
+
+    def terminal(self) -> None:
+        size = self.process.get("consoleSize") or {}
+        add = self.plan.add
+        add(P.CHILD_BEFORE_PIVOT, "setsid", "new session")
+        if self.process.get("terminal"):
+            slot = -1
+            if self.launch.console_socket:
+                slot = SLOT_CONSOLE
+                add(P.PARENT_BEFORE_CLONE, "connect", f"connect to console socket {self.launch.console_socket}", slot,
+                    self.launch.console_socket)
+            add(P.CHILD_BEFORE_PIVOT, "console", "open the terminal", slot, size.get("height") or 0,
+                size.get("width") or 0)
+        elif self.launch.stdio:
+            add(P.CHILD_BEFORE_PIVOT, "stdio", "standard input and output", P.SLOT_STDIN, P.SLOT_STDOUT, P.SLOT_STDERR)
+
+    # -- the child, around and after pivot --
+
+    def pivot(self) -> None:
+        add, linux, config = self.plan.add, self.linux, self.config
+        state = state_json(config, self.launch.identity, self.launch.bundle, "creating")
+        add_hooks(self.plan, P.PARENT_BEFORE_PIVOT, config, "prestart", state)
+        add_hooks(self.plan, P.PARENT_BEFORE_PIVOT, config, "createRuntime", state)
+        add_hooks(self.plan, P.CHILD_AFTER_PIVOT, config, "createContainer", state)
+        cwd = self.process.get("cwd") or "/"
+        if cwd != "/":
+            add(P.CHILD_BEFORE_PIVOT, "mkdir_in_root", f"make process.cwd {cwd}", cwd, 0o755, optional=True)
+        add(P.CHILD_AFTER_PIVOT, "pivot", "pivot_root", int(self.launch.no_pivot))
+        if config["root"].get("readonly"):
+            add(P.CHILD_AFTER_PIVOT, "root_attr", "make the root read-only", mounts.ATTR_RDONLY)
+        propagation = linux.get("rootfsPropagation")
+        if propagation:
+            add(P.CHILD_AFTER_PIVOT, "root_propagation", f"linux.rootfsPropagation {propagation}",
+                mounts.PROPAGATIONS[propagation])
+        for name, value in (linux.get("sysctl") or {}).items():
+            path = name.replace(".", "/") if "/" not in name else name
+            add(P.CHILD_AFTER_PIVOT, "sysctl", f"set linux.sysctl {name} to {value}", path, value)
+        if config.get("hostname"):
+            add(P.CHILD_AFTER_PIVOT, "hostname", f"set hostname {config['hostname']}", config["hostname"])
+        if config.get("domainname"):
+            add(P.CHILD_AFTER_PIVOT, "domainname", f"set domainname {config['domainname']}", config["domainname"])
+        if self.namespaces.get("network") == "" and "network" not in self.launch.joined:
+            add(P.CHILD_AFTER_PIVOT, "loopback_up", "bring the loopback interface up")
+        if linux.get("readonlyPaths"):
+            add(P.CHILD_AFTER_PIVOT, "readonly", "make linux.readonlyPaths read-only", linux["readonlyPaths"])
+        if linux.get("maskedPaths"):
+            add(P.CHILD_AFTER_PIVOT, "mask", "hide linux.maskedPaths", linux["maskedPaths"], SLOT_NULL)
+
+    def run(self) -> Plan:
+        launch = self.launch
+        slots = cgroups.make(self.plan, launch.layout, self.group, self.linux.get("resources") or {}, FIRST_CGROUP_SLOT)
+        if slots > SLOT_START - FIRST_CGROUP_SLOT:
+            raise InvalidArgument("this host has more cgroup hierarchies than a plan holds")
+        cgroups.remove(self.plan, P.ON_FAILURE, self.folders)
+        self.root()
+        flags = self.namespace_fds()
+        self.maps()
+        self.enter(flags)
+        self.mounts()
+        self.devices()
+        self.terminal()
+        self.pivot()
+        if self.process:
+            add_process(self.plan, self.process, launch, container=True)
+            if launch.start_socket:
+                self.plan.add(P.AFTER_START, "wait_start", "wait for start", SLOT_START)
+            add_hooks(self.plan, P.AFTER_START, self.config, "startContainer",
+                      state_json(self.config, launch.identity, launch.bundle, "created"))
+            add_exec(self.plan, self.process, launch)
+        if launch.start_socket:
+            self.plan.add(P.PARENT_BEFORE_CLONE, "listen", f"listen on {launch.start_socket}", SLOT_START,
+                          launch.start_socket)
+        self.clone(flags)
+        return self.plan
+
+
+def add_process(plan: Plan, process: dict[str, Any], launch: Launch, *, container: bool) -> None:
+    """Identity and limits of a process, the same for init and exec."""
+    add, stage = plan.add, P.CHILD_AFTER_PIVOT
+    user = process.get("user") or {}
+    caps = process.get("capabilities") or {}
+    early_seccomp = launch.seccomp is not None and not process.get("noNewPrivileges")
+    for limit in process.get("rlimits") or []:
+        values = [-1 if value == (1 << 64) - 1 else value for value in (limit["soft"], limit["hard"])]
+        add(stage, "rlimit", f"set process.rlimits {limit['type']} to {limit['soft']}:{limit['hard']}",
+            RLIMITS[limit["type"]], *values)
+    if process.get("apparmorProfile"):
+        add(stage, "apparmor", f"process.apparmorProfile {process['apparmorProfile']}", process["apparmorProfile"])
+    if process.get("noNewPrivileges"):
+        add(stage, "no_new_privs", "set no_new_privs")
+    elif early_seccomp and launch.seccomp is not None:
+        # without no_new_privs a filter needs CAP_SYS_ADMIN, which goes away below
+        add(stage, "seccomp", "load linux.seccomp", 0, launch.seccomp)
+    add(stage, "umask", "set process.user.umask", user["umask"] if user.get("umask") is not None else 0o022)
+    add(stage, "cwd", f"process.cwd {process['cwd']}", process["cwd"], optional=True)
+    add(stage, "drop_bounding", "drop capabilities from the bounding set", capabilities.mask(caps.get("bounding") or []))
+    add(stage, "keep_caps", "keep capabilities over setuid")
+    uid, gid = user.get("uid") or 0, user.get("gid") or 0
+    add(stage, "user", f"become process.user {uid}:{gid}", uid, gid,
+        [str(group) for group in user.get("additionalGids") or []])
+    add(stage, "capabilities", "set process.capabilities", capabilities.mask(caps.get("effective") or []),
+        capabilities.mask(caps.get("permitted") or []), capabilities.mask(caps.get("inheritable") or []),
+        capabilities.mask(caps.get("ambient") or []))
+    add(stage, "cwd", f"process.cwd {process['cwd']}", process["cwd"])
+    add(stage, "find_executable", f"find process.args[0] {process['args'][0]}", process["args"][0],
+        process.get("env") or [])
+    if launch.preserve_fds:
+        add(stage, "preserve_fds", f"preserve {launch.preserve_fds} file descriptors", launch.preserve_fds)
+
+
+def add_exec(plan: Plan, process: dict[str, Any], launch: Launch) -> None:
+    """The filter, as late as can be, and the program."""
+    if launch.seccomp is not None and process.get("noNewPrivileges"):
+        plan.add(P.AFTER_START, "seccomp", "load linux.seccomp", 0, launch.seccomp)
+    plan.add(P.AFTER_START, "exec", f"exec {process['args'][0]}", process["args"][0], process["args"],
+             process.get("env") or [])
+
+
+def compile_container(config: dict[str, Any], facts: Facts, launch: Launch) -> Plan:
+    """The plan of a container's init, up to exec. ON_FAILURE operations undo what the parent made.
+
+    Raises InvalidArgument naming the field; Need when a fact is missing.
+    """
+    sources = []
+    for entry in config.get("mounts") or []:
+        if entry.get("type") == "bind" or {"bind", "rbind"} & set(entry.get("options") or []):
+            source = entry.get("source") or ""
+            sources.append(f"stat:{source if source.startswith('/') else f'{launch.bundle}/{source}'}")
+    facts.want(*sources)
+    return _Compiler(config, facts, launch).run()
+
+
+def compile_exec(config: dict[str, Any], process: dict[str, Any], pid: int, start_time: int, launch: Launch,
+                 folders: list[str]) -> Plan:
+    """The plan of one more process in a running container: join what init has, take its limits, exec.
+
+    ``folders``: the cgroup folders init is in now. The pid is checked after its namespaces are open, so that one that
+    was used again is never joined.
+    """
+    plan = Plan()
+    declared = namespaces(config)
+    slot = FIRST_NAMESPACE_SLOT
+    files = {"user": "user", "mount": "mnt", "network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid",
+             "cgroup": "cgroup", "time": "time"}
+    for kind in JOIN_ORDER:
+        if kind not in declared and kind not in launch.joined:
+            continue
+        path = f"/proc/{pid}/ns/{files[kind]}"
+        plan.add(P.PARENT_BEFORE_CLONE, "ns_open", f"open the container's {kind} namespace", slot, path, NAMESPACES[kind])
+        plan.add(P.CHILD_BEFORE_PIVOT, "ns_join", f"join the container's {kind} namespace", slot, NAMESPACES[kind])
+        slot += 1
+    for number, folder in enumerate(folders):
+        plan.add(P.PARENT_BEFORE_CLONE, "open_path", f"open cgroup {folder}", FIRST_CGROUP_SLOT + number,
+                 f"{folder}/cgroup.procs", 1)
+    plan.add(P.PARENT_BEFORE_CLONE, "pidns_init_alive", "check the container's init", pid, start_time)
+    if process.get("terminal") and launch.console_socket:
+        plan.add(P.PARENT_BEFORE_CLONE, "connect", f"connect to console socket {launch.console_socket}", SLOT_CONSOLE,
+                 launch.console_socket)
+    plan.add(P.PARENT_BEFORE_CLONE, "clone", "clone3", 0, 0)
+    if process.get("oomScoreAdj") is not None:
+        plan.add(P.PARENT_AFTER_CLONE, "proc_write", f"set process.oomScoreAdj to {process['oomScoreAdj']}",
+                 "oom_score_adj", str(process["oomScoreAdj"]))
+    cgroups.join(plan, folders, FIRST_CGROUP_SLOT)
+    if "user" in declared:
+        plan.add(P.CHILD_BEFORE_PIVOT, "become_root", "become root of the user namespace")
+    if launch.new_keyring:
+        plan.add(P.CHILD_BEFORE_PIVOT, "keyring", "new session keyring", f"_ses.{launch.identity}", optional=True)
+    size = process.get("consoleSize") or {}
+    plan.add(P.CHILD_AFTER_PIVOT, "setsid", "new session")
+    if process.get("terminal"):
+        plan.add(P.CHILD_AFTER_PIVOT, "console", "open a terminal", SLOT_CONSOLE if launch.console_socket else -1,
+                 size.get("height") or 0, size.get("width") or 0)
+    elif launch.stdio:
+        plan.add(P.CHILD_AFTER_PIVOT, "stdio", "standard input and output", P.SLOT_STDIN, P.SLOT_STDOUT, P.SLOT_STDERR)
+    add_process(plan, process, launch, container=False)
+    add_exec(plan, process, launch)
+    return plan

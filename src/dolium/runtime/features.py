@@ -1,0 +1,41 @@
+"""What ``dolium-runtime features`` tells (OCI features.md). It names what this version does, no more. Cold module."""
+
+from __future__ import annotations
+
+from dolium.linux import capabilities, mounts
+from dolium.runtime import cgroups
+from dolium.runtime.spec import HOOKS, NAMESPACES, OCI_VERSION
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from dolium.runtime.facts import Facts
+
+SECCOMP_ACTIONS = ("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD",
+                   "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP")
+
+
+def features(facts: Facts) -> dict[str, Any]:
+    """The features object for this build on this host."""
+    layout = cgroups.layout(facts)
+    options = sorted({*mounts.ATTRIBUTES, *(f"r{name}" for name in mounts.ATTRIBUTES), *mounts.PROPAGATIONS, "bind",
+                      "rbind", "defaults"})
+    return {
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": OCI_VERSION,
+        "hooks": list(HOOKS),
+        "mountOptions": options,
+        "linux": {
+            "namespaces": list(NAMESPACES),
+            "capabilities": list(capabilities.NAMES),
+            "cgroup": {"v1": bool(layout.v1), "v2": layout.unified is not None, "systemd": False, "systemdUser": False},
+            "seccomp": {"enabled": True, "actions": list(SECCOMP_ACTIONS),
+                        "archs": ["SCMP_ARCH_X86", "SCMP_ARCH_X86_64", "SCMP_ARCH_X32", "SCMP_ARCH_ARM",
+                                  "SCMP_ARCH_AARCH64"]},
+            "apparmor": {"enabled": facts.stat("/sys/module/apparmor") is not None},
+            "selinux": {"enabled": False},
+            "intelRdt": {"enabled": False},
+            "mountExtensions": {"idmap": {"enabled": False}},
+        },
+    }
