@@ -1,0 +1,476 @@
+/* Attached clients. A client never holds up the container or another client: what it does not read goes to a file
+ * without a name, what the container does not read stops the reading of that client. Sockets belong to callers, so
+ * O_NONBLOCK is not touched: MSG_DONTWAIT does. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+
+#include "shim.h"
+
+#define INPUT_CHUNK 32768
+#define SPILL_LIMIT (1ll << 30)
+#define PUNCH_STEP (8ll << 20)
+#define SENDS_A_TURN 16
+#define FRAME_EXIT 4
+
+struct client {
+	struct client *next;
+	struct source source;
+	struct process *process; /* NULL once it has exited */
+	unsigned number;
+	unsigned in : 1, out : 2, mux : 1, exit_frame : 1; /* out: bit 0 stdout, bit 1 stderr */
+	unsigned eof : 1;      /* will send no more */
+	unsigned deaf : 1;     /* will read no more */
+	unsigned finished : 1; /* gets no more; goes when it has read what is spilled */
+	unsigned key_count, matched;
+	char keys[KEYS_LIMIT];
+	char *pending; /* input the container has no room for */
+	size_t pending_size;
+	int spill;
+	off_t head, tail, punched;
+};
+
+static struct client *clients;
+static unsigned last_number;
+
+static int backlog(const struct client *c)
+{
+	return c->tail > c->head;
+}
+
+static int may_type(const struct client *c)
+{
+	if (c->eof || c->pending)
+		return 0;
+	return !(c->in && c->process && c->process->state == PROCESS_NEW);
+}
+
+static void drop(struct client *c)
+{
+	struct client **at = &clients;
+
+	while (*at != c)
+		at = &(*at)->next;
+	*at = c->next;
+	/* The daemon may still hold a copy: the other side is to see the end now. */
+	shutdown(c->source.fd, SHUT_RDWR);
+	source_close(&c->source);
+	close_fd(&c->spill);
+	free(c->pending);
+	free(c);
+}
+
+/* Watches what is wanted now; drops a client from which and to which nothing more can come. */
+static void settle(struct client *c)
+{
+	uint32_t events = (may_type(c) ? EPOLLIN : 0u) | (backlog(c) ? EPOLLOUT : 0u);
+
+	if (c->eof && !c->pending && (c->deaf || (c->finished && !backlog(c)))) {
+		drop(c);
+		return;
+	}
+	/* Hang-ups are always reported: with input that must wait they would make the loop spin. */
+	if (!events && !c->eof)
+		unwatch(&c->source);
+	else
+		watch(&c->source, events);
+}
+
+/* ---- to the client ---- */
+
+static void turn_deaf(struct client *c)
+{
+	c->deaf = 1;
+	c->head = c->tail = 0;
+	close_fd(&c->spill);
+}
+
+static int open_spill(void)
+{
+	int fd = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+
+	return fd >= 0 ? fd : memfd_create("spill", MFD_CLOEXEC);
+}
+
+static void spill(struct client *c, const char *data, size_t len)
+{
+	if (c->spill < 0)
+		c->spill = open_spill();
+	if (c->spill < 0 || c->tail - c->head + (off_t)len > SPILL_LIMIT ||
+	    pwrite(c->spill, data, len, c->tail) != (ssize_t)len) {
+		complain("client %u of %s reads too slowly and is dropped", c->number, c->process ? c->process->id : "-");
+		turn_deaf(c);
+		shutdown(c->source.fd, SHUT_RDWR);
+		return;
+	}
+	c->tail += (off_t)len;
+}
+
+static void put(struct client *c, int stream, const char *data, size_t len)
+{
+	unsigned char head[8] = { (unsigned char)stream, 0, 0, 0, (unsigned char)(len >> 24), (unsigned char)(len >> 16),
+				  (unsigned char)(len >> 8), (unsigned char)len };
+	size_t head_size = c->mux ? sizeof head : 0, sent = 0;
+	struct iovec iov[2] = { { head, head_size }, { (void *)data, len } };
+	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
+
+	if (c->deaf)
+		return;
+	if (!backlog(c)) {
+		ssize_t n = sendmsg(c->source.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+		if (n < 0 && errno != EAGAIN && errno != ENOBUFS) {
+			turn_deaf(c);
+			return;
+		}
+		sent = n < 0 ? 0 : (size_t)n;
+	}
+	if (sent < head_size) {
+		spill(c, (char *)head + sent, head_size - sent);
+		sent = head_size;
+	}
+	if (sent < head_size + len && !c->deaf)
+		spill(c, data + (sent - head_size), len - (sent - head_size));
+}
+
+static void send_spilled(struct client *c)
+{
+	for (int turn = 0; turn < SENDS_A_TURN && backlog(c); turn++) {
+		ssize_t got = pread(c->spill, shim.scratch, SCRATCH_SIZE, c->head), n;
+		if (got <= 0) {
+			complain("read what client %u is to get: %s", c->number, got ? strerror(errno) : "cut short");
+			turn_deaf(c);
+			shutdown(c->source.fd, SHUT_RDWR);
+			return;
+		}
+		n = send(c->source.fd, shim.scratch, (size_t)got, MSG_DONTWAIT | MSG_NOSIGNAL);
+		if (n < 0 && errno != EAGAIN && errno != ENOBUFS)
+			turn_deaf(c);
+		if (n < 0)
+			return;
+		c->head += n;
+	}
+	if (!backlog(c)) {
+		close_fd(&c->spill);
+		c->head = c->tail = c->punched = 0;
+		if (c->finished)
+			shutdown(c->source.fd, SHUT_WR);
+	} else if (c->head - c->punched > PUNCH_STEP) {
+		/* A client that is slow but alive must not make the file grow for ever; not every file system can. */
+		if (fallocate(c->spill, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, c->punched, c->head - c->punched) == 0)
+			c->punched = c->head;
+	}
+}
+
+static void deliver(struct stream *stream, const char *data, size_t len)
+{
+	struct process *p = stream->process;
+
+	for (struct client *c = clients, *next; c; c = next) {
+		next = c->next;
+		if (c->process != p || !(c->out & (unsigned)stream->number))
+			continue;
+		put(c, stream->number, data, len);
+		settle(c);
+	}
+	if (p->log)
+		log_write(p->log, stream->number, data, len);
+}
+
+void stream_ready(struct source *source, uint32_t events)
+{
+	struct stream *stream = container_of(source, struct stream, source);
+	ssize_t n = read(source->fd, shim.scratch, SCRATCH_SIZE);
+
+	(void)events;
+	if (n > 0)
+		deliver(stream, shim.scratch, (size_t)n);
+	else if (n == 0 || errno != EAGAIN)
+		source_close(source);
+}
+
+/* What was in the pipe when the process died, not what a grandchild goes on writing. */
+void drain_streams(struct process *process)
+{
+	for (int i = 0; i < 2; i++) {
+		struct source *source = &process->out[i].source;
+		int room = source->fd < 0 ? 0 : fcntl(source->fd, F_GETPIPE_SZ);
+		ssize_t n, moved = 0;
+		if (source->fd < 0)
+			continue;
+		if (room <= 0)
+			room = SCRATCH_SIZE; /* a pty */
+		for (; moved < room && (n = read(source->fd, shim.scratch, SCRATCH_SIZE)) > 0; moved += n)
+			deliver(&process->out[i], shim.scratch, (size_t)n);
+		source_close(source);
+	}
+}
+
+/* ---- from the client ---- */
+
+static int any_pending(const struct process *process)
+{
+	for (const struct client *c = clients; c; c = c->next)
+		if (c->process == process && c->pending)
+			return 1;
+	return 0;
+}
+
+void input_close(struct process *process)
+{
+	if (any_pending(process)) {
+		process->input_ending = 1;
+		return;
+	}
+	source_close(&process->input);
+}
+
+/* The container closed its end: what was typed has no reader. */
+static void input_broken(struct process *process)
+{
+	source_close(&process->input);
+	for (struct client *c = clients, *next; c; c = next) {
+		next = c->next;
+		if (c->process != process || !c->pending)
+			continue;
+		free(c->pending);
+		c->pending = NULL;
+		settle(c);
+	}
+}
+
+static void feed(struct client *c, const char *data, size_t len)
+{
+	struct process *p = c->process;
+	ssize_t n = len ? write(p->input.fd, data, len) : 0;
+
+	if (n < 0 && errno != EAGAIN) {
+		input_broken(p);
+		return;
+	}
+	if (n < 0)
+		n = 0;
+	if ((size_t)n == len)
+		return;
+	c->pending_size = len - (size_t)n;
+	c->pending = malloc(c->pending_size);
+	if (!c->pending) {
+		complain("no memory for the input of client %u", c->number);
+		return;
+	}
+	memcpy(c->pending, data + n, c->pending_size);
+	watch(&p->input, EPOLLOUT);
+}
+
+void input_ready(struct source *source, uint32_t events)
+{
+	struct process *p = container_of(source, struct process, input);
+
+	(void)events;
+	for (struct client *c = clients, *next; c; c = next) {
+		ssize_t n;
+		next = c->next;
+		if (c->process != p || !c->pending)
+			continue;
+		n = write(p->input.fd, c->pending, c->pending_size);
+		if (n < 0 && errno == EAGAIN)
+			return;
+		if (n < 0) {
+			input_broken(p);
+			return;
+		}
+		c->pending_size -= (size_t)n;
+		memmove(c->pending, c->pending + n, c->pending_size);
+		if (c->pending_size)
+			return;
+		free(c->pending);
+		c->pending = NULL;
+		settle(c);
+	}
+	unwatch(&p->input);
+	if (p->input_ending)
+		input_close(p);
+}
+
+/* Copies what was typed without a completed detach sequence; 1 when there was one. A broken one is passed on. */
+static int filter_keys(struct client *c, const char *in, size_t n, char *out, size_t *len)
+{
+	*len = 0;
+	for (size_t i = 0; i < n; i++) {
+		while (c->matched && in[i] != c->keys[c->matched]) {
+			size_t shift = 1; /* to the next place where the sequence may have begun */
+			while (shift < c->matched && memcmp(c->keys + shift, c->keys, c->matched - shift))
+				shift++;
+			memcpy(out + *len, c->keys, shift);
+			*len += shift;
+			c->matched -= (unsigned)shift;
+		}
+		if (in[i] != c->keys[c->matched])
+			out[(*len)++] = in[i];
+		else if (++c->matched == c->key_count)
+			return 1;
+	}
+	return 0;
+}
+
+static void detach(struct client *c)
+{
+	struct buffer b = { 0 };
+
+	event_begin(&b, "detached");
+	put_key(&b, "id", 1);
+	put_string(&b, c->process->id, strlen(c->process->id));
+	put_number(&b, "client", c->number);
+	event_end(&b);
+	c->eof = c->deaf = 1;
+}
+
+static void input_ended(struct client *c)
+{
+	struct process *p = c->process;
+
+	c->eof = 1;
+	if (!c->in || !p || p->input.fd < 0)
+		return;
+	if (p->tty) {
+		feed(c, c->keys, c->matched);
+		return;
+	}
+	if (p->stdin_end == STDIN_STAYS)
+		return;
+	for (struct client *other = clients; other && p->stdin_end == STDIN_LAST_EOF; other = other->next)
+		if (other->process == p && other->in && !other->eof)
+			return;
+	input_close(p);
+}
+
+static void take_input(struct client *c)
+{
+	ssize_t n = recv(c->source.fd, shim.scratch, INPUT_CHUNK, MSG_DONTWAIT);
+	char *data = shim.scratch;
+	size_t len = n > 0 ? (size_t)n : 0;
+	int detaches = 0;
+
+	if (n < 0 && errno == EAGAIN)
+		return;
+	if (n <= 0) {
+		input_ended(c);
+		return;
+	}
+	if (!c->in || !c->process || c->process->input.fd < 0)
+		return; /* read all the same: unread input would turn our end into a reset, which loses output */
+	if (c->key_count) {
+		data = shim.batch;
+		detaches = filter_keys(c, shim.scratch, (size_t)n, data, &len);
+	}
+	feed(c, data, len);
+	if (detaches)
+		detach(c);
+}
+
+static void client_ready(struct source *source, uint32_t events)
+{
+	struct client *c = container_of(source, struct client, source);
+
+	if (events & EPOLLOUT && backlog(c))
+		send_spilled(c);
+	if (events & (EPOLLIN | EPOLLHUP | EPOLLERR) && may_type(c))
+		take_input(c);
+	else if (events & (EPOLLHUP | EPOLLERR) && c->eof)
+		turn_deaf(c);
+	settle(c);
+}
+
+void clients_begin(struct process *process)
+{
+	for (struct client *c = clients, *next; c; c = next) {
+		next = c->next;
+		if (c->process == process)
+			settle(c);
+	}
+}
+
+void clients_finish(struct process *process, int exited)
+{
+	char code[16];
+	int n = snprintf(code, sizeof code, "%d", process->exit_code);
+
+	for (struct client *c = clients, *next; c; c = next) {
+		next = c->next;
+		if (c->process != process)
+			continue;
+		if (exited && c->exit_frame && c->mux)
+			put(c, FRAME_EXIT, code, (size_t)n);
+		free(c->pending);
+		c->pending = NULL;
+		c->process = NULL;
+		c->finished = 1;
+		if (!backlog(c))
+			shutdown(c->source.fd, SHUT_WR);
+		settle(c);
+	}
+}
+
+int unread_clients(void)
+{
+	for (const struct client *c = clients; c; c = c->next)
+		if (backlog(c))
+			return 1;
+	return 0;
+}
+
+unsigned client_count(void)
+{
+	unsigned n = 0;
+
+	for (const struct client *c = clients; c; c = c->next)
+		n++;
+	return n;
+}
+
+static int is_stream_socket(int fd)
+{
+	int type = 0;
+	socklen_t len = sizeof type;
+
+	return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_STREAM;
+}
+
+int request_attach(struct request *r)
+{
+	struct string keys = fields_get(&r->frame, "detach_keys");
+	struct process *p;
+	struct client *c;
+	int result;
+
+	if (r->fd_count != 1 || !is_stream_socket(r->fds[0]))
+		return refuse(r, -EINVAL, "attach takes one stream socket");
+	if (keys.len > KEYS_LIMIT)
+		return refuse(r, -EINVAL, "detach keys: at most %d bytes", KEYS_LIMIT);
+	result = find_process(r, 1, &p);
+	if (result)
+		return result;
+	if (p->state > PROCESS_RUNNING)
+		return refuse(r, -ESRCH, "process %s has exited", p->id);
+	c = calloc(1, sizeof *c);
+	if (!c)
+		return refuse(r, -ENOMEM, "no memory");
+	c->process = p;
+	c->number = ++last_number;
+	c->in = fields_number(&r->frame, "stdin", 0) != 0;
+	c->out = (fields_number(&r->frame, "stdout", 0) != 0) | (fields_number(&r->frame, "stderr", 0) != 0) << 1;
+	c->mux = fields_number(&r->frame, "mux", 0) != 0;
+	c->exit_frame = fields_number(&r->frame, "exit_frame", 0) != 0;
+	memcpy(c->keys, keys.data, keys.len);
+	c->key_count = keys.len;
+	c->spill = -1;
+	c->source = (struct source){ .fd = r->fds[0], .ready = client_ready };
+	r->fds[0] = -1;
+	c->next = clients;
+	clients = c;
+	put_number(r->answer, "client", c->number);
+	settle(c);
+	return 0;
+}

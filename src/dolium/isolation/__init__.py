@@ -1,0 +1,1 @@
+"""Isolation: how a sandbox's processes are held. Backends implement one interface; ``shim`` owns local processes."""

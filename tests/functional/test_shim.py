@@ -1,0 +1,921 @@
+"""dolium-shim through its client, with plans made by hand. ``DOLIUM_SHIM`` names another build of the program."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dolium.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+)
+from dolium.isolation.shim import (
+    Closed,
+    Detached,
+    Event,
+    Exited,
+    ExitRecord,
+    Shim,
+    ShimHandle,
+    Spawner,
+    is_alive,
+    list_shims,
+    read_exit,
+    read_state,
+)
+from dolium.native import program
+from dolium.runtime import plan as p
+from dolium.runtime.wire import decode_fields, encode_fields, frame
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts and namespaces"),
+    pytest.mark.skipif(not os.path.exists("/bin/busybox"), reason="needs busybox-static"),
+]
+
+DEADLINE = 60.0
+NEWNS, NEWPID, NEWUTS, NEWIPC = 0x20000, 0x20000000, 0x4000000, 0x8000000
+REC_SLAVE = 0x4000 | 0x80000
+ENV = ["PATH=/bin", "TERM=dumb"]
+MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture(scope="session")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("rootfs")
+    for name in ("bin", "dev/pts", "proc", "tmp"):
+        (root / name).mkdir(parents=True)
+    (root / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
+    (root / "bin/busybox").chmod(0o755)
+    subprocess.run(["chroot", str(root), "/bin/busybox", "--install", "-s", "/bin"], check=True)
+    (root / "bin/dolium-init").write_bytes(Path(program("dolium-init")).read_bytes())
+    (root / "bin/dolium-init").chmod(0o755)
+    for name, minor in (("null", 3), ("zero", 5)):
+        os.mknod(root / "dev" / name, 0o20666, os.makedev(1, minor))
+    os.mknod(root / "dev/tty", 0o20666, os.makedev(5, 0))
+    return root
+
+
+def container(rootfs: Path, argv: list[str], *, tty: bool = False, cgroup: str = "", pidns: bool = True) -> p.Plan:
+    """A new container with its own mounts, pids and names."""
+    plan = p.Plan()
+    plan.add(p.PARENT_BEFORE_CLONE, "open_tree", "open the root", 1, str(rootfs), 1, 1)
+    if cgroup:
+        plan.add(p.PARENT_BEFORE_CLONE, "open_path", "open the cgroup", 2, f"{cgroup}/cgroup.procs", os.O_WRONLY)
+    flags = NEWNS | NEWUTS | NEWIPC | (NEWPID if pidns else 0)
+    plan.add(p.PARENT_BEFORE_CLONE, "clone", "clone the container", flags, 0)
+    if cgroup:
+        plan.add(p.CHILD_BEFORE_PIVOT, "cg_join", "join the cgroup", 2)
+    plan.add(p.CHILD_BEFORE_PIVOT, "propagation", "make mounts slaves", REC_SLAVE)
+    plan.add(p.CHILD_BEFORE_PIVOT, "root_attach", "attach the root", 1)
+    plan.add(p.CHILD_BEFORE_PIVOT, "mount_fs", "mount proc on /proc", "proc", "proc", [], 0, "/proc", 0)
+    options = ["newinstance", "ptmxmode=0666", "mode=0620"]
+    plan.add(p.CHILD_BEFORE_PIVOT, "mount_fs", "mount devpts on /dev/pts", "devpts", "devpts", options, 0, "/dev/pts",
+             0)
+    if tty:
+        plan.add(p.CHILD_BEFORE_PIVOT, "setsid", "new session")
+        plan.add(p.CHILD_BEFORE_PIVOT, "console", "make the terminal", -1, 24, 80)
+    else:
+        plan.add(p.CHILD_BEFORE_PIVOT, "stdio", "standard streams", p.SLOT_STDIN, p.SLOT_STDOUT, p.SLOT_STDERR)
+    plan.add(p.CHILD_AFTER_PIVOT, "pivot", "pivot_root", 0)
+    _program(plan, argv)
+    return plan
+
+
+def joined(pid: int, argv: list[str]) -> p.Plan:
+    """An exec: the namespaces of a running container."""
+    plan = p.Plan()
+    kinds = (("ipc", NEWIPC), ("uts", NEWUTS), ("pid", NEWPID), ("mnt", NEWNS))
+    for slot, (name, kind) in enumerate(kinds, 3):
+        plan.add(p.PARENT_BEFORE_CLONE, "ns_open", f"open the {name} namespace", slot, f"/proc/{pid}/ns/{name}", kind)
+        plan.add(p.PARENT_BEFORE_CLONE, "ns_join", f"join the {name} namespace", slot, kind)
+    plan.add(p.PARENT_BEFORE_CLONE, "clone", "clone into the container", 0, 0)
+    plan.add(p.CHILD_AFTER_PIVOT, "setsid", "new session")
+    plan.add(p.CHILD_AFTER_PIVOT, "stdio", "standard streams", p.SLOT_STDIN, p.SLOT_STDOUT, p.SLOT_STDERR)
+    _program(plan, argv)
+    return plan
+
+
+def _program(plan: p.Plan, argv: list[str]) -> None:
+    plan.add(p.CHILD_AFTER_PIVOT, "cwd", "change to /", "/")
+    plan.add(p.CHILD_AFTER_PIVOT, "find_executable", f"find {argv[0]}", argv[0], ENV)
+    plan.add(p.AFTER_START, "exec", f"run {argv[0]}", argv[0], argv, ENV)
+
+
+class Bench:
+    """A spawner and the shims made through it; what events came."""
+
+    def __init__(self, base: Path, rootfs: Path) -> None:
+        self.base = base
+        self.rootfs = rootfs
+        env = {name: os.environ[name] for name in os.environ if name.endswith("SAN_OPTIONS")}
+        self.spawner = Spawner(os.environ.get("DOLIUM_SHIM"), env)
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.handles: list[ShimHandle] = []
+        self.connections: list[Shim] = []
+
+    async def spawn(self, id: str = "s1") -> Shim:
+        folder = self.base / id
+        folder.mkdir()
+        self.handles.append(await self.spawner.spawn(id, str(folder)))
+        return await self.connect(id)
+
+    async def connect(self, id: str = "s1") -> Shim:
+        shim = await Shim.connect(str(self.base / id), self.events.put_nowait)
+        self.connections.append(shim)
+        return shim
+
+    async def exited(self, id: str) -> ExitRecord:
+        """The exit event of a process; events of others are put back."""
+        event = await self.event(lambda event: isinstance(event, Exited) and event.record.id == id)
+        assert isinstance(event, Exited)
+        return event.record
+
+    async def event(self, wanted: Callable[[Event], bool]) -> Event:
+        others: list[Event] = []
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while True:
+                    event = await self.events.get()
+                    if wanted(event):
+                        return event
+                    others.append(event)
+        finally:
+            for other in others:
+                self.events.put_nowait(other)
+
+    def sh(self, script: str, **options: bool | str) -> bytes:
+        return container(self.rootfs, ["sh", "-c", script], **options).encode()  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def bench(base: Path, rootfs: Path) -> AsyncIterator[Bench]:
+    it = Bench(base, rootfs)
+    await it.spawner.start()
+    try:
+        yield it
+    finally:
+        for client in Client.all:
+            client.sock.close()
+        Client.all.clear()
+        for shim in it.connections:
+            shim.close()
+        await it.spawner.close()
+        for handle in it.handles:
+            if is_alive(handle):
+                _kill_shim(handle)
+        for log in base.glob("*/shim.log"):
+            print(log, log.read_text())
+
+
+def _kill_shim(handle: ShimHandle) -> None:
+    children = Path(f"/proc/{handle.pid}/task/{handle.pid}/children").read_text().split()
+    for pid in map(int, children):
+        os.kill(pid, signal.SIGKILL)
+    os.kill(handle.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def run(tmp_path: Path, rootfs: Path) -> Callable[[Callable[[Bench], Awaitable[None]]], None]:
+    def runner(body: Callable[[Bench], Awaitable[None]]) -> None:
+        async def main() -> None:
+            async with bench(tmp_path, rootfs) as it:
+                await body(it)
+
+        asyncio.run(main())
+
+    return runner
+
+
+Run = Callable[[Callable[[Bench], Awaitable[None]]], None]
+
+
+class Client:
+    """The near end of an attached socket."""
+
+    all: list[Client] = []
+
+    def __init__(self, sock: socket.socket, number: int) -> None:
+        self.all.append(self)
+        self.sock = sock
+        self.number = number
+        self.seen = b""
+        sock.setblocking(False)
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.sock, data)
+
+    def half_close(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    async def read(self) -> bytes:
+        async with asyncio.timeout(DEADLINE):
+            data = await asyncio.get_running_loop().sock_recv(self.sock, 1 << 16)
+        self.seen += data
+        return data
+
+    async def until(self, wanted: bytes) -> bytes:
+        while wanted not in self.seen:
+            assert await self.read(), f"ended after {self.seen!r}"
+        return self.seen
+
+    async def rest(self) -> bytes:
+        """All that was not asked for by `until`, to the end."""
+        while await self.read():
+            pass
+        self.sock.close()
+        return self.seen
+
+
+async def attach(shim: Shim, id: str, **options: bool | bytes) -> Client:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        number = await shim.attach(id, theirs.fileno(), **options)  # type: ignore[arg-type]
+    return Client(ours, number)
+
+
+def frames(data: bytes) -> list[tuple[int, bytes]]:
+    out = []
+    while data:
+        size = int.from_bytes(data[4:8], "big")
+        assert data[1:4] == b"\0\0\0" and len(data) >= 8 + size
+        out.append((data[0], data[8 : 8 + size]))
+        data = data[8 + size :]
+    return out
+
+
+def streams(data: bytes) -> dict[int, bytes]:
+    out: dict[int, bytes] = {}
+    for number, payload in frames(data):
+        out[number] = out.get(number, b"") + payload
+    return out
+
+
+def log_lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_output_exit_code_and_record(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        client = await attach(shim, "init", mux=True, exit_frame=True)
+        launched = await shim.launch("init", it.sh("echo out; echo err >&2; exit 7"))
+        assert launched.pid > 0 and launched.start_time > 0 and all(us > 0 for us in launched.microseconds[:2])
+        record = await it.exited("init")
+        assert (record.exit_code, record.signal, record.oom, record.pid) == (7, 0, False, launched.pid)
+        assert record.started_at_ns <= record.exited_at_ns
+        assert streams(await client.rest()) == {1: b"out\n", 2: b"err\n", 4: b"7"}
+        assert read_exit(str(it.base / "s1"), "init") == record
+        assert (await shim.status())["init"].state == "exited"
+        await shim.forget("init")
+        await shim.forget("init")
+        assert read_exit(str(it.base / "s1"), "init") is None and await shim.status() == {}
+        await shim.end()
+        await it.event(lambda event: isinstance(event, Closed))
+        assert os.listdir(it.base / "s1") == []
+
+    run(body)
+
+
+def test_raw_attach_and_stream_choice(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        out = await attach(shim, "init", stderr=False)
+        err = await attach(shim, "init", stdout=False)
+        await shim.launch("init", it.sh("echo out; echo err >&2"))
+        assert await out.rest() == b"out\n"
+        assert await err.rest() == b"err\n"
+
+    run(body)
+
+
+def test_signal_death_and_many_processes(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        client = await attach(shim, "a")
+        await shim.launch("a", it.sh("trap 'echo got; exit 3' USR1; echo ready; while :; do read x; done", pidns=True),
+                          stdin=True)
+        await shim.launch("b", container(it.rootfs, ["sleep", "1000"], pidns=False).encode())
+        await client.until(b"ready\n")
+        await shim.signal("a", signal.SIGUSR1)
+        await shim.signal("b", signal.SIGTERM)
+        b = await it.exited("b")
+        assert (b.exit_code, b.signal) == (128 + signal.SIGTERM, signal.SIGTERM)
+        assert (await it.exited("a")).exit_code == 3
+        with pytest.raises(FailedPrecondition):
+            await shim.signal("a", 9)
+        with pytest.raises(NotFound):
+            await shim.signal("nobody", 9)
+
+    run(body)
+
+
+def test_program_starts_with_clean_signals_and_fds(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        client = await attach(shim, "init")
+        await attach(shim, "init")
+        await shim.launch("init", it.sh("grep -E 'Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd | wc -l"))
+        lines = (await client.rest()).split()
+        assert lines == [b"SigBlk:", b"0" * 16, b"SigIgn:", b"0" * 16, b"4"]  # the fourth fd is ls's own
+
+    run(body)
+
+
+def test_half_close(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        client = await attach(shim, "init", stdin=True, mux=True)
+        await client.send(b"hi\n")
+        client.half_close()
+        await shim.launch("init", it.sh("cat; echo done"), stdin=True, stdin_once=1)
+        assert streams(await client.rest()) == {1: b"hi\ndone\n"}
+        assert (await it.exited("init")).exit_code == 0
+
+    run(body)
+
+
+def test_stdin_stays_open_without_once_and_no_stdin_is_empty(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        first = await attach(shim, "init", stdin=True)
+        await shim.launch("init", it.sh("cat"), stdin=True)
+        await first.send(b"one\n")
+        await first.until(b"one\n")
+        first.half_close()
+        second = await attach(shim, "init", stdin=True)
+        await second.send(b"two\n")
+        await second.until(b"two\n")
+        await first.until(b"two\n")
+        await shim.close_stdin("init")
+        assert (await it.exited("init")).exit_code == 0
+        await shim.launch("none", it.sh("cat; exit 5"))
+        assert (await it.exited("none")).exit_code == 5
+
+    run(body)
+
+
+def test_last_client_closes_stdin(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        one = await attach(shim, "init", stdin=True)
+        two = await attach(shim, "init", stdin=True)
+        await shim.launch("init", it.sh("cat; exit 4"), stdin=True, stdin_once=2)
+        one.half_close()
+        await two.send(b"still\n")
+        await one.until(b"still\n")
+        two.sock.close()
+        assert (await it.exited("init")).exit_code == 4
+        assert await one.rest() == b"still\n"
+
+    run(body)
+
+
+def test_large_input_is_not_lost_and_holds_up_nobody(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        client = await attach(shim, "init", stdin=True)
+        gate = await attach(shim, "other", stdin=True)
+        data = os.urandom(1 << 20) * 4
+        await shim.launch("init", it.sh("mkfifo /tmp/gate; read go < /tmp/gate; sha256sum"), stdin=True, stdin_once=1)
+        await shim.launch("other", it.sh("until [ -p /tmp/gate ]; do :; done; cat > /tmp/gate"), stdin=True,
+                          stdin_once=1)
+        sending = asyncio.create_task(client.send(data))
+        assert "init" in await shim.status()  # the shim answers while the pipe is full
+        await gate.send(b"go\n")
+        gate.half_close()
+        await sending
+        client.half_close()
+        assert (await client.rest()).split()[0] == hashlib.sha256(data).hexdigest().encode()
+
+    run(body)
+
+
+def test_input_after_the_reader_closed_is_dropped(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        client = await attach(shim, "init", stdin=True)
+        await shim.launch("init", it.sh("exec 0<&-; echo closed; while [ ! -e /proc/1/nothing ]; do sleep 1000; done"),
+                          stdin=True)
+        await client.until(b"closed\n")
+        await client.send(b"x" * (1 << 20))
+        assert (await shim.status())["init"].state == "running"
+        await shim.signal("init", 9)
+        assert (await it.exited("init")).signal == 9
+        assert await client.rest() == b"closed\n"
+
+    run(body)
+
+
+def test_terminal_echo_resize_and_detach(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        keys = b"\x10\x11"  # ctrl-p ctrl-q
+        client = await attach(shim, "init", stdin=True, detach_keys=keys)
+        script = "stty size; read a; echo \"<$a>\"; stty size; read b; printf '%s' \"$b\" | od -An -tx1; read c; exit 9"
+        await shim.launch("init", it.sh(script, tty=True), tty=True, stdin=True)
+        await client.until(b"24 80\r\n")
+        await client.send(b"hello\n")
+        await client.until(b"hello\r\n<hello>\r\n24 80\r\n")
+        await shim.resize("init", 50, 132)
+        await client.send(b"a\x10\x10b\n")  # a broken sequence is passed on
+        await client.until(b" 61 10 10 62\r\n")
+        other = await attach(shim, "init", stdin=True)
+        await client.send(b"\x10")
+        await client.send(b"\x11never")
+        await client.rest()
+        detached = await it.event(lambda event: isinstance(event, Detached))
+        assert detached == Detached("init", client.number)
+        other.half_close()  # ignored by a terminal
+        last = await attach(shim, "init", stdin=True)
+        await last.send(b"\n")
+        assert (await it.exited("init")).exit_code == 9
+        assert b"never" not in await last.rest()
+
+    run(body)
+
+
+def test_resized_terminal_reports_its_size(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        client = await attach(shim, "init", stdin=True)
+        await shim.launch("init", it.sh("echo up; read a; stty size", tty=True), tty=True, stdin=True)
+        await client.until(b"up")
+        await shim.resize("init", 50, 132)
+        await client.send(b"\n")
+        assert b"50 132" in await client.rest()
+        await shim.launch("pipes", it.sh("cat"), stdin=True)
+        with pytest.raises(FailedPrecondition):
+            await shim.resize("pipes", 1, 1)
+
+    run(body)
+
+
+def test_stalled_client_loses_nothing_and_holds_up_nobody(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        stalled = await attach(shim, "init", mux=True, exit_frame=True)
+        eager = await attach(shim, "init", mux=True, exit_frame=True)
+        script = "i=0; while [ $i -lt 100 ]; do head -c 1048576 /dev/zero | tr '\\0' $((i % 10)); i=$((i + 1)); done"
+        await shim.launch("init", it.sh(script))
+        expected = hashlib.sha256(b"".join(str(i % 10).encode() * (1 << 20) for i in range(100))).digest()
+
+        async def digest(client: Client) -> tuple[bytes, bytes]:
+            total, rest, code = hashlib.sha256(), bytearray(), b""
+            while data := await client.read():
+                client.seen = b""
+                rest += data
+                while len(rest) >= 8 and len(rest) >= 8 + (size := int.from_bytes(rest[4:8], "big")):
+                    if rest[0] == 1:
+                        total.update(rest[8 : 8 + size])
+                    else:
+                        code += rest[8 : 8 + size]
+                    del rest[: 8 + size]
+            return total.digest(), code
+
+        assert await digest(eager) == (expected, b"0")
+        assert (await it.exited("init")).exit_code == 0
+        await shim.forget("init")
+        await shim.end()  # it lingers for the one who has not read
+        assert await digest(stalled) == (expected, b"0")
+
+    run(body)
+
+
+def test_client_that_goes_away(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        gone = await attach(shim, "init", stdin=True)
+        stays = await attach(shim, "init", stdin=True)
+        await shim.launch("init", it.sh("read a; echo $a; read a; head -c 1000000 /dev/zero; read a"), stdin=True)
+        await gone.send(b"first\n")
+        gone.sock.close()
+        await stays.until(b"first\n")
+        await stays.send(b"\n")
+        await stays.until(b"first\n" + bytes(1000000))
+        await stays.send(b"\n")
+        assert (await it.exited("init")).exit_code == 0
+
+    run(body)
+
+
+def test_log_format(run: Run, tmp_path: Path) -> None:
+    log = tmp_path / "c-json.log"
+    long = "é" * 10000
+
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        script = (
+            r"""printf 'plain <b>&"\\\\\t\001\n'; """
+            r"""printf 'bad \377\300\257 \355\240\200 \342\200\250\342\200\251 €𝄞\n'"""
+            f"; echo oops >&2; printf '{long}\\n'; printf partial"
+        )
+        await shim.launch("init", it.sh(script), log=str(log))
+        assert (await it.exited("init")).exit_code == 0
+
+    run(body)
+    raw = log.read_bytes().splitlines()
+    assert raw[0].startswith(rb'{"log":"plain \u003cb\u003e\u0026\"\\\\\t\u0001\n","stream":"stdout","time":"2')
+    lines = log_lines(log)
+    out = [line["log"] for line in lines if line["stream"] == "stdout"]
+    assert out[1] == "bad \ufffd\ufffd\ufffd \ufffd\ufffd\ufffd \u2028\u2029 €𝄞\n"
+    assert rb"\u2028\u2029" in log.read_bytes() and rb"\ufffd" in log.read_bytes()
+    assert [line["log"] for line in lines if line["stream"] == "stderr"] == ["oops\n"]
+    assert len(out[2].encode()) == 16384 and out[2] + out[3] == long + "\n"
+    assert out[4:] == ["partial"]
+    for line in lines:
+        assert len(line["time"]) == 30 and line["time"].endswith("Z")
+
+
+def test_log_rotation(run: Run, tmp_path: Path) -> None:
+    log = tmp_path / "c-json.log"
+
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        script = "i=0; while [ $i -lt 1000 ]; do echo line $i; i=$((i + 1)); done"
+        await shim.launch("init", it.sh(script), log=str(log), log_max_size=20000, log_max_files=3)
+        await it.exited("init")
+        await shim.launch("one", it.sh(script), log=str(log) + "-one", log_max_size=20000, log_max_files=1)
+        await it.exited("one")
+
+    run(body)
+    names = sorted(path.name for path in tmp_path.glob("c-json.log*"))
+    assert names == ["c-json.log", "c-json.log-one", "c-json.log.1", "c-json.log.2"]
+    oldest_first = ("c-json.log.2", "c-json.log.1", "c-json.log")
+    kept = [line["log"] for name in oldest_first for line in log_lines(tmp_path / name)]
+    assert kept == [f"line {i}\n" for i in range(1000 - len(kept), 1000)] and len(kept) > 400
+    assert all((tmp_path / name).stat().st_size <= 20000 for name in names)
+    assert log_lines(tmp_path / "c-json.log-one")[-1]["log"] == "line 999\n"
+
+
+def test_full_disk_is_told_in_the_log(run: Run, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=True)
+    log = small / "c.log"
+    try:
+
+        async def body(it: Bench) -> None:
+            (small / "filler").write_bytes(bytes(56 << 10))
+            shim = await it.spawn()
+            client = await attach(shim, "init", stdin=True)
+            script = "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i + 1)); done; read a; echo after; exit 2"
+            await shim.launch("init", it.sh(script), log=str(log), stdin=True)
+            await client.until(b"line 1999\n")
+            (small / "filler").unlink()
+            await client.send(b"\n")
+            assert (await it.exited("init")).exit_code == 2
+
+        run(body)
+        lines = [line["log"] for line in log_lines(log)]
+        assert lines[-1] == "after\n"
+        assert "lines were lost here" in lines[-2]
+        told = [line for line in lines if "were lost" in line]
+        assert sum(int(line.split()[1]) for line in told) + len(lines) - len(told) == 2001
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_exec_joins_the_container(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        client = await attach(shim, "init")
+        init = await shim.launch("init", it.sh("hostname inside; echo up; exec sleep 1000"))
+        await client.until(b"up\n")
+        out = await attach(shim, "exec-1", stdin=True)
+        plan = joined(init.pid, ["sh", "-c", "hostname; tr '\\0' ' ' < /proc/1/cmdline; cat; exit 11"]).encode()
+        await shim.launch("exec-1", plan, stdin=True, stdin_once=1)
+        await out.send(b"typed")
+        out.half_close()
+        assert await out.rest() == b"inside\nsleep 1000 typed"
+        assert (await it.exited("exec-1")).exit_code == 11
+        assert (await shim.status())["init"].state == "running"
+        await shim.signal("init", 9)
+        assert (await it.exited("init")).signal == 9
+
+    run(body)
+
+
+def test_exit_does_not_wait_for_grandchildren(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        client = await attach(shim, "init")
+        await shim.launch("init", it.sh("echo up; exec sleep 1000"))
+        init = (await shim.status())["init"].record
+        plan = joined(init.pid, ["sh", "-c", "sleep 1000 & echo parent; exit 6"]).encode()
+        out = await attach(shim, "exec")
+        await shim.launch("exec", plan)
+        assert (await it.exited("exec")).exit_code == 6
+        assert await out.rest() == b"parent\n"
+        await shim.signal("init", 9)
+        await client.rest()
+
+    run(body)
+
+
+def test_failed_launch_leaves_nothing(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        client = await attach(shim, "init", stdin=True)
+        with pytest.raises(NotFound) as caught:
+            await shim.launch("init", container(it.rootfs, ["no-such-program"]).encode())
+        assert "executable file not found" in str(caught.value)
+        assert await client.rest() == b""
+        assert await shim.status() == {}
+        failing = container(it.rootfs, ["true"])
+        failing.add(p.PARENT_STARTED, "open_path", "open what is not there", 9, "/nonexistent", 0)
+        with pytest.raises(NotFound):
+            await shim.launch("init", failing.encode())
+        for bad in (b"", b"DOLM", container(it.rootfs, ["true"], tty=True).encode()):
+            with pytest.raises(InvalidArgument):
+                await shim.launch("init", bad)
+        await shim.launch("init", it.sh("exit 0"))
+        await it.exited("init")
+        with pytest.raises(AlreadyExists):
+            await shim.launch("init", it.sh("exit 0"))
+        for name in ("", "../x", ".x", "a/b", "a" * 200):
+            with pytest.raises(InvalidArgument):
+                await shim.launch(name, it.sh("exit 0"))
+
+    run(body)
+
+
+def test_after_exit_operations(run: Run, tmp_path: Path) -> None:
+    marker, hook = tmp_path / "marker", tmp_path / "hook"
+    marker.write_text("")
+
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        plan = container(it.rootfs, ["true"])
+        plan.add(p.AFTER_EXIT, "unlink", "remove the marker", str(marker))
+        plan.add(p.AFTER_EXIT, "hook", "poststop hook", "/bin/sh", ["sh", "-c", f"cat > {hook}"], [], 5000,
+                 f'{{"pid":{p.PID}}}')
+        plan.add(p.AFTER_EXIT, "write_file", "write nowhere", "/nonexistent/x", "", 0o600, 0)
+        launched = await shim.launch("init", plan.encode())
+        record = await it.exited("init")
+        assert record.exit_code == 0 and "write nowhere" in record.after_exit_error
+        assert not marker.exists() and hook.read_text() == f'{{"pid":{launched.pid}}}'
+
+    run(body)
+
+
+def test_passed_fds_fill_slots(run: Run, tmp_path: Path) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        plan = container(it.rootfs, ["sh", "-c", "echo through; echo err >&2"])
+        stdio = plan.named("stdio")[0]
+        stdio.args = (p.SLOT_STDIN, 20, p.SLOT_STDERR)
+        client = await attach(shim, "init")
+        with open(tmp_path / "file", "wb") as file:
+            await shim.launch("init", plan.encode(), fds={20: file.fileno()})
+        await it.exited("init")
+        assert (tmp_path / "file").read_bytes() == b"through\n" and await client.rest() == b"err\n"
+        with open(tmp_path / "file", "rb") as file, pytest.raises(InvalidArgument):
+            await shim.launch("bad", plan.encode(), fds={p.SLOT_STDIN: file.fileno()})
+
+    run(body)
+
+
+def test_spawner_and_client_die_and_nothing_is_lost(run: Run, tmp_path: Path) -> None:
+    log = tmp_path / "c.log"
+
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        client = await attach(shim, "init", stdin=True)
+        await shim.launch("init", it.sh("while read a; do echo \"$a\"; done; exit 21"), stdin=True, stdin_once=1,
+                          log=str(log))
+        await client.send(b"before\n")
+        await client.until(b"before\n")
+        os.kill(it.spawner.pid, signal.SIGKILL)
+        await it.spawner.close()
+        shim.close()
+        with pytest.raises(Unavailable):
+            await it.spawner.spawn("no", str(tmp_path))
+        await client.send(b"between\n")  # an attach outlives the daemon
+        await client.until(b"between\n")
+        (handle,) = list_shims(str(it.base))
+        assert is_alive(handle) and handle.id == "s1"
+        again = await it.connect()
+        assert again.processes["init"].state == "running"
+        client.half_close()
+        assert (await it.exited("init")).exit_code == 21
+        again.close()
+        third = await it.connect()
+        assert third.processes["init"].record.exit_code == 21
+        assert await client.rest() == b"before\nbetween\n"
+
+    run(body)
+    assert [line["log"] for line in log_lines(log)] == ["before\n", "between\n"]
+
+
+def test_newer_connection_replaces_the_older(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        old = await it.spawn()
+        new = await it.connect()
+        await it.event(lambda event: isinstance(event, Closed))
+        assert not old.connected and new.connected
+        with pytest.raises(Unavailable):
+            await old.status()
+        assert await new.status() == {}
+
+    run(body)
+
+
+def test_dead_shim_and_exit_record_of_a_dead_shim(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        await shim.launch("done", it.sh("exit 13"))
+        await it.exited("done")
+        os.kill(shim.handle.pid, signal.SIGKILL)
+        await it.event(lambda event: isinstance(event, Closed))
+        folder = str(it.base / "s1")
+        with pytest.raises(Unavailable):
+            await Shim.connect(folder, it.events.put_nowait)
+        record = read_exit(folder, "done")
+        assert record is not None and record.exit_code == 13
+        assert read_exit(folder, "other") is None
+        with pytest.raises(NotFound):
+            read_state(str(it.base))
+
+    run(body)
+
+
+def test_wrong_hello_and_malformed_frames(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        await shim.launch("init", it.sh("exec sleep 1000"))
+        loop = asyncio.get_running_loop()
+        path = str(it.base / "s1/shim.sock")
+
+        async def raw() -> socket.socket:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            await loop.sock_connect(sock, path)
+            return sock
+
+        async def ended(sock: socket.socket) -> bytes:
+            async with asyncio.timeout(DEADLINE):
+                try:
+                    return await loop.sock_recv(sock, 65536)
+                except ConnectionResetError:
+                    return b""
+
+        def hello(**fields: str | int) -> bytes:
+            return frame(encode_fields({"request": 1, "type": "hello", "version": 1, "nonce": "x", **fields}))
+
+        bad = [
+            b"\xff\xff\xff\xff", frame(b"\x01"), frame(b"\xff\xff\xff\x7fabc"),
+            frame(encode_fields({"type": "hello"})[:-2] + b"xx"),
+        ]
+        for data in bad:
+            with await raw() as sock:
+                await loop.sock_sendall(sock, data)
+                assert await ended(sock) == b""
+        half = await raw()
+        await loop.sock_sendall(half, hello()[:9])  # holds up nobody
+        for data, number in ((hello(), 13), (hello(version=9), 71), (hello(type="status"), 1)):
+            with await raw() as sock:
+                await loop.sock_sendall(sock, data)
+                assert decode_fields((await ended(sock))[4:])["errno"] == [str(number).encode()]
+        with await raw() as sock:  # empty frame: no type
+            await loop.sock_sendall(sock, frame(b""))
+            assert b"errno" in await ended(sock)
+        crowd = [await raw() for _ in range(12)]
+        assert (await shim.status())["init"].state == "running"
+        for sock in [half, *crowd]:
+            sock.close()
+        with pytest.raises(Unimplemented):
+            await shim._request("dance", {})
+        with pytest.raises(InvalidArgument):
+            await shim._request("attach", {"id": "init"})
+        with open("/dev/null", "rb") as null, pytest.raises(InvalidArgument):
+            await shim.attach("init", null.fileno())
+        with pytest.raises(FailedPrecondition):
+            await shim.end()
+        with pytest.raises(FailedPrecondition):
+            await shim.forget("init")
+        await shim.signal("init", 9)
+        await it.exited("init")
+
+    run(body)
+
+
+@pytest.fixture
+def memory_cgroup() -> Iterator[str]:
+    if not (MEMORY / "memory.limit_in_bytes").exists():
+        pytest.skip("needs the memory controller on cgroup v1")
+    group = MEMORY / f"dolium-test-{os.getpid()}"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text(str(8 << 20))
+    yield str(group)
+    group.rmdir()
+
+
+def test_oom_kill_is_recorded(run: Run, memory_cgroup: str) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        files = [f"{memory_cgroup}/memory.oom_control", "/nonexistent/memory.events"]
+        await shim.launch("eats", it.sh("exec tail -c 100000000 /dev/zero", cgroup=memory_cgroup), oom_files=files)
+        record = await it.exited("eats")
+        assert (record.oom, record.signal) == (True, signal.SIGKILL)
+        await shim.launch("fits", it.sh("exit 0", cgroup=memory_cgroup), oom_files=files)
+        assert not (await it.exited("fits")).oom
+
+    run(body)
+
+
+def test_init_forwards_reaps_and_returns(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+
+        async def run_init(id: str, *argv: str) -> tuple[int, bytes]:
+            client = await attach(shim, id)
+            await shim.launch(id, container(it.rootfs, ["dolium-init", *argv]).encode())
+            return (await it.exited(id)).exit_code, await client.rest()
+
+        assert await run_init("a", "--", "sh", "-c", "exit 5") == (5, b"")
+        assert await run_init("b", "sh", "-c", "kill -9 $$") == (137, b"")
+        code, text = await run_init("c", "nope")
+        assert code == 127 and b"dolium-init: exec nope: No such file or directory" in text
+        code, text = await run_init("d", "/tmp")
+        assert code == 126 and b"Permission denied" in text
+        client = await attach(shim, "e")
+        script = "trap 'echo term; exit 8' TERM; (sleep 0 &) ; echo up; while :; do sleep 1000 & wait $!; done"
+        await shim.launch("e", container(it.rootfs, ["dolium-init", "sh", "-c", script]).encode())
+        await client.until(b"up\n")
+        await shim.signal("e", signal.SIGTERM)
+        assert (await it.exited("e")).exit_code == 8
+        tty = await attach(shim, "f", stdin=True)
+        plan = container(it.rootfs, ["dolium-init", "sh", "-c", "echo up; sleep 1000"], tty=True)
+        await shim.launch("f", plan.encode(), tty=True, stdin=True)
+        await tty.until(b"up\r\n")
+        await tty.send(b"\x03")  # ctrl-c reaches the foreground group
+        assert (await it.exited("f")).exit_code == 130
+
+    run(body)
+
+
+def test_spawner_leaves_session_and_cgroup(tmp_path: Path, rootfs: Path) -> None:
+    pids_v1 = Path("/sys/fs/cgroup/pids")
+    parent = pids_v1 if pids_v1.exists() else Path("/sys/fs/cgroup")
+    group = parent / f"dolium-test-{os.getpid()}"
+    group.mkdir()
+
+    async def main() -> None:
+        it = Bench(tmp_path, rootfs)
+        await it.spawner.start([str(group / "cgroup.procs")])
+        try:
+            shim = await it.spawn()
+            pids = [it.spawner.pid, shim.handle.pid]
+            assert sorted(map(int, (group / "cgroup.procs").read_text().split())) == sorted(pids)
+            assert [os.getsid(pid) for pid in pids] == pids
+            assert os.readlink(f"/proc/{pids[1]}/cwd") == str(it.base / "s1")
+            links = [os.readlink(f"/proc/{pids[1]}/fd/{fd}") for fd in (0, 1, 2)]
+            assert links == ["/dev/null"] * 3
+            await shim.end()
+            await it.event(lambda event: isinstance(event, Closed))
+            with pytest.raises(NotFound):
+                await it.spawner.spawn("x", str(tmp_path / "absent"))
+        finally:
+            await it.spawner.close()
+        with pytest.raises(NotFound):
+            await Spawner(os.environ.get("DOLIUM_SHIM")).start(["/nonexistent/cgroup.procs"])
+
+    try:
+        asyncio.run(main())
+    finally:
+        group.rmdir()
+
+
+def test_idle_memory_is_printed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    async def body(it: Bench) -> None:
+        def pss(pid: int) -> int:
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            return int(next(line.split()[1] for line in text.splitlines() if line.startswith("Pss:")))
+
+        shims = [await it.spawn(f"s{i}") for i in range(10)]
+        fresh = [pss(shim.handle.pid) for shim in shims]
+        for shim in shims:
+            await shim.launch("init", it.sh("echo hello; exec sleep 1000"), log=str(it.base / f"{shim.handle.id}.log"))
+        after = [pss(shim.handle.pid) for shim in shims]
+        with capsys.disabled():
+            print(f"\nPSS of 10 shims, KB: before a launch {fresh}, right after one {after}")
+        for shim in shims:
+            await shim.signal("init", 9)
+            await it.exited("init")
+
+    run(body)
