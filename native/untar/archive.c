@@ -556,8 +556,13 @@ int archive_next(struct archive *archive, struct error *error)
 {
     __attribute__((cleanup(pending_free))) struct pending pending = {0};
     entry_free(&archive->entry);
-    if (stream_skip(&archive->stream, archive->left, error) < 0 ||
-        stream_skip(&archive->stream, archive->padding, error) < 0)
+    if (stream_skip(&archive->stream, archive->left, error) < 0)
+        return -1;
+    /* umoci ends some layers with the last file's last byte: no padding, no zero blocks. */
+    int more = archive->padding > 0 ? stream_more(&archive->stream, error) : 1;
+    if (more <= 0)
+        return more;
+    if (stream_skip(&archive->stream, archive->padding, error) < 0)
         return -1;
     archive->left = archive->padding = 0;
     for (bool described = false;; described = true) {

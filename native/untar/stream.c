@@ -34,15 +34,21 @@ static ssize_t fill(struct stream *stream, struct error *error)
     }
 }
 
+int stream_more(struct stream *stream, struct error *error)
+{
+    if (stream->start < stream->end)
+        return 1;
+    ssize_t got = fill(stream, error);
+    return got > 0 ? 1 : (int)got;
+}
+
 /* Have at least one byte buffered. */
 static int need(struct stream *stream, struct error *error)
 {
-    if (stream->start < stream->end)
-        return 0;
-    ssize_t got = fill(stream, error);
-    if (got < 0)
+    int more = stream_more(stream, error);
+    if (more < 0)
         return -1;
-    return got ? 0 : refuse(error, "read archive", "the archive is cut short");
+    return more ? 0 : refuse(error, "read archive", "the archive is cut short");
 }
 
 int stream_block(struct stream *stream, const unsigned char **block, struct error *error)

@@ -116,7 +116,7 @@ static bool made(const struct tree *tree, const char *path)
 }
 
 /* Remove `name`. With `path` (its path in the layer), what this layer made stays. */
-static int remove_all(struct tree *tree, int parent, const char *name, const char *path, struct error *error)
+static int remove_all(const struct tree *tree, int parent, const char *name, const char *path, struct error *error)
 {
     bool keep = path && made(tree, path);
     if (!keep && unlinkat(parent, name, 0) == 0)
@@ -249,14 +249,9 @@ static int enter(struct tree *tree, char *path, const char **name, struct error 
 }
 
 /* EEXIST: the later entry wins, as with every tar. */
-static int replace(struct tree *tree, const char *name, struct error *error)
+static int replace(const struct tree *tree, const char *name, struct error *error)
 {
-    int parent = dup(tree->parent);
-    if (parent < 0)
-        return fail(error, "dup", errno);
-    int result = remove_all(tree, parent, name, NULL, error);
-    close(parent);
-    return result;
+    return remove_all(tree, tree->parent, name, NULL, error);
 }
 
 static bool skip_xattr(const struct tree *tree, const char *name)
@@ -436,15 +431,9 @@ static int whiteout(struct tree *tree, char *path, const char *name, struct erro
     if (*hidden == '\0' || strcmp(hidden, ".") == 0 || strcmp(hidden, "..") == 0)
         return refuse(error, "refused", "the whiteout names no file");
     if (tree->apply) {
-        char *at = path + (name - path);
+        char *at = path + (name - path); /* the path without its prefix is that of what goes */
         memmove(at, hidden, strlen(hidden) + 1);
-        int parent = dup(tree->parent);
-        if (parent < 0)
-            return fail(error, "dup", errno);
-        int result = remove_all(tree, parent, at, path, error);
-        close(parent);
-        forget_parent(tree);
-        return result;
+        return remove_all(tree, tree->parent, at, path, error);
     }
     struct stat stat = {0};
     if (mknodat(tree->parent, hidden, S_IFCHR, makedev(0, 0)) == 0)

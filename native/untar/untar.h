@@ -55,6 +55,8 @@ int stream_open(struct stream *stream, int fd, struct error *error);
 void stream_close(struct stream *stream);
 /* Point `block` at the next 512 bytes: 1, or 0 when the stream ended on a block boundary. Valid until the next call. */
 int stream_block(struct stream *stream, const unsigned char **block, struct error *error);
+/* 1 when there is another byte, 0 at the end. */
+int stream_more(struct stream *stream, struct error *error);
 int stream_bytes(struct stream *stream, void *to, size_t size, struct error *error);
 int stream_skip(struct stream *stream, int64_t size, struct error *error);
 /* Move `size` bytes to `fd` at `offset`. */

@@ -51,7 +51,10 @@ class ImageFiles:
         return digest_of(self.manifest)
 
 
-def tar(entries: Iterable[tarfile.TarInfo | tuple[tarfile.TarInfo, bytes]], *, format: int = tarfile.PAX_FORMAT) -> bytes:
+Entry = tarfile.TarInfo | tuple[tarfile.TarInfo, bytes]
+
+
+def tar(entries: Iterable[Entry], *, format: int = tarfile.PAX_FORMAT) -> bytes:
     """An archive of exactly these headers, in this order, whatever they say."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=format) as archive:

@@ -256,7 +256,7 @@ class RegistryClient:
         raise PermissionDenied(f"{self._domain}: the registry asks for an authentication dolium does not know")
 
     async def _fetch_token(self, challenge: Challenge) -> Token:
-        realm = URL(challenge.parameters.get("realm", ""))
+        realm = self._parse(challenge.parameters.get("realm", ""))
         if not realm.is_absolute() or not self._may_visit(realm):
             raise PermissionDenied(f"{self._domain}: refusing to send credentials to token server {realm}")
         query = {"scope": challenge.parameters.get("scope") or f"repository:{self._repository}:pull"}
@@ -272,6 +272,13 @@ class RegistryClient:
             if answer.status != 200:
                 raise await self._error(answer, "token")
             return Token.parse(_json(await _read(answer, _TOKEN_MAX, "token")))
+
+    def _parse(self, text: str) -> URL:
+        """A URL the server named, spelled as it is: a presigned one's signature covers the spelling."""
+        try:
+            return URL(text, encoded=True)
+        except ValueError as error:
+            raise Unavailable(f"{self._domain}: the registry named an invalid URL: {error}") from None
 
     def _may_visit(self, url: URL) -> bool:
         """TLS anywhere; plain HTTP only from a loopback registry to loopback."""
@@ -289,10 +296,9 @@ class RegistryClient:
                 if answer.status not in (301, 302, 303, 307, 308):
                     yield answer
                     return
-                # Encoded as it is: a presigned URL's signature covers the spelling.
-                target = url.join(URL(answer.headers.get("Location", ""), encoded=True))
+                target = url.join(self._parse(answer.headers.get("Location", "")))
             if not self._may_visit(target):
-                raise Unavailable(f"{self._domain}: refusing the redirect to {target.origin()}")
+                raise Unavailable(f"{self._domain}: refusing the redirect to {target.scheme}://{target.host or ''}")
             if target.origin() != url.origin():
                 headers = {name: value for name, value in headers.items() if name != "Authorization"}
             url = target

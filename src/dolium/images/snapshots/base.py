@@ -70,7 +70,7 @@ class Snapshotter(Protocol):
     def usage(self, key: str) -> Usage:
         """What the snapshot itself takes, layers not counted. Raises NotFound."""
 
-    def keys(self) -> list[str]:
+    def active(self) -> list[str]:
         """Keys of all snapshots."""
 
     def recover(self) -> None:

@@ -141,7 +141,7 @@ class OverlaySnapshotter:
             raise NotFound(f"no snapshot {key}")
         return tree_usage(path)
 
-    def keys(self) -> list[str]:
+    def active(self) -> list[str]:
         """See ``Snapshotter``."""
         return [name for name in os.listdir(self._active) if not name.startswith(".")]
 
