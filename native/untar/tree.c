@@ -57,9 +57,19 @@ static void forget_parent(struct tree *tree)
     tree->parent_path = NULL;
 }
 
+static int compare(const void *left, const void *right)
+{
+    return strcmp(left, right);
+}
+
 void tree_close(struct tree *tree)
 {
     forget_parent(tree);
+    while (tree->made) {
+        char *key = *(char **)tree->made;
+        tdelete(key, &tree->made, compare);
+        free(key);
+    }
     for (size_t i = 0; i < tree->directory_count; i++)
         free(tree->directories[i].path);
     free(tree->directories);
@@ -89,11 +99,6 @@ static int clean(char *path, struct error *error)
 }
 
 /* --apply: what this layer wrote is not to be removed by its own whiteouts. */
-static int compare(const void *left, const void *right)
-{
-    return strcmp(left, right);
-}
-
 static int mark(struct tree *tree, const char *path, struct error *error)
 {
     if (!tree->apply)
