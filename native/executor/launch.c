@@ -1,5 +1,6 @@
 #include "launch.h"
 
+#include <limits.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -430,6 +431,7 @@ static void __attribute__((noreturn)) child_main(struct launch *launch)
 	launch->in_child = 1;
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	close_fd(&launch->pidfd);
+	close_fd(&launch->slot[LOCK_SLOT]); /* flock goes with the open file: the runtime's alone must hold it */
 	if (launch->joined_mount) {
 		/* The host's /proc has no business in a container that is running; its own root is where we are. */
 		close_fd(&launch->proc);
@@ -564,6 +566,25 @@ static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_
 	_exit(0);
 }
 
+/* A shim has clients and other processes' pipes open: none may be in a process that a container can look into. */
+static void close_all_but_slots(const struct launch *launch)
+{
+	for (int at = 3, next; at >= 0; at = next + 1) {
+		next = INT_MAX;
+		for (int i = 0; i < PLAN_SLOTS; i++)
+			if (launch->slot[i] >= at && launch->slot[i] < next)
+				next = launch->slot[i];
+		if (launch->sync >= at && launch->sync < next)
+			next = launch->sync;
+		if (launch->proc >= at && launch->proc < next)
+			next = launch->proc;
+		if (next > at)
+			sys_close_range((unsigned)at, (unsigned)next - 1, 0);
+		if (next == INT_MAX)
+			return;
+	}
+}
+
 int do_clone(struct launch *launch, const struct op *op)
 {
 	uint64_t flags = (uint64_t)op->a[0].i;
@@ -584,6 +605,8 @@ int do_clone(struct launch *launch, const struct op *op)
 		close(pair[0]);
 		launch->sync = pair[1];
 		launch->pidfd = -1;
+		if (launch->only_slots)
+			close_all_but_slots(launch);
 		if (joins)
 			joiner_main(launch, flags, (uint32_t)(op - launch->plan->ops));
 		child_main(launch);

@@ -19,6 +19,8 @@
 #include "plan.h"
 #include "sys.h"
 
+#define LOCK_SLOT (PLAN_SLOTS - 1)
+
 struct failure {
 	int set;
 	uint32_t op;      /* index in the plan, or UINT32_MAX when no operation is to blame */
@@ -43,6 +45,7 @@ struct launch {
 	int wants_hold, wants_detach;
 	int console;             /* parent: the pty's master when no console socket took it; -1 = none */
 	int preserve;
+	int only_slots;          /* the child closes what is in no slot, first thing */
 	int unshare_flags;
 	char *program;           /* what find_executable found */
 	uint32_t *microseconds;  /* one per operation */
