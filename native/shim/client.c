@@ -10,6 +10,7 @@
 
 #include "shim.h"
 
+#define KEYS_LIMIT 16
 #define INPUT_CHUNK 32768
 #define SPILL_LIMIT (1ll << 30)
 #define PUNCH_STEP (8ll << 20)
@@ -319,11 +320,10 @@ static void detach(struct client *c)
 {
 	struct buffer b = { 0 };
 
-	event_begin(&b, "detached");
-	put_key(&b, "id", 1);
-	put_string(&b, c->process->id, strlen(c->process->id));
+	put_text(&b, "event", "detached");
+	put_text(&b, "id", c->process->id);
 	put_number(&b, "client", c->number);
-	event_end(&b);
+	send_event(&b);
 	c->eof = c->deaf = 1;
 }
 
@@ -421,15 +421,6 @@ int unread_clients(void)
 	return 0;
 }
 
-unsigned client_count(void)
-{
-	unsigned n = 0;
-
-	for (const struct client *c = clients; c; c = c->next)
-		n++;
-	return n;
-}
-
 static int is_stream_socket(int fd)
 {
 	int type = 0;
@@ -470,7 +461,7 @@ int request_attach(struct request *r)
 	r->fds[0] = -1;
 	c->next = clients;
 	clients = c;
-	put_number(r->answer, "client", c->number);
+	put_number(&r->answer, "client", c->number);
 	settle(c);
 	return 0;
 }

@@ -11,18 +11,31 @@
 
 #define UNSENT_LIMIT (4u << 20)
 #define CONNECTION_LIMIT 8
+#define MAX_FDS 253 /* SCM_MAX_FD */
 
 struct connection {
 	struct connection *next;
 	struct source source;
-	char head[4]; /* the frame's length */
-	size_t have;  /* bytes of the frame, with the head */
-	struct request request;
-	struct buffer unsent;
+	uint32_t size; /* of the body that comes */
+	size_t have;   /* bytes of size and body */
+	struct buffer frame, unsent;
 	size_t sent;
+	int *fds;
+	unsigned fd_count;
 };
 
 static struct connection *connections, *current; /* current: the one that said the right hello last */
+
+static void drop_frame(struct connection *c)
+{
+	for (unsigned i = 0; i < c->fd_count; i++)
+		close_fd(&c->fds[i]);
+	free(c->fds);
+	c->fds = NULL;
+	c->fd_count = 0;
+	c->have = 0;
+	buffer_free(&c->frame);
+}
 
 static void connection_close(struct connection *c)
 {
@@ -34,16 +47,14 @@ static void connection_close(struct connection *c)
 	if (current == c)
 		current = NULL;
 	source_close(&c->source);
-	for (unsigned i = 0; i < c->request.fd_count; i++)
-		close_fd(&c->request.fds[i]);
-	buffer_free(&c->request.frame);
+	drop_frame(c);
 	buffer_free(&c->unsent);
 	free(c);
 }
 
 /* ---- sending ---- */
 
-static void send_some(struct connection *c)
+static void send_unsent(struct connection *c)
 {
 	while (c->sent < c->unsent.used) {
 		ssize_t n = send(c->source.fd, c->unsent.data + c->sent, c->unsent.used - c->sent,
@@ -65,26 +76,18 @@ static void send_some(struct connection *c)
 
 static void send_body(struct connection *c, struct buffer *body)
 {
+	put_u32(&c->unsent, (uint32_t)body->used);
+	put_bytes(&c->unsent, body->data, body->used);
 	if (body->failed || c->unsent.failed || c->unsent.used - c->sent > UNSENT_LIMIT) {
-		/* `hello` on a new connection tells what was lost with this one. */
+		/* `hello` on a new connection tells what is lost with this one. */
 		shutdown(c->source.fd, SHUT_RDWR);
-		buffer_free(&c->unsent);
-		c->sent = 0;
-	} else {
-		put_u32(&c->unsent, (uint32_t)body->used);
-		put_bytes(&c->unsent, body->data, body->used);
-		send_some(c);
+		c->sent = c->unsent.used;
 	}
+	send_unsent(c);
 	buffer_free(body);
 }
 
-void event_begin(struct buffer *b, const char *event)
-{
-	put_key(b, "event", 1);
-	put_string(b, event, strlen(event));
-}
-
-void event_end(struct buffer *b)
+void send_event(struct buffer *b)
 {
 	if (current)
 		send_body(current, b);
@@ -111,35 +114,26 @@ int refuse(struct request *r, int result, const char *format, ...)
 
 static int request_hello(struct request *r)
 {
-	struct string nonce = fields_get(&r->frame, "nonce");
-	struct connection *c = container_of(r, struct connection, request);
-
 	if (fields_number(&r->frame, "version", 0) != SHIM_VERSION)
 		return refuse(r, -EPROTO, "this shim speaks version %d", SHIM_VERSION);
-	if (strcmp(nonce.data, shim.nonce))
+	if (strcmp(fields_get(&r->frame, "nonce").data, shim.nonce))
 		return refuse(r, -EACCES, "the nonce is another shim's");
-	if (current && current != c)
-		connection_close(current);
-	current = c;
-	put_number(r->answer, "version", SHIM_VERSION);
-	put_number(r->answer, "pid", shim.pid);
-	put_number(r->answer, "start_time", (long long)shim.start_time);
-	put_key(r->answer, "boot_id", 1);
-	put_string(r->answer, shim.boot_id, strlen(shim.boot_id));
-	put_processes(r->answer);
+	put_number(&r->answer, "version", SHIM_VERSION);
+	put_number(&r->answer, "pid", shim.pid);
+	put_number(&r->answer, "start_time", (long long)shim.start_time);
+	put_processes(&r->answer);
 	return 0;
 }
 
 static int request_status(struct request *r)
 {
-	put_number(r->answer, "clients", client_count());
-	put_processes(r->answer);
+	put_processes(&r->answer);
 	return 0;
 }
 
 static const struct {
 	const char *type;
-	int (*handle)(struct request *r);
+	request_function *handle;
 } handlers[] = {
 	{ "hello", request_hello },   { "launch", request_launch },
 	{ "attach", request_attach }, { "resize", request_resize },
@@ -150,62 +144,65 @@ static const struct {
 
 static int handle(struct connection *c, struct request *r)
 {
-	struct string type = fields_get(&r->frame, "type");
+	const char *type = fields_get(&r->frame, "type").data;
+	int hello = !strcmp(type, "hello"), result;
 
-	if (current != c && strcmp(type.data, "hello"))
+	if (current != c && !hello)
 		return refuse(r, -EPERM, "say hello first");
-	for (size_t i = 0; i < sizeof handlers / sizeof handlers[0]; i++)
-		if (!strcmp(type.data, handlers[i].type))
-			return handlers[i].handle(r);
-	return refuse(r, -ENOSYS, "unknown request type %.64s", type.data);
+	for (size_t i = 0; i < sizeof handlers / sizeof handlers[0]; i++) {
+		if (strcmp(type, handlers[i].type))
+			continue;
+		result = handlers[i].handle(r);
+		if (!result && hello && current != c) {
+			if (current)
+				connection_close(current);
+			current = c;
+		}
+		return result;
+	}
+	return refuse(r, -ENOSYS, "unknown request type %.64s", type);
 }
 
 static void answer(struct connection *c)
 {
-	struct request *r = &c->request;
-	struct buffer good = { 0 }, bad = { 0 };
-	int64_t number = fields_number(&r->frame, "request", 0);
+	struct request r = { .frame = c->frame, .fds = c->fds, .fd_count = c->fd_count, .op = UINT32_MAX };
+	int64_t number = fields_number(&r.frame, "request", 0);
 	int result;
 
-	r->op = UINT32_MAX;
-	r->why[0] = '\0';
-	r->answer = &good;
-	put_number(&good, "answer", number);
-	put_number(&good, "ok", 1);
-	result = handle(c, r);
+	put_number(&r.answer, "answer", number);
+	put_number(&r.answer, "ok", 1);
+	result = handle(c, &r);
 	if (result) {
-		put_number(&bad, "answer", number);
-		put_key(&bad, "error", 1);
-		put_string(&bad, r->why, strlen(r->why));
-		put_number(&bad, "errno", -result);
-		if (r->op != UINT32_MAX)
-			put_number(&bad, "op", r->op);
-		buffer_free(&good);
+		buffer_free(&r.answer);
+		put_number(&r.answer, "answer", number);
+		put_text(&r.answer, "error", r.why);
+		put_number(&r.answer, "errno", -result);
+		if (r.op != UINT32_MAX)
+			put_number(&r.answer, "op", r.op);
 	}
-	for (unsigned i = 0; i < r->fd_count; i++)
-		close_fd(&r->fds[i]);
-	r->fd_count = 0;
-	buffer_free(&r->frame);
-	send_body(c, result ? &bad : &good);
+	drop_frame(c);
+	send_body(c, &r.answer);
 }
 
 /* ---- receiving ---- */
 
 /* The kernel puts all fds of one message into one header. */
-static int take_fds(struct request *r, struct msghdr *msg)
+static int take_fds(struct connection *c, struct msghdr *msg)
 {
 	struct cmsghdr *m = CMSG_FIRSTHDR(msg);
 	size_t size = m && m->cmsg_level == SOL_SOCKET && m->cmsg_type == SCM_RIGHTS ? m->cmsg_len - CMSG_LEN(0) : 0;
 
 	if (!size)
 		return 0;
-	if (r->fd_count || msg->msg_flags & MSG_CTRUNC) {
+	if (!c->fds && !(msg->msg_flags & MSG_CTRUNC))
+		c->fds = malloc(size);
+	if (!c->fds || c->fd_count) {
 		for (size_t at = 0; at < size; at += sizeof(int))
 			close(*(int *)(void *)(CMSG_DATA(m) + at));
 		return -EPROTO;
 	}
-	memcpy(r->fds, CMSG_DATA(m), size);
-	r->fd_count = (unsigned)(size / sizeof(int));
+	memcpy(c->fds, CMSG_DATA(m), size);
+	c->fd_count = (unsigned)(size / sizeof(int));
 	return 0;
 }
 
@@ -223,50 +220,41 @@ static int well_formed(const struct buffer *b)
 
 static int begin_body(struct connection *c)
 {
-	struct buffer *frame = &c->request.frame;
-	uint32_t size;
-
-	memcpy(&size, c->head, sizeof size);
-	if (size > FRAME_LIMIT)
+	if (c->size > FRAME_LIMIT)
 		return -EPROTO;
-	frame->data = malloc((size_t)size + 1);
-	frame->room = frame->used = size;
-	return frame->data ? 0 : -ENOMEM;
+	c->frame.data = malloc((size_t)c->size + 1);
+	c->frame.room = c->frame.used = c->size;
+	return c->frame.data ? 0 : -ENOMEM;
 }
 
 /* Reads no further than one frame, so that fds stay with their frame. 1 a whole frame, 0 not yet, -errno. */
 static int receive(struct connection *c)
 {
-	struct buffer *frame = &c->request.frame;
 	union {
 		char space[CMSG_SPACE(sizeof(int) * MAX_FDS)];
 		struct cmsghdr align;
 	} control;
 
 	for (;;) {
-		size_t in_body = c->have < 4 ? 0 : c->have - 4;
-		struct iovec iov = { c->head + c->have, 4 - c->have };
+		struct iovec iov = { (char *)&c->size + c->have, 4 - c->have };
 		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.space,
 				      .msg_controllen = sizeof control.space };
+		int result = c->have == 4 && !c->frame.data ? begin_body(c) : 0;
 		ssize_t n;
-		if (c->have >= 4) {
-			if (in_body == frame->used)
-				return well_formed(frame) ? 1 : -EPROTO;
-			iov = (struct iovec){ frame->data + in_body, frame->used - in_body };
-		}
+		if (result)
+			return result;
+		if (c->have >= 4 && c->have - 4 == c->frame.used)
+			return well_formed(&c->frame) ? 1 : -EPROTO;
+		if (c->have >= 4)
+			iov = (struct iovec){ c->frame.data + (c->have - 4), c->frame.used - (c->have - 4) };
 		n = recvmsg(c->source.fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 		if (n < 0)
 			return errno == EAGAIN ? 0 : -errno;
-		if (take_fds(&c->request, &msg))
+		if (take_fds(c, &msg))
 			return -EPROTO;
 		if (n == 0)
 			return -EPIPE;
 		c->have += (size_t)n;
-		if (c->have == 4) {
-			int result = begin_body(c);
-			if (result)
-				return result;
-		}
 	}
 }
 
@@ -276,16 +264,14 @@ static void connection_ready(struct source *source, uint32_t events)
 	int result;
 
 	if (events & EPOLLOUT && c->unsent.used) {
-		send_some(c);
+		send_unsent(c);
 		return;
 	}
 	result = receive(c);
-	if (result > 0) {
-		c->have = 0;
+	if (result > 0)
 		answer(c);
-	} else if (result < 0) {
+	else if (result < 0)
 		connection_close(c);
-	}
 }
 
 static void limit_connections(void)
@@ -293,11 +279,8 @@ static void limit_connections(void)
 	struct connection *oldest = NULL;
 	unsigned n = 0;
 
-	for (struct connection *c = connections; c; c = c->next) {
-		n++;
-		if (c != current)
-			oldest = c;
-	}
+	for (struct connection *c = connections; c; c = c->next, n++)
+		oldest = c == current ? oldest : c;
 	if (n >= CONNECTION_LIMIT && oldest)
 		connection_close(oldest);
 }
@@ -307,17 +290,14 @@ static void listener_ready(struct source *source, uint32_t events)
 	struct ucred peer = { 0 };
 	socklen_t len = sizeof peer;
 	int fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	struct connection *c;
+	struct connection *c = NULL;
 
 	(void)events;
 	if (fd < 0)
 		return;
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) || (peer.uid != geteuid() && peer.uid != 0)) {
-		close(fd);
-		return;
-	}
 	limit_connections();
-	c = calloc(1, sizeof *c);
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0 && (peer.uid == geteuid() || peer.uid == 0))
+		c = calloc(1, sizeof *c);
 	if (!c) {
 		close(fd);
 		return;
@@ -347,5 +327,7 @@ int listen_for_daemon(void)
 
 void stop_listening(void)
 {
+	unlink("shim.sock");
+	unlink("shim.state");
 	source_close(&listener);
 }

@@ -1,5 +1,5 @@
-/* The spawner, which the daemon starts once, and the life of a shim, which the spawner forks: no exec, so that all
- * shims share the pages of one sealed image. */
+/* The spawner, which the daemon starts once, and the life of a shim, which the spawner forks: no exec, so that all shims
+ * share the pages of one sealed image. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@
 
 #define DAEMON_FD 3
 #define QUIET_MS 1000
-#define STACK_KEPT 8192
+#define STACK_KEPT 1024
 #define STACK_DROPPED (512u << 10)
 
 struct shim shim;
@@ -54,6 +54,12 @@ int64_t now_ns(void)
 	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+void put_text(struct buffer *b, const char *key, const char *value)
+{
+	put_key(b, key, 1);
+	put_string(b, value, strlen(value));
+}
+
 void complain(const char *format, ...)
 {
 	cleanup_fd fd = open("shim.log", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -70,7 +76,7 @@ void complain(const char *format, ...)
 
 int write_record(const char *name, const struct buffer *b)
 {
-	char fresh[256];
+	char fresh[ID_LIMIT + 16];
 	cleanup_fd fd = -1;
 	int result;
 
@@ -104,7 +110,7 @@ static struct source children = { .fd = -1, .ready = children_ready };
 /* Gives back what the last burst of work touched: buffers, and the stack below this frame. */
 static void quiet(void)
 {
-	uintptr_t here = (uintptr_t)__builtin_frame_address(0), top = (here - STACK_KEPT) & ~(uintptr_t)4095;
+	uintptr_t top = ((uintptr_t)__builtin_frame_address(0) - STACK_KEPT) & ~(uintptr_t)4095;
 
 	madvise((void *)(top - STACK_DROPPED), STACK_DROPPED, MADV_DONTNEED);
 	madvise(shim.scratch, SCRATCH_SIZE + BATCH_SIZE, MADV_DONTNEED);
@@ -118,6 +124,7 @@ static void loop(void)
 {
 	struct epoll_event event;
 
+	shim.dirty = 1;
 	while (!shim.ending || unsent_answers() || unread_clients()) {
 		int n = epoll_wait(shim.epoll, &event, 1, shim.dirty || shim.unrecorded ? QUIET_MS : -1);
 		struct source *source = event.data.ptr;
@@ -130,35 +137,7 @@ static void loop(void)
 	}
 }
 
-static int read_boot_id(void)
-{
-	cleanup_fd fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, shim.boot_id, sizeof shim.boot_id - 1);
-
-	if (n < 36)
-		return n < 0 ? -errno : -ENODATA;
-	shim.boot_id[36] = '\0';
-	return 0;
-}
-
-static int write_state(void)
-{
-	struct buffer b = { 0 };
-	int result;
-
-	put_number(&b, "version", SHIM_VERSION);
-	put_number(&b, "pid", shim.pid);
-	put_number(&b, "start_time", (long long)shim.start_time);
-	put_key(&b, "id", 1);
-	put_string(&b, shim.id, strlen(shim.id));
-	put_key(&b, "boot_id", 1);
-	put_string(&b, shim.boot_id, strlen(shim.boot_id));
-	put_key(&b, "nonce", 1);
-	put_string(&b, shim.nonce, strlen(shim.nonce));
-	result = write_record("shim.state", &b);
-	buffer_free(&b);
-	return result;
-}
+/* ---- how a shim begins ---- */
 
 struct verdict {
 	int number; /* errno */
@@ -174,65 +153,83 @@ static int failed(struct verdict *v, const char *step, int number)
 	return -1;
 }
 
-static int set_up(struct verdict *v, const char *dir)
+static void name_self(struct verdict *v)
 {
-	sigset_t all;
+	v->pid = getpid();
+	v->start_time = process_start_time(v->pid);
+}
+
+/* What the daemon said of the shim, and who the shim is. */
+static int write_state(const struct buffer *request)
+{
+	struct buffer b = { 0 };
+	int result;
+
+	put_bytes(&b, request->data, request->used);
+	put_number(&b, "version", SHIM_VERSION);
+	put_number(&b, "pid", shim.pid);
+	put_number(&b, "start_time", (long long)shim.start_time);
+	result = write_record("shim.state", &b);
+	buffer_free(&b);
+	return result;
+}
+
+static int set_up(struct verdict *v, const struct buffer *request)
+{
+	sigset_t all, child;
 	int result;
 
 	signal(SIGCHLD, SIG_DFL);
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
-	if (setsid() < 0)
-		return failed(v, "setsid", errno);
-	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) || prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-		return failed(v, "prctl", errno);
-	if (chdir(dir))
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	if (setsid() < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) || prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+		return failed(v, "setsid, prctl", errno);
+	if (chdir(fields_get(request, "dir").data))
 		return failed(v, "chdir to the shim's folder", errno);
-	shim.pid = v->pid = getpid();
-	shim.start_time = v->start_time = process_start_time(shim.pid);
+	name_self(v);
+	shim.pid = v->pid;
+	shim.start_time = v->start_time;
+	shim.nonce = strdup(fields_get(request, "nonce").data);
 	shim.scratch = mmap(NULL, SCRATCH_SIZE + BATCH_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (shim.scratch == MAP_FAILED)
-		return failed(v, "mmap", errno);
 	shim.batch = shim.scratch + SCRATCH_SIZE;
+	if (!shim.nonce || shim.scratch == MAP_FAILED)
+		return failed(v, "get memory", ENOMEM);
 	shim.epoll = epoll_create1(EPOLL_CLOEXEC);
-	sigemptyset(&all);
-	sigaddset(&all, SIGCHLD);
-	children.fd = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
+	children.fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (shim.epoll < 0 || children.fd < 0 || watch(&children, EPOLLIN))
 		return failed(v, "epoll", errno);
-	result = read_boot_id();
-	if (result)
-		return failed(v, "read the boot id", -result);
 	result = listen_for_daemon();
 	if (result)
 		return failed(v, "listen on shim.sock", -result);
-	result = write_state();
+	result = write_state(request);
 	return result ? failed(v, "write shim.state", -result) : 0;
 }
 
-static void __attribute__((noreturn)) shim_main(struct verdict *v, const char *dir, struct buffer *request, int report)
+static void __attribute__((noreturn)) shim_main(struct verdict *v, struct buffer *request, int report)
 {
-	int result = set_up(v, dir);
+	int result;
 
+	report = dup3(report, DAEMON_FD, O_CLOEXEC);
+	sys_close_range(DAEMON_FD + 1, ~0u, 0);
+	result = set_up(v, request);
 	buffer_free(request);
 	if (write_all(report, v, sizeof *v) || result)
 		_exit(1);
 	close(report);
-	shim.dirty = 1;
 	loop();
 	_exit(0);
 }
 
 static void spawn(struct buffer *request, struct verdict *v)
 {
-	struct string dir = fields_get(request, "dir"), id = fields_get(request, "id");
-	struct string nonce = fields_get(request, "nonce");
 	int pair[2];
 	pid_t pid;
 
 	memset(v, 0, sizeof *v);
-	if (dir.data[0] != '/' || !id.len || !nonce.len) {
-		failed(v, "spawn needs id, nonce and an absolute dir", EINVAL);
+	if (fields_get(request, "dir").data[0] != '/' || !fields_get(request, "nonce").len) {
+		failed(v, "spawn needs an absolute dir and a nonce", EINVAL);
 		return;
 	}
 	if (pipe2(pair, O_CLOEXEC)) {
@@ -240,15 +237,8 @@ static void spawn(struct buffer *request, struct verdict *v)
 		return;
 	}
 	pid = fork();
-	if (pid == 0) {
-		int report = dup3(pair[1], DAEMON_FD, O_CLOEXEC);
-		sys_close_range(DAEMON_FD + 1, ~0u, 0);
-		shim.id = strdup(id.data);
-		shim.nonce = strdup(nonce.data);
-		if (report < 0 || !shim.id || !shim.nonce)
-			_exit(1);
-		shim_main(v, dir.data, request, report);
-	}
+	if (pid == 0)
+		shim_main(v, request, pair[1]);
 	close(pair[1]);
 	if (pid < 0)
 		failed(v, "fork", errno);
@@ -257,52 +247,50 @@ static void spawn(struct buffer *request, struct verdict *v)
 	close(pair[0]);
 }
 
+/* ---- the spawner ---- */
+
 static int answer(const struct verdict *v)
 {
 	struct buffer b = { 0 };
 	int result;
 
 	if (v->number) {
-		put_key(&b, "error", 1);
-		put_string(&b, v->step, strlen(v->step));
+		put_text(&b, "error", v->step);
 		put_number(&b, "errno", v->number);
-	} else {
-		put_number(&b, "version", SHIM_VERSION);
-		put_number(&b, "pid", v->pid);
-		put_number(&b, "start_time", (long long)v->start_time);
 	}
+	put_number(&b, "version", SHIM_VERSION);
+	put_number(&b, "pid", v->pid);
+	put_number(&b, "start_time", (long long)v->start_time);
 	result = send_frame(DAEMON_FD, &b);
 	buffer_free(&b);
 	return result;
 }
 
 /* Out of the daemon's session and cgroups: what is done to those must not reach a container. */
-static int leave_daemon(struct verdict *v, char **procs)
+static void leave_daemon(struct verdict *v, char **procs)
 {
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
 	if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0)
-		return failed(v, "open /dev/null", errno);
+		failed(v, "open /dev/null", errno);
 	sys_close_range(DAEMON_FD + 1, ~0u, 0);
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) || prctl(PR_SET_NAME, "dolium-shim", 0, 0, 0))
-		return failed(v, "prctl", errno);
+		failed(v, "prctl", errno);
 	if (setsid() < 0 && getsid(0) != getpid())
-		return failed(v, "setsid", errno);
-	for (; *procs; procs++) {
+		failed(v, "setsid", errno);
+	for (; *procs && !v->number; procs++) {
 		int result = write_path(AT_FDCWD, *procs, "0", 1);
 		if (result)
-			return failed(v, *procs, -result);
+			failed(v, *procs, -result);
 	}
-	v->pid = getpid();
-	v->start_time = process_start_time(v->pid);
-	return 0;
+	name_self(v);
 }
 
 static int spawner(char **procs)
 {
+	uint64_t none[4] = { 0 }; /* an empty mask, and the kernel's struct sigaction for SIG_DFL */
 	struct buffer request = { 0 };
 	struct verdict v = { 0 };
-	uint64_t none[4] = { 0 }; /* an empty mask, and the kernel's struct sigaction for SIG_DFL */
 
 	/* By the raw calls: libc keeps some numbers to itself, but the caller may have left them ignored too. */
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, none, NULL, sizeof none[0]);

@@ -583,9 +583,8 @@ def test_full_disk_is_told_in_the_log(run: Run, tmp_path: Path) -> None:
         run(body)
         lines = [line["log"] for line in log_lines(log)]
         assert lines[-1] == "after\n"
-        assert "lines were lost here" in lines[-2]
-        told = [line for line in lines if "were lost" in line]
-        assert sum(int(line.split()[1]) for line in told) + len(lines) - len(told) == 2001
+        told = [line for line in lines if "lines were lost here" in line]
+        assert told and sum(int(line.split()[1]) for line in told) + len(lines) - len(told) == 2001
     finally:
         subprocess.run(["umount", str(small)], check=True)
 

@@ -16,7 +16,7 @@ import signal
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 VERSION = 1
 DEADLINE = 10.0
 LAUNCH_DEADLINE = 120.0  # a launch runs hooks, which have time limits of their own
-PROCESS_FIELDS = 9
 MFD_EXEC = 0x10
 
 Fields: TypeAlias = dict[str, list[bytes]]
@@ -309,11 +308,11 @@ class Spawner:
         """Make a shim that lives in ``dir`` (absolute, existing, its own). Raises Unavailable without a spawner."""
         if self._channel is None or not self._channel.open:
             raise Unavailable("the spawner is not running")
-        nonce = os.urandom(16).hex()
-        self._channel.send({"id": id, "dir": dir, "nonce": nonce})
+        nonce, boot_id = os.urandom(16).hex(), _boot_id()
+        self._channel.send({"id": id, "dir": dir, "nonce": nonce, "boot_id": boot_id})
         answer = await _within(self._expect(), DEADLINE, f"the spawner did not make a shim for {id}")
         _raise_error(answer, f"make a shim for {id}")
-        return ShimHandle(dir, id, _number(answer, "pid"), _number(answer, "start_time"), _boot_id(), nonce)
+        return ShimHandle(dir, id, _number(answer, "pid"), _number(answer, "start_time"), boot_id, nonce)
 
     async def close(self) -> None:
         """End the spawner and wait until it is reaped. Its shims live on."""
@@ -368,9 +367,7 @@ class Shim:
             os.close(folder)
         try:
             answer = await shim._request("hello", {"version": VERSION, "nonce": handle.nonce}, deadline=deadline)
-            if (_text(answer, "boot_id"), _number(answer, "pid"), _number(answer, "start_time")) != (
-                handle.boot_id, handle.pid, handle.start_time,
-            ):
+            if (_number(answer, "pid"), _number(answer, "start_time")) != (handle.pid, handle.start_time):
                 raise Unavailable(f"the shim in {dir} is not the one its state file names")
         except BaseException:
             shim.close()
@@ -617,11 +614,8 @@ def _exit_record(fields: Fields) -> ExitRecord:
 
 
 def _processes(fields: Fields) -> dict[str, ProcessInfo]:
-    def rows() -> Iterator[ProcessInfo]:
-        values = [value.decode() for value in fields.get("process", [])]
-        for at in range(0, len(values), PROCESS_FIELDS):
-            id, state, *numbers = values[at : at + PROCESS_FIELDS]
-            pid, start_time, code, number, oom, started, exited = map(int, numbers)
-            yield ProcessInfo(state, ExitRecord(id, pid, start_time, code, number, oom != 0, started, exited))
-
-    return {info.id: info for info in rows()}
+    found = {}
+    for value in fields.get("process", []):
+        one = decode_fields(value)
+        found[_text(one, "id")] = ProcessInfo(_text(one, "state"), _exit_record(one))
+    return found

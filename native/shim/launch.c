@@ -1,0 +1,256 @@
+/* From a request to a running process. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/wait.h>
+
+#include "shim.h"
+
+#define LOG_PATH_LIMIT 4000
+#define PLAN_HEAD 12 /* magic, version, flags, count */
+
+static int copy_list(struct list list, char ***copy)
+{
+	const char *cursor = list.encoded;
+
+	*copy = calloc((size_t)list.count + 1, sizeof **copy);
+	for (uint32_t i = 0; *copy && i < list.count; i++)
+		if (!((*copy)[i] = strdup(list_next(&cursor).data)))
+			return -ENOMEM;
+	return *copy ? 0 : -ENOMEM;
+}
+
+/* The AFTER_EXIT operations as a plan of their own: all that is kept of a plan while the process runs. */
+static int keep_after_exit(struct process *p, struct string plan)
+{
+	uint32_t count = 0, size, used = PLAN_HEAD;
+	char *kept = malloc(plan.len), *fit;
+
+	if (!kept)
+		return -ENOMEM;
+	memcpy(kept, plan.data, PLAN_HEAD);
+	for (const char *at = plan.data + PLAN_HEAD; at < plan.data + plan.len; at += size) {
+		memcpy(&size, at + 4, sizeof size);
+		size += 8;
+		if (at[2] != AFTER_EXIT)
+			continue;
+		memcpy(kept + used, at, size);
+		used += size;
+		count++;
+	}
+	memcpy(kept + 8, &count, sizeof count);
+	fit = count ? malloc(used) : NULL;
+	if (fit)
+		p->after_exit = (struct string){ memcpy(fit, kept, used), used };
+	free(kept);
+	return count && !fit ? -ENOMEM : 0;
+}
+
+static int check_plan(struct request *r, const struct plan *plan, int tty)
+{
+	int clones = 0, consoles = 0, waits = 0;
+
+	for (uint32_t i = 0; i < plan->count; i++) {
+		clones += plan->ops[i].code == OP_clone;
+		consoles += plan->ops[i].code == OP_console;
+		waits += plan->ops[i].code == OP_wait_start;
+	}
+	if (clones != 1 || waits)
+		return refuse(r, -EINVAL, "the plan must clone one process and not wait for start");
+	if (consoles != tty)
+		return refuse(r, -EINVAL, tty ? "the plan has no console" : "the plan has a console, tty is 0");
+	return 0;
+}
+
+static int take_passed(struct request *r, struct launch *launch)
+{
+	struct list slots = fields_list(&r->frame, "fd_slots");
+	const char *cursor = slots.encoded;
+
+	if (slots.count != r->fd_count)
+		return refuse(r, -EINVAL, "%u fds for %u slots", r->fd_count, slots.count);
+	for (uint32_t i = 0; i < slots.count; i++) {
+		long slot = strtol(list_next(&cursor).data, NULL, 10);
+		if (slot < 0 || slot >= SLOT_STDIN || launch->slot[slot] >= 0)
+			return refuse(r, -EINVAL, "slot %ld is out of range or used twice", slot);
+		launch->slot[slot] = r->fds[i];
+		r->fds[i] = -1;
+	}
+	return 0;
+}
+
+/* One pipe: the container's end into its slot, ours non-blocking. */
+static int make_pipe(struct launch *launch, int slot, struct source *ours, int write_end)
+{
+	int pair[2];
+
+	if (pipe2(pair, O_CLOEXEC))
+		return -errno;
+	ours->fd = pair[write_end];
+	launch->slot[slot] = pair[!write_end];
+	return fcntl(ours->fd, F_SETFL, O_NONBLOCK) ? -errno : 0;
+}
+
+static int make_stdio(struct process *p, struct launch *launch, int wants_stdin)
+{
+	int result = 0;
+
+	if (p->tty)
+		return 0;
+	if (wants_stdin)
+		result = make_pipe(launch, SLOT_STDIN, &p->input, 1);
+	else if ((launch->slot[SLOT_STDIN] = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
+		result = -errno;
+	if (!result)
+		result = make_pipe(launch, SLOT_STDOUT, &p->out[0].source, 0);
+	return result ? result : make_pipe(launch, SLOT_STDERR, &p->out[1].source, 0);
+}
+
+static int take_console(struct process *p, struct launch *launch, int wants_stdin)
+{
+	int master = p->out[0].source.fd = launch->console;
+
+	launch->console = -1;
+	if (fcntl(master, F_SETFL, O_NONBLOCK))
+		return -errno;
+	p->slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	/* A second fd, so that reading and writing are watched apart. */
+	p->input.fd = wants_stdin ? fcntl(master, F_DUPFD_CLOEXEC, 3) : -1;
+	return p->slave < 0 || (wants_stdin && p->input.fd < 0) ? -errno : 0;
+}
+
+static int open_log(struct request *r, struct process *p)
+{
+	struct string path = fields_get(&r->frame, "log");
+	int64_t size = fields_number(&r->frame, "log_max_size", 20 << 20);
+	int64_t files = fields_number(&r->frame, "log_max_files", 5);
+
+	if (!path.len)
+		return 0;
+	if (path.data[0] != '/' || path.len > LOG_PATH_LIMIT || files < 1 || files > 1000)
+		return refuse(r, -EINVAL, "the log needs an absolute path and 1 to 1000 files");
+	p->log = log_open(path.data, size > 0 ? (uint64_t)size : 0, (unsigned)files);
+	return p->log ? 0 : refuse(r, -errno, "open the log %s: %s", path.data, strerror(errno));
+}
+
+static int prepare(struct request *r, struct process *p, struct launch *launch, int wants_stdin)
+{
+	char name[ID_LIMIT + 8];
+	int result = take_passed(r, launch);
+
+	if (!result)
+		result = open_log(r, p);
+	if (result)
+		return result;
+	snprintf(name, sizeof name, "exit.%s", p->id);
+	if (unlink(name) && errno != ENOENT)
+		return refuse(r, -errno, "remove an old %s: %s", name, strerror(errno));
+	result = make_stdio(p, launch, wants_stdin);
+	if (!result)
+		result = copy_list(fields_list(&r->frame, "oom_files"), &p->oom_files);
+	if (!result)
+		result = keep_after_exit(p, fields_get(&r->frame, "plan"));
+	return result ? refuse(r, result, "prepare standard input and output: %s", strerror(-result)) : 0;
+}
+
+/* A process that was made but cannot go on. */
+static void undo(struct launch *launch)
+{
+	int status;
+
+	if (launch->pid <= 0)
+		return;
+	sys_pidfd_send_signal(launch->pidfd, SIGKILL);
+	close_fd(&launch->sync);
+	while (waitpid(launch->pid, &status, 0) < 0 && errno == EINTR)
+		;
+	run_stage(launch, ON_FAILURE, 1);
+}
+
+static int plan_failed(struct request *r, const struct launch *launch)
+{
+	r->op = launch->failure.op;
+	return refuse(r, launch->failure.number > 0 ? -launch->failure.number : -ECANCELED, "%s", launch->failure.text);
+}
+
+static int run(struct request *r, struct process *p, struct launch *launch)
+{
+	int wants_stdin = fields_number(&r->frame, "stdin", 0) != 0;
+	int result = prepare(r, p, launch, wants_stdin);
+
+	if (result)
+		return result;
+	sigemptyset(&launch->original_mask); /* the shim blocks all signals; a program starts with none blocked */
+	launch->only_slots = 1;
+	if (launch_create(launch))
+		return plan_failed(r, launch);
+	if (p->tty)
+		result = take_console(p, launch, wants_stdin);
+	for (int i = 0; i < 2 && !result; i++)
+		if (p->out[i].source.fd >= 0)
+			result = watch(&p->out[i].source, EPOLLIN);
+	if (result) {
+		undo(launch);
+		return refuse(r, result, "take the terminal: %s", strerror(-result));
+	}
+	p->oom_before = oom_kills(p->oom_files);
+	p->started_at = now_ns();
+	if (launch_start(launch)) {
+		undo(launch);
+		return plan_failed(r, launch);
+	}
+	return 0;
+}
+
+static void adopt(struct request *r, struct process *p, struct launch *launch)
+{
+	p->state = PROCESS_RUNNING;
+	p->pid = launch->pid;
+	p->start_time = launch->start_time;
+	p->pidfd = launch->pidfd;
+	launch->pidfd = -1;
+	put_number(&r->answer, "pid", p->pid);
+	put_number(&r->answer, "start_time", (long long)p->start_time);
+	put_number(&r->answer, "started_at_ns", p->started_at);
+	put_key(&r->answer, "microseconds", launch->plan->count);
+	for (uint32_t i = 0; i < launch->plan->count; i++) {
+		char text[16];
+		int n = snprintf(text, sizeof text, "%u", launch->microseconds[i]);
+		put_string(&r->answer, text, (size_t)n);
+	}
+	clients_begin(p);
+}
+
+int request_launch(struct request *r)
+{
+	struct string bytes = fields_get(&r->frame, "plan");
+	struct plan plan = { 0 };
+	struct launch launch;
+	struct process *p;
+	const char *why;
+	int result = find_process(r, 1, &p);
+
+	if (result)
+		return result;
+	if (p->state != PROCESS_NEW)
+		return refuse(r, -EEXIST, "process %s was launched already", p->id);
+	p->tty = fields_number(&r->frame, "tty", 0) != 0;
+	p->stdin_end = (enum stdin_end)fields_number(&r->frame, "stdin_once", STDIN_STAYS);
+	if (plan_decode(bytes.data, bytes.len, &plan, &why))
+		result = refuse(r, -EINVAL, "the plan: %s", why);
+	else
+		result = check_plan(r, &plan, p->tty);
+	if (!result && launch_init(&launch, &plan)) {
+		result = plan_failed(r, &launch);
+	} else if (!result) {
+		result = run(r, p, &launch);
+		if (!result)
+			adopt(r, p, &launch);
+		launch_end(&launch);
+	}
+	plan_free(&plan);
+	if (result)
+		forget_process(p);
+	return result;
+}
