@@ -254,7 +254,7 @@ int do_lock(struct launch *launch, const struct op *op)
 			return -number;
 		}
 	}
-	return take_slot(launch, PLAN_SLOTS - 1, fd);
+	return take_slot(launch, LOCK_SLOT, fd);
 }
 
 int do_open_path(struct launch *launch, const struct op *op)
