@@ -654,7 +654,7 @@ static int expect(struct launch *launch, uint32_t type)
 	return -1;
 }
 
-static void abandon(struct launch *launch)
+void launch_abandon(struct launch *launch)
 {
 	if (launch->pid > 0) {
 		int status;
@@ -690,7 +690,7 @@ int launch_create(struct launch *launch)
 		goto failed;
 	return 0;
 failed:
-	abandon(launch);
+	launch_abandon(launch);
 	return -1;
 }
 
@@ -704,10 +704,14 @@ int launch_start(struct launch *launch)
 	close_fd(&launch->sync);
 	if (got == 1 && m.type == CHILD_FAILED) {
 		set_failure(launch, m.op, m.number, "%s", m.text);
-		abandon(launch);
+		launch_abandon(launch);
 		return -1;
 	}
-	return run_stage(launch, PARENT_STARTED, 0);
+	if (run_stage(launch, PARENT_STARTED, 0)) {
+		launch_abandon(launch); /* a poststart hook that fails takes the container with it, as in runc */
+		return -1;
+	}
+	return 0;
 }
 
 int launch_after_exit(struct launch *launch)

@@ -62,8 +62,10 @@ struct launch {
 int launch_init(struct launch *launch, const struct plan *plan);
 /* Stages up to PARENT_CREATED. On failure the child is dead and reaped and the ON_FAILURE operations have run. */
 int launch_create(struct launch *launch);
-/* For a plan without wait_start: lets the child exec, runs PARENT_STARTED. */
+/* For a plan without wait_start: lets the child exec, runs PARENT_STARTED. Failure is as launch_create's. */
 int launch_start(struct launch *launch);
+/* Kills and reaps the child, runs the ON_FAILURE operations. */
+void launch_abandon(struct launch *launch);
 /* Runs the AFTER_EXIT operations; goes on after a failure and reports the first. */
 int launch_after_exit(struct launch *launch);
 void launch_end(struct launch *launch);
