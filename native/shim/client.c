@@ -74,7 +74,7 @@ static void settle(struct client *c)
 		return;
 	}
 	/* Hang-ups are always reported: with input that must wait they would make the loop spin. */
-	if (!events && !c->eof)
+	if (!events && (!c->eof || c->pending))
 		unwatch(&c->source);
 	else
 		watch(&c->source, events);
@@ -361,7 +361,7 @@ static void take_input(struct client *c)
 	}
 	if (!c->in || !c->process || c->process->input.fd < 0)
 		return; /* read all the same: unread input would turn our end into a reset, which loses output */
-	if (c->key_count) {
+	if (c->key_count && c->process->tty) {
 		data = shim.batch;
 		detaches = filter_keys(c, shim.scratch, (size_t)n, data, &len);
 	}

@@ -10,7 +10,6 @@
 #include "shim.h"
 
 #define UNSENT_LIMIT (4u << 20)
-#define CONNECTION_LIMIT 8
 #define MAX_FDS 253 /* SCM_MAX_FD */
 
 struct connection {
@@ -274,17 +273,6 @@ static void connection_ready(struct source *source, uint32_t events)
 		connection_close(c);
 }
 
-static void limit_connections(void)
-{
-	struct connection *oldest = NULL;
-	unsigned n = 0;
-
-	for (struct connection *c = connections; c; c = c->next, n++)
-		oldest = c == current ? oldest : c;
-	if (n >= CONNECTION_LIMIT && oldest)
-		connection_close(oldest);
-}
-
 static void listener_ready(struct source *source, uint32_t events)
 {
 	struct ucred peer = { 0 };
@@ -295,7 +283,6 @@ static void listener_ready(struct source *source, uint32_t events)
 	(void)events;
 	if (fd < 0)
 		return;
-	limit_connections();
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0 && (peer.uid == geteuid() || peer.uid == 0))
 		c = calloc(1, sizeof *c);
 	if (!c) {

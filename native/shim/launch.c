@@ -3,7 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/wait.h>
 
 #include "shim.h"
 
@@ -154,20 +153,6 @@ static int prepare(struct request *r, struct process *p, struct launch *launch, 
 	return result ? refuse(r, result, "prepare standard input and output: %s", strerror(-result)) : 0;
 }
 
-/* A process that was made but cannot go on. */
-static void undo(struct launch *launch)
-{
-	int status;
-
-	if (launch->pid <= 0)
-		return;
-	sys_pidfd_send_signal(launch->pidfd, SIGKILL);
-	close_fd(&launch->sync);
-	while (waitpid(launch->pid, &status, 0) < 0 && errno == EINTR)
-		;
-	run_stage(launch, ON_FAILURE, 1);
-}
-
 static int plan_failed(struct request *r, const struct launch *launch)
 {
 	r->op = launch->failure.op;
@@ -191,16 +176,12 @@ static int run(struct request *r, struct process *p, struct launch *launch)
 		if (p->out[i].source.fd >= 0)
 			result = watch(&p->out[i].source, EPOLLIN);
 	if (result) {
-		undo(launch);
+		launch_abandon(launch);
 		return refuse(r, result, "take the terminal: %s", strerror(-result));
 	}
 	p->oom_before = oom_kills(p->oom_files);
 	p->started_at = now_ns();
-	if (launch_start(launch)) {
-		undo(launch);
-		return plan_failed(r, launch);
-	}
-	return 0;
+	return launch_start(launch) ? plan_failed(r, launch) : 0;
 }
 
 static void adopt(struct request *r, struct process *p, struct launch *launch)
@@ -237,7 +218,9 @@ int request_launch(struct request *r)
 		return refuse(r, -EEXIST, "process %s was launched already", p->id);
 	p->tty = fields_number(&r->frame, "tty", 0) != 0;
 	p->stdin_end = (enum stdin_end)fields_number(&r->frame, "stdin_once", STDIN_STAYS);
-	if (plan_decode(bytes.data, bytes.len, &plan, &why))
+	if (p->stdin_end > STDIN_LAST_EOF)
+		result = refuse(r, -EINVAL, "stdin_once is 0, 1 or 2");
+	else if (plan_decode(bytes.data, bytes.len, &plan, &why))
 		result = refuse(r, -EINVAL, "the plan: %s", why);
 	else
 		result = check_plan(r, &plan, p->tty);
