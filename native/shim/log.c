@@ -147,6 +147,11 @@ static size_t escape(char **out, const unsigned char *p, size_t n)
 	return len ? len : 1;
 }
 
+static int plain(unsigned char c)
+{
+	return c >= 0x20 && c < 0x80 && c != '"' && c != '\\' && c != '<' && c != '>' && c != '&';
+}
+
 static void put_line(struct log *log, int stream, const char *line, size_t len)
 {
 	char *start = shim.batch + log->used, *at = start;
@@ -154,13 +159,10 @@ static void put_line(struct log *log, int stream, const char *line, size_t len)
 
 	at += sprintf(at, "{\"log\":\"");
 	for (size_t i = 0; i < len;) {
-		unsigned char c = (unsigned char)line[i];
-		if (c >= '?' && c < 0x80 && c != '\\') { /* most of what is logged, and never escaped */
-			*at++ = (char)c;
-			i++;
-		} else {
+		if (plain((unsigned char)line[i]))
+			*at++ = line[i++];
+		else
 			i += escape(&at, (const unsigned char *)line + i, len - i);
-		}
 	}
 	at += sprintf(at, "\",\"stream\":\"%s\",\"time\":\"%s\"}\n", stream == 2 ? "stderr" : "stdout", log->stamp);
 	size = (size_t)(at - start);
