@@ -25,7 +25,14 @@ import zstandard
 from registry import Registry, entry, image, index, layer, tar
 
 from dolium import faults
-from dolium.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
+from dolium.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+)
 from dolium.images.auth import Credentials
 from dolium.images.names import Use
 from dolium.images.platform import Platform
@@ -275,6 +282,77 @@ def test_parallel_pulls_fetch_and_unpack_once(
 
     use(tmp_path, work)
     assert len(unpacked) == len(set(unpacked)) == 3
+
+
+@pytest.mark.parametrize("status", [Status.DOWNLOADING, Status.EXTRACTING])
+def test_a_cancelled_pull_leaves_no_half_layer(tmp_path: Path, registry: Registry, status: Status) -> None:
+    registry.push("cancelled", "1", image([layer({"big": os.urandom(40_000_000)}), BASE]))
+    name = registry.reference("cancelled:1")
+
+    async def work(store: ImageStore) -> None:
+        def cancel(event: ProgressEvent) -> None:
+            if event.status == status and event.total > 1_000_000:
+                task.cancel()
+
+        task = asyncio.ensure_future(store.pull(name, progress=cancel))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not [each for each in os.listdir(tmp_path / "snapshots/layers") if ".tmp-" in each]
+        assert store.images() == []
+        await store.pull(name)
+
+    use(tmp_path, work)
+    assert left(tmp_path)["nameless"] == []
+
+
+def test_an_image_without_layers(tmp_path: Path, registry: Registry) -> None:
+    registry.push("bare", "1", image([]))
+
+    async def work(store: ImageStore) -> None:
+        pulled = await store.pull(registry.reference("bare:1"))
+        with mounted(store.snapshots.prepare("c", pulled.chain_ids), tmp_path / "mnt") as at:
+            assert os.listdir(at) == []
+        store.snapshots.remove("c")
+        with pytest.raises(InvalidArgument, match="reserved"):
+            await store.pull("scratch")
+
+    use(tmp_path, work)
+
+
+def test_a_full_disk_is_named(tmp_path: Path, registry: Registry) -> None:
+    registry.push("large", "1", image([layer({"big": os.urandom(8_000_000)})]))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], check=True)
+    try:
+        async def work(store: ImageStore) -> None:
+            with pytest.raises(ResourceExhausted, match="No space left"):
+                await store.pull(registry.reference("large:1"))
+
+        use(disk, work)
+        assert left(disk) == NOTHING
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_snapshot_root_looks_like_the_top_layers(tmp_path: Path) -> None:
+    data = tar([entry(".", tarfile.DIRTYPE, mode=0o1777, uid=5, gid=6), (entry("f"), b"x")])
+
+    async def work(store: ImageStore) -> None:
+        made = await store.import_tar(io.BytesIO(data))
+        info = store.snapshots.prepare("c", made.chain_ids).upper.stat()
+        assert (info.st_mode & 0o7777, info.st_uid, info.st_gid) == (0o1777, 5, 6)
+        with pytest.raises(AlreadyExists):
+            store.snapshots.prepare("c", made.chain_ids)
+        with pytest.raises(NotFound):
+            store.snapshots.prepare("d", ["sha256:" + "0" * 64])
+        with pytest.raises(InvalidArgument):
+            store.snapshots.prepare("../d", made.chain_ids)
+        mapped = store.snapshots.prepare("e", made.chain_ids, owner=(100_000, 100_000))
+        assert (mapped.upper.stat().st_uid, mapped.work.stat().st_gid) == (100_000, 100_000)
+        assert store.snapshots.rootfs("e", made.chain_ids) == mapped
+
+    use(tmp_path, work)
 
 
 # Remove

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from dolium.errors import FailedPrecondition, InvalidArgument, NotFound
+from dolium.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from dolium.images.content import PARTIAL_MAX_AGE, ContentStore, digest_of
 
 
@@ -105,6 +106,52 @@ def test_only_digests_become_paths(store: ContentStore) -> None:
     for name in ("../../etc/passwd", "sha256:../x", ""):
         with pytest.raises(InvalidArgument):
             store.path(name)
+
+
+def test_following_a_blob_while_it_is_written(store: ContentStore) -> None:
+    data = os.urandom(300_000)
+    with store.ingest(digest_of(data), len(data)) as ingest:
+        follower = ingest.follow()
+        found: list[bytes] = []
+
+        def reading() -> None:
+            while part := follower.read(1000):
+                found.append(part)
+
+        thread = threading.Thread(target=reading)
+        thread.start()
+        for start in range(0, len(data), 70_000):
+            ingest.write(data[start:start + 70_000])
+        ingest.commit()
+        thread.join()
+        follower.close()
+    assert b"".join(found) == data
+
+
+@pytest.mark.parametrize("end", ["close", "reset", "stop", "wrong"])
+def test_a_follower_ends_with_its_ingest(store: ContentStore, end: str) -> None:
+    with store.ingest(digest_of(b"x" * 10), 10) as ingest:
+        follower = ingest.follow()
+        ingest.write(b"y" * 10)
+        assert follower.read() == b"y" * 10
+        failures: list[Exception] = []
+
+        def reading() -> None:
+            try:
+                follower.read()
+            except Unavailable as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=reading)
+        thread.start()
+        if end == "wrong":
+            with pytest.raises(InvalidArgument):
+                ingest.commit()
+        else:
+            {"close": ingest.close, "reset": ingest.reset, "stop": follower.stop}[end]()
+        thread.join()
+        follower.close()
+    assert len(failures) == 1
 
 
 def test_sync(store: ContentStore) -> None:

@@ -543,6 +543,13 @@ def test_bad_redirects(tmp_path: Path, target: str) -> None:
     asyncio.run(main())
 
 
+def test_proxies_are_for_the_world_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", "example.org")
+    urls = ["https://quay.io/v2/", "https://example.org/v2/", "https://127.0.0.1:5000/v2/", "https://localhost/"]
+    assert [module._proxy(module.URL(url)) for url in urls] == ["http://proxy:3128", None, None, None]
+
+
 @pytest.mark.parametrize(("host", "expected"), [
     ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True), ("localhost", True),
     ("localhost.example.com", False), ("10.0.0.1", False), ("128.0.0.1", False), ("registry-1.docker.io", False),

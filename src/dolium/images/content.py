@@ -15,6 +15,7 @@ import errno
 import hashlib
 import os
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from dolium import faults
-from dolium.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from dolium.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from dolium.images.reference import check_digest
 
 CHUNK = 1 << 20
@@ -56,6 +57,7 @@ class ContentStore:
         self.root = root
         self._blobs = root / "blobs" / "sha256"
         self._ingests = root / "ingest"
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)  # images may hold what is not for everybody
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._ingests.mkdir(exist_ok=True)
 
@@ -150,6 +152,8 @@ class Ingest:
         self.digest = digest
         self.size = size
         self.committed = False
+        self._grown = threading.Condition()
+        self._generation = 0
         self._open()
 
     def _open(self) -> None:
@@ -160,6 +164,7 @@ class Ingest:
 
     def reopen(self) -> None:
         """Begin again after a ``commit`` that failed and dropped the content."""
+        self._generation += 1
         self._open()
 
     def _rehash(self) -> bool:
@@ -172,11 +177,14 @@ class Ingest:
         return self.offset > 0
 
     def reset(self) -> None:
-        """Begin again at byte 0."""
-        self._file.truncate(0)
-        self._hash = hashlib.sha256()
-        self.offset = 0
-        self.resumed = False
+        """Begin again at byte 0; what follows it breaks off."""
+        with self._grown:
+            self._file.truncate(0)
+            self._generation += 1
+            self._hash = hashlib.sha256()
+            self.offset = 0
+            self.resumed = False
+            self._grown.notify_all()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append. Raises InvalidArgument past the announced size, ResourceExhausted on a full disk."""
@@ -192,7 +200,9 @@ class Ingest:
                     raise
                 raise ResourceExhausted(f"write blob {self.digest}: {error.strerror}", errno=error.errno) from None
             view = view[written:]
-        self.offset += len(data)
+        with self._grown:
+            self.offset += len(data)
+            self._grown.notify_all()
 
     def commit(self) -> str:
         """Compare size and digest, then rename into place; returns the digest.
@@ -206,14 +216,33 @@ class Ingest:
         if self.digest is not None and found != self.digest:
             self._drop()
             raise InvalidArgument(f"blob {self.digest} has the wrong content: its digest is {found}")
-        self._file.close()
         os.replace(self._path, self._store.path(found))
         self.committed = True
+        self._end()
         faults.point("content.blob.renamed")
         return found
 
+    def follow(self) -> Follower:
+        """The content from its start, for a thread that reads while this one writes."""
+        return Follower(self, self._path, self._grown, self._generation)
+
+    @property
+    def generation(self) -> int:
+        """How often the content began again."""
+        return self._generation
+
+    @property
+    def ended(self) -> bool:
+        """True when nothing more will be written."""
+        return self._file.closed
+
+    def _end(self) -> None:
+        with self._grown:
+            self._file.close()
+            self._grown.notify_all()
+
     def _drop(self) -> None:
-        self._file.close()
+        self._end()
         self._path.unlink(missing_ok=True)
 
     def __enter__(self) -> Ingest:
@@ -229,4 +258,47 @@ class Ingest:
         if self.digest is None:
             self._drop()
         else:
-            self._file.close()
+            self._end()
+
+
+class Follower:
+    """A blob that is still arriving, as a file: ``read`` waits for what has not come yet.
+
+    Not checked by any digest: what is made of it may be used only once the ingest has committed. Raises Unavailable
+    when the ingest gives up or begins again, and after ``stop``.
+    """
+
+    def __init__(self, ingest: Ingest, path: Path, grown: threading.Condition, generation: int) -> None:
+        """Made by ``Ingest.follow``; ``close`` it."""
+        self._ingest = ingest
+        self._grown = grown
+        self._generation = generation
+        self._position = 0
+        self._stopped = False
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close
+
+    def read(self, size: int = CHUNK) -> bytes:
+        """At least one byte, or none at the end of a blob that was committed."""
+        with self._grown:
+            while self._position >= self._ingest.offset and not self._broken and not self._ingest.ended:
+                self._grown.wait()
+            if self._broken or (self._position >= self._ingest.offset and not self._ingest.committed):
+                raise Unavailable("the download broke off")
+            left = self._ingest.offset - self._position
+        data = self._file.read(min(size, left) if size >= 0 else left)
+        self._position += len(data)
+        return data
+
+    @property
+    def _broken(self) -> bool:
+        return self._stopped or self._ingest.generation != self._generation
+
+    def stop(self) -> None:
+        """End a ``read`` that waits in another thread."""
+        with self._grown:
+            self._stopped = True
+            self._grown.notify_all()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()

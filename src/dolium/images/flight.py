@@ -9,6 +9,25 @@ from typing import Generic, TypeVar
 _T = TypeVar("_T")
 
 
+async def settled(future: asyncio.Future[_T]) -> bool:
+    """Wait for a future's end without raising what it raised; True when it has a result.
+
+    Cancelling does not shorten the wait, however often: a thread that works in a directory must be done with it before
+    the directory goes. The cancellation is raised afterwards.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None and not future.cancelled():
+        future.exception()  # retrieved: nobody else will
+    if cancelled is not None:
+        raise cancelled
+    return not future.cancelled() and future.exception() is None
+
+
 class SingleFlight(Generic[_T]):
     """Calls with one key share one task. For one event loop.
 
@@ -38,7 +57,7 @@ class SingleFlight(Generic[_T]):
                 if self._waiting[key] == 0 and not task.done():
                     del self._tasks[key], self._waiting[key]
                     task.cancel()
-                    await asyncio.wait([task])
+                    await settled(task)
 
     async def _run(self, key: Hashable, work: Callable[[], Awaitable[_T]]) -> _T:
         task = asyncio.current_task()

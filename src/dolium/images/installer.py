@@ -17,12 +17,12 @@ from pathlib import Path
 from dolium import faults
 from dolium.errors import DoliumError, InvalidArgument
 from dolium.images.content import ContentStore, Ingest, syncfs
-from dolium.images.flight import SingleFlight
+from dolium.images.flight import SingleFlight, settled
 from dolium.images.manifest import CONFIG_MAX, Descriptor, ImageConfig, Manifest, parse_config
 from dolium.images.progress import LayerProgress, Progress, Status
 from dolium.images.records import ImageRecord, LayerRecord
 from dolium.images.snapshots.base import Snapshotter
-from dolium.images.unpack import Unpacked, unpack
+from dolium.images.unpack import Source, Unpacked, unpack
 
 DOWNLOADS = 4
 
@@ -48,8 +48,8 @@ class Installer:
         self._fetches: SingleFlight[None] = SingleFlight()
         self._unpacks: SingleFlight[int] = SingleFlight()
         self._downloads = asyncio.Semaphore(DOWNLOADS)
-        # Each unpack keeps about two processors busy; more at once only pays when downloads are slow.
-        self._pool = ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="unpack")
+        # One for each download that is unpacked as it comes: those wait more than they work.
+        self._pool = ThreadPoolExecutor(max(DOWNLOADS, os.cpu_count() or 1), thread_name_prefix="unpack")
 
     def close(self) -> None:
         """Wait for running unpacks."""
@@ -82,12 +82,11 @@ class Installer:
                 report(Status.EXISTS)
                 return
             report(Status.PULLING)
-            await self._blob(layer, fetch, lambda done: report(Status.DOWNLOADING, done, layer.size))
-            report(Status.DOWNLOADED)
-            faults.point("pull.layer.fetched")
             if not self._snapshots.has_layer(chain_id):
-                work = partial(self._layer, layer, diff_id, chain_id, report)
+                work = partial(self._layer, layer, diff_id, chain_id, fetch, report)
                 sizes[chain_id] = await self._unpacks.do(chain_id, work)
+            # Still missing when the layer came from a blob that is compressed in another way.
+            await self._blob(layer, fetch, lambda done: report(Status.DOWNLOADING, done, layer.size))
             report(Status.COMPLETE)
 
         try:
@@ -119,11 +118,18 @@ class Installer:
     async def unpack_unknown(self, digest: str, size: int, progress: Progress) -> Unpacked:
         """Unpack a blob as a bottom layer whose diff ID nobody has told: an imported root file system."""
         report = LayerProgress(progress, digest, asyncio.get_running_loop())
-        prepared, unpacked = await self._unpack(digest, size, None, "import", report)
+        with self._content.open(digest) as blob:
+            prepared, unpacked = await self._unpack(
+                blob, lambda: None, digest, None, "import", lambda done: report(Status.EXTRACTING, done, size)
+            )
         self._snapshots.commit_layer(unpacked.diff_id, prepared)
         return unpacked
 
-    async def _blob(self, descriptor: Descriptor, fetch: Fetch, report: Callable[[int], None]) -> None:
+    async def _blob(
+        self, descriptor: Descriptor, fetch: Fetch, report: Callable[[int], None],
+        begun: Callable[[Ingest], None] = lambda ingest: None,
+    ) -> None:
+        """Have a blob; ``begun`` gets its ingest when it is this call that fetches it."""
         if self._content.has(descriptor.digest, descriptor.size):
             return
 
@@ -131,28 +137,77 @@ class Installer:
             async with self._downloads:
                 ingest = await asyncio.to_thread(self._content.ingest, descriptor.digest, descriptor.size)
                 with ingest:
+                    begun(ingest)
                     await fetch(descriptor, ingest, report)
 
         await self._fetches.do(descriptor.digest, work)
 
-    async def _layer(self, layer: Descriptor, diff_id: str, chain_id: str, report: LayerProgress) -> int:
-        prepared, unpacked = await self._unpack(layer.digest, layer.size, diff_id, chain_id, report)
+    async def _layer(
+        self, layer: Descriptor, diff_id: str, chain_id: str, fetch: Fetch, report: LayerProgress
+    ) -> int:
+        """Fetch and unpack at the same time; the layer appears when the blob's digest and the diff ID have both been
+        compared. Should unpacking fail, the fetched blob is the judge: it is unpacked again, once it is complete.
+        """
+        fetched = False
+
+        def extracting(done: int) -> None:
+            if fetched:  # Docker's clients expect a layer's phases one after the other
+                report(Status.EXTRACTING, done, layer.size)
+
+        early: list[asyncio.Task[tuple[Path, Unpacked]]] = []
+
+        def begun(ingest: Ingest) -> None:
+            follower = ingest.follow()
+            task = asyncio.ensure_future(
+                self._unpack(follower, follower.stop, layer.digest, diff_id, chain_id, extracting)
+            )
+            task.add_done_callback(lambda task: follower.close())
+            early.append(task)
+
+        try:
+            await self._blob(layer, fetch, lambda done: report(Status.DOWNLOADING, done, layer.size), begun)
+            report(Status.DOWNLOADED)
+            faults.point("pull.layer.fetched")
+            fetched = True
+            prepared, unpacked = await self._unpacked(early, layer, diff_id, chain_id, extracting)
+        except BaseException:
+            for task in early:
+                task.add_done_callback(self._abort)
+                task.cancel()
+                await settled(task)
+            raise
         self._snapshots.commit_layer(chain_id, prepared)
         faults.point("pull.layer.unpacked")
         return unpacked.size
 
-    async def _unpack(
-        self, digest: str, size: int, diff_id: str | None, name: str, report: LayerProgress
+    def _abort(self, task: asyncio.Task[tuple[Path, Unpacked]]) -> None:
+        """Drop what a task unpacked that came to its end although nobody wants it any more."""
+        if not task.cancelled() and task.exception() is None:
+            self._snapshots.abort_layer(task.result()[0])
+
+    async def _unpacked(
+        self, early: list[asyncio.Task[tuple[Path, Unpacked]]], layer: Descriptor, diff_id: str, chain_id: str,
+        report: Callable[[int], None],
     ) -> tuple[Path, Unpacked]:
+        for task in early:
+            if await settled(task):
+                return task.result()
+        with self._content.open(layer.digest) as blob:
+            return await self._unpack(blob, lambda: None, layer.digest, diff_id, chain_id, report)
+
+    async def _unpack(
+        self, source: Source, stop: Callable[[], None], digest: str, diff_id: str | None, name: str,
+        report: Callable[[int], None],
+    ) -> tuple[Path, Unpacked]:
+        """Unpack into a prepared directory, which is the caller's to commit; dropped on failure."""
         prepared = self._snapshots.begin_layer(name)
         cancel = threading.Event()
 
         def work() -> Unpacked:
-            with self._content.open(digest) as blob:
-                return unpack(
-                    blob, prepared, diff_id=diff_id, cancel=cancel, unprivileged=self._unprivileged,
-                    report=lambda done: report(Status.EXTRACTING, done, size),
-                )
+            return unpack(
+                source, prepared, diff_id=diff_id, cancel=cancel, stop=stop, unprivileged=self._unprivileged,
+                report=report,
+            )
 
         running = asyncio.get_running_loop().run_in_executor(self._pool, work)
         try:
@@ -162,8 +217,11 @@ class Installer:
             raise type(error)(f"layer {digest}: {error.message}", hint=error.hint, errno=error.errno) from None
         except BaseException:
             cancel.set()  # a thread cannot be cancelled: have it stop, and wait, before its directory goes
-            await asyncio.wait([running])
-            self._snapshots.abort_layer(prepared)
+            stop()
+            try:
+                await settled(running)
+            finally:
+                self._snapshots.abort_layer(prepared)
             raise
 
 

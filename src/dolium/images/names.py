@@ -42,7 +42,9 @@ class Names:
 
     def __init__(self, tags: Mapping[str, str]) -> None:
         """Start from what the records hold."""
-        self._images = dict(tags)
+        self._images: dict[str, str] = {}
+        self._references: dict[str, dict[str, Reference]] = {}  # by image: listing must not parse every name again
+        self.update(tags)
 
     def get(self, name: str) -> str | None:
         """The image a canonical name points to."""
@@ -50,14 +52,16 @@ class Names:
 
     def update(self, tag: Mapping[str, str], untag: Iterable[str] = ()) -> None:
         """Move and remove names; what the database has committed already."""
-        for name in untag:
-            self._images.pop(name, None)
-        self._images.update(tag)
+        for name in (*untag, *tag):
+            if (before := self._images.pop(name, None)) is not None:
+                del self._references[before][name]
+        for name, image in tag.items():
+            self._images[name] = image
+            self._references.setdefault(image, {})[name] = Reference.parse(name)
 
     def of(self, image_id: str) -> list[Reference]:
         """All references to an image, sorted by their familiar form."""
-        found = [Reference.parse(name) for name, image in self._images.items() if image == image_id]
-        return sorted(found, key=Reference.familiar)
+        return sorted(self._references.get(image_id, {}).values(), key=Reference.familiar)
 
     def resolve(self, text: str, images: Collection[str]) -> tuple[str, Reference | None]:
         """The image ``text`` means, and the reference when it is a name: whole ID, name, then ID prefix.

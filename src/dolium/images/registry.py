@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TypeVar
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -21,6 +22,7 @@ from yarl import URL
 from dolium.errors import Internal, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from dolium.images.auth import Challenge, Credentials, Token, parse_challenges
 from dolium.images.content import CHUNK, Ingest, digest_of
+from dolium.images.flight import settled
 from dolium.images.manifest import INDEXES, MANIFEST_MAX, MANIFESTS, Descriptor
 from dolium.images.reference import DEFAULT_DOMAIN, Reference, is_digest
 
@@ -43,6 +45,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _proxy(url: URL) -> str | None:
+    """The proxy of HTTPS_PROXY and NO_PROXY. aiohttp's own trust_env would also send what ~/.netrc has for the host."""
+    host = url.host or ""
+    if is_loopback(host) or proxy_bypass(host):
+        return None
+    return getproxies().get(url.scheme)
 
 
 class _Broken(Exception):
@@ -71,7 +81,7 @@ class RegistryClient:
         # Blobs are stored as they come: content codings must not be undone, nor cookies carried along.
         self._session = aiohttp.ClientSession(
             auto_decompress=False, timeout=_TIMEOUT, cookie_jar=aiohttp.DummyCookieJar(), read_bufsize=CHUNK,
-            headers={"User-Agent": "dolium", "Accept-Encoding": "identity"}, trust_env=not self._plain_allowed,
+            headers={"User-Agent": "dolium", "Accept-Encoding": "identity"},
         )
         return self
 
@@ -152,7 +162,8 @@ class RegistryClient:
                 if not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                     raise Unavailable(f"{self._name}: the registry sent another range of {descriptor.digest}")
             elif answer.status == 200:
-                ingest.reset()  # the whole blob, whatever was asked for
+                if start:  # the whole blob, although the rest was asked for
+                    ingest.reset()
             elif answer.status == 416:
                 ingest.reset()
                 raise _Broken("the registry refused to resume")
@@ -184,7 +195,7 @@ class RegistryClient:
             broken = error
         finally:
             if writing is not None:  # also when cancelled: the thread must be done before the file is closed
-                await asyncio.wait([writing])
+                await settled(writing)
         if writing is not None:
             writing.result()
         ingest.write(buffer)
@@ -292,7 +303,7 @@ class RegistryClient:
         if self._session is None:
             raise Internal("the registry client is used outside its context")
         for _ in range(_REDIRECTS + 1):
-            async with self._session.get(url, headers=headers, allow_redirects=False) as answer:
+            async with self._session.get(url, headers=headers, allow_redirects=False, proxy=_proxy(url)) as answer:
                 if answer.status not in (301, 302, 303, 307, 308):
                     yield answer
                     return

@@ -8,6 +8,7 @@ transaction, made in the loop's thread after all files it speaks of are on the d
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import threading
@@ -20,11 +21,20 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from dolium import faults
-from dolium.errors import InvalidArgument, NotFound, Unavailable
+from dolium.errors import (
+    DoliumError,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
 from dolium.images import archive as archives
 from dolium.images.auth import Credentials
 from dolium.images.changes import apply_changes
 from dolium.images.content import ContentStore
+from dolium.images.flight import settled
 from dolium.images.installer import Fetch, Installer, no_source
 from dolium.images.manifest import (
     CONFIG_MAX,
@@ -40,7 +50,7 @@ from dolium.images.platform import Platform, host
 from dolium.images.progress import Progress, ProgressEvent, silent
 from dolium.images.puller import resolve_manifest
 from dolium.images.records import Change, ImageRecord, Records
-from dolium.images.reference import Reference
+from dolium.images.reference import DEFAULT_DOMAIN, Reference
 from dolium.images.registry import RegistryClient
 from dolium.images.snapshots.base import Snapshotter
 from dolium.images.snapshots.overlay import OverlaySnapshotter
@@ -108,6 +118,16 @@ class _Hold:
                 del self._held[item]
 
 
+def _disk_error(error: OSError) -> DoliumError:
+    """What the disk under the store said, as one of the closed set."""
+    message = f"image store: {error.filename or 'file system'}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
+        return ResourceExhausted(message, errno=error.errno)
+    if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
+        return PermissionDenied(message, errno=error.errno)
+    return Internal(message, errno=error.errno)
+
+
 def _chain(chain_id: str) -> str:
     """How a layer is told from a blob among the names that are held or garbage."""
     return f"chain {chain_id}"
@@ -170,6 +190,8 @@ class ImageStore:
         directory), ResourceExhausted. After Unavailable or a cancellation what was downloaded is kept for the next try.
         """
         reference = Reference.parse(name).with_default_tag()
+        if (reference.domain, reference.path) == (DEFAULT_DOMAIN, "library/scratch"):
+            raise InvalidArgument("'scratch' is a reserved name")
         wanted = Platform.parse(platform) if platform else self._platform
         progress(ProgressEvent(reference.digest or reference.tag or "", f"Pulling from {reference.path}"))
         with self._holding() as hold:
@@ -202,6 +224,7 @@ class ImageStore:
             read = await self._read(
                 hold, lambda cancel: archives.read_archive(self.content, source, self._platform, cancel)
             )
+            hold.add(read.blobs)  # those that were there before, too
             for found in read.images:
                 config = await self._installer.config(found.manifest, no_source)
                 names = [str(name) for name in found.names]
@@ -228,6 +251,7 @@ class ImageStore:
         target = Platform.parse(platform) if platform else self._platform
         with self._holding() as hold:
             layer = await self._read(hold, lambda cancel: archives.read_root(self.content, source, cancel))
+            hold.add([layer.digest])
             unpacked = await self._installer.unpack_unknown(layer.digest, layer.size, progress)
             hold.add([_chain(unpacked.diff_id)])
             created = rfc3339(time.time())
@@ -259,7 +283,7 @@ class ImageStore:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             cancel.set()
-            await asyncio.wait([running])
+            await settled(running)
             raise
         finally:
             # What is new came from this archive or belongs to a pull, which holds it too.
@@ -398,11 +422,14 @@ class ImageStore:
         except (Unavailable, asyncio.CancelledError):
             hold.release()
             raise
-        except BaseException:
-            hold.release()
-            self._garbage.update(hold.items)
-            self._collect()
+        except BaseException as error:
+            self._end(hold)
+            if isinstance(error, OSError):
+                raise _disk_error(error) from error
             raise
+        self._end(hold)
+
+    def _end(self, hold: _Hold) -> None:
         hold.release()
         self._garbage.update(hold.items)
         self._collect()

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, cast
 
 from dolium import native
 from dolium.errors import DoliumError, Internal, InvalidArgument, PermissionDenied, ResourceExhausted
@@ -48,16 +48,23 @@ class _Stop(Exception):
     """Another part of the pipeline ended; this one has nothing to say about why."""
 
 
-class _Counted:
-    """A file that reports how far it has been read."""
+class Source(Protocol):
+    """Where compressed bytes come from."""
 
-    def __init__(self, file: BinaryIO, report: Callable[[int], None]) -> None:
+    def read(self, size: int = ..., /) -> bytes | None:
+        """Up to ``size`` bytes; none at the end."""
+
+
+class _Counted:
+    """A source that reports how far it has been read."""
+
+    def __init__(self, file: Source, report: Callable[[int], None]) -> None:
         self._file = file
         self._report = report
         self._done = 0
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
+        data = self._file.read(size) or b""
         self._done += len(data)
         self._report(self._done)
         return data
@@ -112,18 +119,20 @@ class _Pipeline:
 
 
 def unpack(
-    blob: BinaryIO,
+    blob: Source,
     target: Path,
     *,
     diff_id: str | None,
     report: Callable[[int], None] = lambda done: None,
     cancel: threading.Event | None = None,
+    stop: Callable[[], None] = lambda: None,
     apply: bool = False,
     unprivileged: bool = False,
 ) -> Unpacked:
     """Unpack a layer into the empty directory ``target``. Blocks; meant for a worker thread.
 
-    ``report`` gets the compressed bytes read so far, in another thread. ``apply`` carries whiteouts out instead of
+    ``report`` gets the compressed bytes read so far, in another thread; ``stop`` is called to end a ``blob.read`` that
+    waits there when nobody needs its bytes any more. ``apply`` carries whiteouts out instead of
     writing them down for overlay; ``unprivileged`` leaves out owners, devices and privileged xattrs.
 
     Raises InvalidArgument when the layer is damaged, leaves its directory, or does not hash to ``diff_id``;
@@ -144,7 +153,7 @@ def unpack(
         os.close(root)
 
     def decompressing() -> None:
-        for data in decompress.chunks(_Counted(blob, report)):  # type: ignore[arg-type]
+        for data in decompress.chunks(cast(BinaryIO, _Counted(blob, report))):
             pipeline.put(plain, data)
         pipeline.put(plain, None)
 
@@ -164,6 +173,7 @@ def unpack(
             pipeline.stopped.set()
         finally:
             pipeline.stopped.set()
+            stop()
             for thread in threads:
                 thread.join()
         output, message = _finish(process)
