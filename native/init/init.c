@@ -1,7 +1,6 @@
 /* dolium-init, the pid 1 of --init: starts the program in a process group of its own (the terminal's foreground one),
  * forwards signals to it, reaps what is orphaned, and ends as the program ends: its code, or 128 and the signal. */
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,24 +18,12 @@ static int fail(int code, const char *what, const char *name)
 	return code;
 }
 
-/* As in the container's own session, tcsetpgrp from what is not yet the foreground group raises SIGTTOU: ignored here. */
-static int take_terminal(void)
-{
-	int tty = open("/dev/tty", O_RDWR | O_CLOEXEC), result = 0;
-
-	if (tty < 0)
-		return 0; /* no controlling terminal */
-	if (tcsetpgrp(tty, getpgrp()) && errno != ENOTTY && errno != EPERM)
-		result = -errno;
-	close(tty);
-	return result;
-}
-
 static void __attribute__((noreturn)) child_main(char **argv, const sigset_t *mask)
 {
 	if (setpgid(0, 0))
 		_exit(fail(126, "make a process group for", argv[0]));
-	if (take_terminal())
+	/* From what is not yet the foreground group this raises SIGTTOU: ignored until here. No terminal is fine. */
+	if (tcsetpgrp(0, getpgrp()) && errno != ENOTTY && errno != ENXIO && errno != EPERM && errno != EBADF)
 		_exit(fail(126, "give the terminal to", argv[0]));
 	signal(SIGTTIN, SIG_DFL);
 	signal(SIGTTOU, SIG_DFL);

@@ -76,8 +76,8 @@ static void settle(struct client *c)
 	/* Hang-ups are always reported: with input that must wait they would make the loop spin. */
 	if (!events && (!c->eof || c->pending))
 		unwatch(&c->source);
-	else
-		watch(&c->source, events);
+	else if (watch(&c->source, events))
+		drop(c);
 }
 
 /* ---- to the client ---- */

@@ -76,7 +76,7 @@ def container(rootfs: Path, argv: list[str], *, tty: bool = False, cgroup: str =
     return plan
 
 
-def joined(pid: int, argv: list[str]) -> p.Plan:
+def joined(pid: int, argv: list[str], *, tty: bool = False) -> p.Plan:
     """An exec: the namespaces of a running container."""
     plan = p.Plan()
     kinds = (("ipc", NEWIPC), ("uts", NEWUTS), ("pid", NEWPID), ("mnt", NEWNS))
@@ -85,7 +85,10 @@ def joined(pid: int, argv: list[str]) -> p.Plan:
         plan.add(p.PARENT_BEFORE_CLONE, "ns_join", f"join the {name} namespace", slot, kind)
     plan.add(p.PARENT_BEFORE_CLONE, "clone", "clone into the container", 0, 0)
     plan.add(p.CHILD_AFTER_PIVOT, "setsid", "new session")
-    plan.add(p.CHILD_AFTER_PIVOT, "stdio", "standard streams", p.SLOT_STDIN, p.SLOT_STDOUT, p.SLOT_STDERR)
+    if tty:
+        plan.add(p.CHILD_AFTER_PIVOT, "console", "make the terminal", -1, 24, 80)
+    else:
+        plan.add(p.CHILD_AFTER_PIVOT, "stdio", "standard streams", p.SLOT_STDIN, p.SLOT_STDOUT, p.SLOT_STDERR)
     _program(plan, argv)
     return plan
 

@@ -312,6 +312,46 @@ def test_exec_joins_the_container(run: Run) -> None:
     run(body)
 
 
+def test_exec_with_a_terminal(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        init = await shim.launch("init", it.sh("exec sleep 1000"))
+        client = await attach(shim, "exec", stdin=True)
+        plan = joined(init.pid, ["sh", "-c", "tty; echo up; read a; stty size; exit 12"], tty=True)
+        await shim.launch("exec", plan.encode(), tty=True, stdin=True)
+        await client.until(b"/dev/pts/0\r\nup\r\n")
+        await shim.resize("exec", 40, 100)
+        await client.send(b"\n")
+        assert (await it.exited("exec")).exit_code == 12
+        assert (await client.rest()).endswith(b"40 100\r\n")
+        await shim.signal("init", 9)
+        await it.exited("init")
+
+    run(body)
+
+
+def test_tcp_client_with_unread_input_gets_all_output(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            near = socket.create_connection(server.getsockname())
+            far, _ = server.accept()
+        with far:
+            client = Client(near, await shim.attach("init", far.fileno(), stdin=True))
+        await client.send(b"x" * 100000)
+        await shim.launch("init", it.sh("head -c 500000 /dev/zero"), stdin=True, stdin_once=1)
+        assert (await it.exited("init")).exit_code == 0
+        await client.send(b"y" * 100000)
+        assert await client.rest() == bytes(500000)
+        client = await attach(shim, "half", stdin=True)
+        await shim.launch("half", it.sh("cat"), stdin=True, stdin_once=1)
+        await client.send(b"to the end")
+        client.half_close()
+        assert await client.rest() == b"to the end"
+
+    run(body)
+
+
 def test_exit_does_not_wait_for_grandchildren(run: Run) -> None:
     async def body(it: Bench) -> None:
         shim = await it.spawn()
@@ -704,6 +744,8 @@ def test_spawner_leaves_session_and_cgroup(tmp_path: Path, rootfs: Path) -> None
             await it.spawner.close()
         with pytest.raises(NotFound):
             await Spawner(os.environ.get("DOLIUM_SHIM")).start(["/nonexistent/cgroup.procs"])
+        with pytest.raises(NotFound):
+            await Spawner("/nonexistent/dolium-shim").start()
 
     try:
         asyncio.run(main())

@@ -249,22 +249,24 @@ class Spawner:
 
         Raises NotFound without the program, PermissionDenied and the like when a cgroup cannot be joined.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        image = _sealed_image(self._program or native_program("dolium-shim"))
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (theirs.fileno(), image)]
-        theirs.close()
-        os.close(image)
-        try:
-            self.pid = os.posix_spawn(
-                f"/proc/self/fd/{high[1]}", ["dolium-shim", "--spawner", *cgroup_procs], self._env,
-                file_actions=[(os.POSIX_SPAWN_DUP2, high[0], 3)],
-            )
-        except OSError as error:
-            ours.close()
-            raise Internal(f"start dolium-shim: {error.strerror}", errno=error.errno) from error
-        finally:
+        with contextlib.ExitStack() as ends, contextlib.ExitStack() as fails:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            fails.callback(ours.close)
+            ends.callback(theirs.close)
+            image = _sealed_image(self._program or native_program("dolium-shim"))
+            ends.callback(os.close, image)
+            # Out of the way of fd 3, which the spawner is given.
+            high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (theirs.fileno(), image)]
             for fd in high:
-                os.close(fd)
+                ends.callback(os.close, fd)
+            try:
+                self.pid = os.posix_spawn(
+                    f"/proc/self/fd/{high[1]}", ["dolium-shim", "--spawner", *cgroup_procs], self._env,
+                    file_actions=[(os.POSIX_SPAWN_DUP2, high[0], 3)],
+                )
+            except OSError as error:
+                raise Internal(f"start dolium-shim: {error.strerror}", errno=error.errno) from error
+            fails.pop_all()
         self._reap_later(os.pidfd_open(self.pid))
         ready = self._expect()
         self._channel = _Channel(ours, self._received, self._closed)
@@ -334,6 +336,7 @@ class Shim:
         self.processes: dict[str, ProcessInfo] = {}  # as `hello` found them; not kept up to date
         self._on_event = on_event
         self._channel: _Channel | None = None
+        self._greeted = False
         self._waiting: dict[int, asyncio.Future[Fields]] = {}
         self._number = 0
 
@@ -369,9 +372,12 @@ class Shim:
             answer = await shim._request("hello", {"version": VERSION, "nonce": handle.nonce}, deadline=deadline)
             if (_number(answer, "pid"), _number(answer, "start_time")) != (handle.pid, handle.start_time):
                 raise Unavailable(f"the shim in {dir} is not the one its state file names")
+            if not shim.connected:
+                raise Unavailable(f"the shim of {handle.id} closed the connection")
         except BaseException:
             shim.close()
             raise
+        shim._greeted = True
         shim.processes = _processes(answer)
         return shim
 
@@ -504,7 +510,8 @@ class Shim:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(Unavailable(f"the shim of {self.handle.id} is gone: {reason}"))
-        self._on_event(Closed(reason))
+        if self._greeted:
+            self._on_event(Closed(reason))
 
 
 def list_shims(root: str) -> list[ShimHandle]:
@@ -557,13 +564,16 @@ def _read_fields(path: str) -> Fields | None:
 
 def _sealed_image(path: str) -> int:
     """A sealed copy in memory, so that nothing can change the program that joins containers (CVE-2019-5736)."""
+    try:
+        with open(path, "rb") as file:
+            data = memoryview(file.read())
+    except OSError as error:
+        raise NotFound(f"read {path}: {error.strerror}", errno=error.errno) from error
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         fd = os.memfd_create("dolium-shim", flags | MFD_EXEC)
     except OSError:  # before Linux 6.3 the flag is unknown and execution always allowed
         fd = os.memfd_create("dolium-shim", flags)
-    with open(path, "rb") as file:
-        data = memoryview(file.read())
     while data:
         data = data[os.write(fd, data) :]
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
