@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -660,6 +661,53 @@ def test_wrong_hello_and_malformed_frames(run: Run) -> None:
             await shim.forget("init")
         await shim.signal("init", 9)
         await it.exited("init")
+
+    run(body)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_requests_never_end_a_shim(run: Run, seed: int) -> None:
+    source = random.Random(seed)
+
+    def mutated(body: bytes) -> bytes:
+        data = bytearray(body)
+        for _ in range(source.choice((0, 1, 1, 2, 8))):
+            at = source.randrange(len(data))
+            data[at : at + source.choice((0, 1, 1, 4))] = source.randbytes(source.choice((0, 1, 1, 4)))
+        return bytes(data)
+
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        loop = asyncio.get_running_loop()
+        hello = frame(encode_fields({"request": 1, "type": "hello", "version": 1, "nonce": shim.handle.nonce}))
+        # The plan itself stays whole: a mutated one would be run, as root, on this machine.
+        plan = encode_fields({"plan": it.sh("exit 0")})
+        requests: list[dict[str, str | bytes | int | list[str]]] = [
+            {"type": "launch", "id": "a", "stdin": 1, "fd_slots": ["20"], "oom_files": ["/x"]},
+            {"type": "launch", "id": "b", "tty": 1, "log": "/nonexistent/x"},
+            {"type": "attach", "id": "a", "stdin": 1, "stdout": 1, "mux": 1, "detach_keys": b"\x10\x11"},
+            {"type": "resize", "id": "a", "rows": 1, "columns": -1}, {"type": "signal", "id": "a", "signal": 15},
+            {"type": "close_stdin", "id": "a"}, {"type": "forget", "id": "a"}, {"type": "status"},
+        ]
+        for _ in range(60):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, socket.socket() as spare:
+                sock.setblocking(False)
+                await loop.sock_connect(sock, str(it.base / "s1/shim.sock"))
+                await loop.sock_sendall(sock, hello)
+                for _ in range(5):
+                    with contextlib.suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
+                        data = mutated(encode_fields({"request": 2, **source.choice(requests)})) + plan
+                        socket.send_fds(sock, [frame(data)], [spare.fileno()] * source.choice((0, 0, 1, 1, 3)))
+                sock.shutdown(socket.SHUT_WR)
+                async with asyncio.timeout(DEADLINE):
+                    with contextlib.suppress(ConnectionResetError):
+                        while await loop.sock_recv(sock, 65536):
+                            pass
+        again = await it.connect()
+        for name, info in (await again.status()).items():
+            if info.state in ("running", "exiting"):
+                await it.exited(name)
+        await again.end()
 
     run(body)
 
