@@ -25,6 +25,7 @@ from dolium.images.snapshots.base import Snapshotter
 from dolium.images.unpack import Source, Unpacked, unpack
 
 DOWNLOADS = 4
+FLUSH_EARLY = 8 << 20  # bytes of a blob worth writing out while its layer is being unpacked
 
 Fetch = Callable[[Descriptor, Ingest, Callable[[int], None]], Awaitable[None]]
 """Bring an ingest to its end and commit it; the callback gets the bytes there so far."""
@@ -47,6 +48,7 @@ class Installer:
         self._unprivileged = unprivileged
         self._fetches: SingleFlight[None] = SingleFlight()
         self._unpacks: SingleFlight[int] = SingleFlight()
+        self._flushing: asyncio.Future[None] | None = None
         self._downloads = asyncio.Semaphore(DOWNLOADS)
         # One for each download that is unpacked as it comes: those wait more than they work.
         self._pool = ThreadPoolExecutor(max(DOWNLOADS, os.cpu_count() or 1), thread_name_prefix="unpack")
@@ -97,8 +99,15 @@ class Installer:
             raise _first(errors) from None
         return sizes
 
+    def _flush_early(self) -> None:
+        """Start writing to the disk while the processors are busy; ``sync`` finds less to do. Nothing depends on it."""
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.get_running_loop().run_in_executor(None, syncfs, self._content.root)
+
     async def sync(self) -> None:
         """Put blobs and layers on the disk: once per image, before its record commits."""
+        if self._flushing is not None:
+            await settled(self._flushing)  # its error, if any, comes again below
         roots = {path.stat().st_dev: path for path in (self._content.root, self._snapshots.root)}
         for path in roots.values():
             await asyncio.to_thread(syncfs, path)
@@ -148,9 +157,11 @@ class Installer:
         """Fetch and unpack at the same time; the layer appears when the blob's digest and the diff ID have both been
         compared. Should unpacking fail, the fetched blob is the judge: it is unpacked again, once it is complete.
         """
-        fetched = False
+        fetched, extracted = False, 0
 
         def extracting(done: int) -> None:
+            nonlocal extracted
+            extracted = done
             if fetched:  # Docker's clients expect a layer's phases one after the other
                 report(Status.EXTRACTING, done, layer.size)
 
@@ -169,6 +180,9 @@ class Installer:
             report(Status.DOWNLOADED)
             faults.point("pull.layer.fetched")
             fetched = True
+            report(Status.EXTRACTING, extracted, layer.size)
+            if layer.size >= FLUSH_EARLY:
+                self._flush_early()
             prepared, unpacked = await self._unpacked(early, layer, diff_id, chain_id, extracting)
         except BaseException:
             for task in early:
