@@ -14,7 +14,6 @@
 #define INPUT_CHUNK 32768
 #define SPILL_LIMIT (1ll << 30)
 #define PUNCH_STEP (8ll << 20)
-#define SENDS_A_TURN 16
 #define FRAME_EXIT 4
 
 struct client {
@@ -89,25 +88,25 @@ static void turn_deaf(struct client *c)
 	close_fd(&c->spill);
 }
 
-static int open_spill(void)
+static void cut_off(struct client *c, const char *why)
 {
-	int fd = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-
-	return fd >= 0 ? fd : memfd_create("spill", MFD_CLOEXEC);
+	complain("client %u is cut off: %s", c->number, why);
+	turn_deaf(c);
+	shutdown(c->source.fd, SHUT_RDWR);
 }
 
 static void spill(struct client *c, const char *data, size_t len)
 {
 	if (c->spill < 0)
-		c->spill = open_spill();
-	if (c->spill < 0 || c->tail - c->head + (off_t)len > SPILL_LIMIT ||
-	    pwrite(c->spill, data, len, c->tail) != (ssize_t)len) {
-		complain("client %u of %s reads too slowly and is dropped", c->number, c->process ? c->process->id : "-");
-		turn_deaf(c);
-		shutdown(c->source.fd, SHUT_RDWR);
-		return;
-	}
-	c->tail += (off_t)len;
+		c->spill = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	if (c->spill < 0)
+		c->spill = memfd_create("spill", MFD_CLOEXEC);
+	if (c->tail - c->head + (off_t)len > SPILL_LIMIT)
+		cut_off(c, "it reads too slowly");
+	else if (pwrite(c->spill, data, len, c->tail) != (ssize_t)len)
+		cut_off(c, "no room for what it does not read");
+	else
+		c->tail += (off_t)len;
 }
 
 static void put(struct client *c, int stream, const char *data, size_t len)
@@ -138,21 +137,18 @@ static void put(struct client *c, int stream, const char *data, size_t len)
 
 static void send_spilled(struct client *c)
 {
-	for (int turn = 0; turn < SENDS_A_TURN && backlog(c); turn++) {
-		ssize_t got = pread(c->spill, shim.scratch, SCRATCH_SIZE, c->head), n;
-		if (got <= 0) {
-			complain("read what client %u is to get: %s", c->number, got ? strerror(errno) : "cut short");
-			turn_deaf(c);
-			shutdown(c->source.fd, SHUT_RDWR);
-			return;
-		}
-		n = send(c->source.fd, shim.scratch, (size_t)got, MSG_DONTWAIT | MSG_NOSIGNAL);
-		if (n < 0 && errno != EAGAIN && errno != ENOBUFS)
-			turn_deaf(c);
-		if (n < 0)
-			return;
-		c->head += n;
+	ssize_t got = pread(c->spill, shim.scratch, SCRATCH_SIZE, c->head), n;
+
+	if (got <= 0) {
+		cut_off(c, "what it did not read is unreadable");
+		return;
 	}
+	n = send(c->source.fd, shim.scratch, (size_t)got, MSG_DONTWAIT | MSG_NOSIGNAL);
+	if (n < 0 && errno != EAGAIN && errno != ENOBUFS)
+		turn_deaf(c);
+	if (n < 0)
+		return;
+	c->head += n;
 	if (!backlog(c)) {
 		close_fd(&c->spill);
 		c->head = c->tail = c->punched = 0;
@@ -359,7 +355,7 @@ static void take_input(struct client *c)
 		input_ended(c);
 		return;
 	}
-	if (!c->in || !c->process || c->process->input.fd < 0)
+	if (!c->in || !c->process || c->process->input.fd < 0 || c->process->input_ending)
 		return; /* read all the same: unread input would turn our end into a reset, which loses output */
 	if (c->key_count && c->process->tty) {
 		data = shim.batch;
