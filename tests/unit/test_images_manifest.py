@@ -120,6 +120,7 @@ def test_a_bare_config_has_defaults() -> None:
     {"rootfs": None}, {"rootfs": {"type": "zip", "diff_ids": []}}, {"rootfs": {"diff_ids": ["x"]}},
     {"config": {"Env": "A=1"}}, {"config": {"Env": [1]}}, {"config": {"Labels": {"a": 1}}}, {"config": []},
     {"config": {"Volumes": ["/v"]}}, {"history": [3]}, {"architecture": 5},
+    {"architecture": "a/b/c/d"}, {"os": "\x1b[2J"}, {"variant": "v 8"},
 ])
 def test_refused_configs(change: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):

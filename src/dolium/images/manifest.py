@@ -7,6 +7,7 @@ here, once; errors are InvalidArgument and name the document and the field.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -45,6 +46,7 @@ MANIFEST_MAX = 4 << 20
 CONFIG_MAX = 8 << 20
 LAYERS_MAX = 500  # overlayfs takes no more lower directories (lowerdir+)
 _SIZE_MAX = 1 << 50
+_PLATFORM_PART = re.compile(r"[A-Za-z0-9_.+-]{0,64}", re.ASCII)
 
 JsonObject = Mapping[str, object]
 _T = TypeVar("_T")
@@ -128,10 +130,15 @@ class Descriptor:
 def _platform(reader: _Reader) -> Platform | None:
     if reader.value.get("platform") is None:
         return None
-    platform = _Reader(f"{reader.what}: platform", reader.value["platform"])
-    return Platform(
-        platform.get("os", str, ""), platform.get("architecture", str, ""), platform.get("variant", str, "")
-    ).normalized()
+    return _platform_fields(_Reader(f"{reader.what}: platform", reader.value["platform"]))
+
+
+def _platform_fields(reader: _Reader) -> Platform:
+    parts = [reader.get(key, str, "") for key in ("os", "architecture", "variant")]
+    for part in parts:
+        if not _PLATFORM_PART.fullmatch(part):
+            raise InvalidArgument(f"{reader.what}: {part!r} is no operating system or architecture")
+    return Platform(parts[0].lower() or "linux", parts[1].lower(), parts[2].lower()).normalized()
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,9 +285,7 @@ def parse_config(data: bytes, *, what: str = "image config") -> ImageConfig:
         raise InvalidArgument(f"{what}: rootfs type {rootfs.value.get('type')!r} is not 'layers'")
     config = _Reader(f"{what}: config", reader.get("config", dict, {}))
     return ImageConfig(
-        platform=Platform(
-            reader.get("os", str, "") or "linux", reader.get("architecture", str, ""), reader.get("variant", str, "")
-        ).normalized(),
+        platform=_platform_fields(reader),
         created=reader.get("created", str, ""),
         author=reader.get("author", str, ""),
         diff_ids=diff_ids,

@@ -63,12 +63,13 @@ class ImageRecord:
         """Read a stored record. Raises Internal: only this class writes them."""
         try:
             layers = value["layers"]
-            assert isinstance(layers, list)
+            if not isinstance(layers, list):
+                raise TypeError("layers is not a list")
             return cls(
                 id, str(value["manifest"]), str(value["mediaType"]), str(value["platform"]), str(value["created"]),
                 int(str(value["configSize"])), tuple(LayerRecord(*layer) for layer in layers),
             )
-        except (KeyError, TypeError, ValueError, AssertionError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise Internal(f"the record of image {id} is damaged: {error}") from None
 
 
