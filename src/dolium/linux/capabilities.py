@@ -16,12 +16,6 @@ NAMES = (
 ).split()
 NUMBERS = {name: number for number, name in enumerate(NAMES)}
 
-# What Docker and containerd give a container when nobody says otherwise.
-DEFAULT = (
-    "CAP_AUDIT_WRITE CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID CAP_KILL CAP_MKNOD CAP_NET_BIND_SERVICE "
-    "CAP_NET_RAW CAP_SETFCAP CAP_SETGID CAP_SETPCAP CAP_SETUID CAP_SYS_CHROOT"
-).split()
-
 
 def mask(names: Iterable[str]) -> int:
     """The 64-bit mask of a set of names. Raises KeyError with the first unknown name."""

@@ -6,7 +6,7 @@ import json
 
 from dolium.errors import DoliumError, InvalidArgument
 from dolium.linux.capabilities import NUMBERS
-from dolium.runtime import lifecycle
+from dolium.runtime import lifecycle, state
 from dolium.runtime import plan as P
 from dolium.runtime.default_spec import default_spec
 from dolium.runtime.features import features
@@ -226,7 +226,7 @@ def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
     if not words.arguments or (limit is not None and len(words.arguments) > limit):
         raise InvalidArgument(f"usage: dolium-runtime {command} [flags] {COMMANDS[command][2]}")
     identity = words.arguments[0]
-    lifecycle.state.check_identity(identity)
+    state.check_identity(identity)
     if command in ("create", "run"):
         if not (options.get("preserve-fds") or "0").isdigit():
             raise InvalidArgument(f"--preserve-fds: {options['preserve-fds']!r} is not a number")
@@ -234,7 +234,7 @@ def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
     if command == "exec":
         facts.want(f"read:{context.root}/{identity}/state.json", f"read:{context.root}/{identity}/config.json",
                    f"stat:{context.root}/{identity}")
-        lifecycle.state.load(facts, context.root, identity)
+        state.load(facts, context.root, identity)
         return lifecycle.execute(context, facts, identity, _process_for_exec(words, context, facts, identity), options)
     if command == "kill":
         signal = signal_number(words.arguments[1]) if len(words.arguments) > 1 else SIGNALS["TERM"]

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from dolium.policy import MASKED_PATHS, READONLY_PATHS
 from dolium.runtime.spec import OCI_VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-MASKED_PATHS = ["/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-                "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
-                "/sys/devices/virtual/powercap"]
-READONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
 
 def default_mounts() -> list[dict[str, Any]]:
@@ -52,7 +48,7 @@ def default_spec() -> dict[str, Any]:
         "linux": {
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
             "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup")],
-            "maskedPaths": MASKED_PATHS,
-            "readonlyPaths": READONLY_PATHS,
+            "maskedPaths": list(MASKED_PATHS),
+            "readonlyPaths": list(READONLY_PATHS),
         },
     }

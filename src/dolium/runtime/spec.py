@@ -176,12 +176,12 @@ def _process(process: dict[str, Any], field: str) -> None:
         for index, name in enumerate(strings(capabilities, kind, f"{field}.capabilities")):
             if name not in NUMBERS:
                 raise wrong(f"{field}.capabilities.{kind}[{index}]", f"{name!r} is not a capability")
-    for index, entry in enumerate(objects(process, "rlimits", field)):
+    for index, limit in enumerate(objects(process, "rlimits", field)):
         name = f"{field}.rlimits[{index}]"
-        if take(entry, "type", "string", name, required=True) not in RLIMITS:
-            raise wrong(f"{name}.type", f"{entry['type']!r} is not a resource limit")
-        soft = take(entry, "soft", "integer", name, required=True)
-        hard = take(entry, "hard", "integer", name, required=True)
+        if take(limit, "type", "string", name, required=True) not in RLIMITS:
+            raise wrong(f"{name}.type", f"{limit['type']!r} is not a resource limit")
+        soft = take(limit, "soft", "integer", name, required=True)
+        hard = take(limit, "hard", "integer", name, required=True)
         if not 0 <= soft < 1 << 64 or not 0 <= hard < 1 << 64:
             raise wrong(name, "is out of range")
         if soft > hard:

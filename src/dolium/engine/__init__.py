@@ -1,0 +1,1 @@
+"""engine/: sandboxes, containers, execs, events, restart, reconcile. The only owner of state."""

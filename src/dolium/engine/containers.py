@@ -1,0 +1,602 @@
+"""Containers' lives: create, start, stop, kill, pause, rename, remove, wait. Docker's rules and words.
+
+Intent is stored before an object is made, a record goes after everything it speaks of. A fault point follows each side
+effect, and the crash tests kill the daemon at every one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import time
+from functools import partial
+from typing import Any
+
+from dolium import faults
+from dolium.engine import model, names, request, specs
+from dolium.engine.engine import Engine, cleanup_step
+from dolium.engine.etc_files import write_etc_files
+from dolium.engine.model import Container
+from dolium.engine.restart import Restarts
+from dolium.engine.rootfs import copy_up
+from dolium.engine.users import resolve
+from dolium.errors import (
+    AlreadyExists,
+    DoliumError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
+from dolium.isolation.process import INIT, Attachment, Started, Stdio
+from dolium.isolation.shim import Closed, Event, Exited, ExitRecord, Shim
+from dolium.linux import syscalls
+from dolium.linux.cgroup import manage
+from dolium.native import program
+from dolium.network.base import NetworkRequest, PortBinding, Prepared
+from dolium.runtime.cli import SIGNALS, signal_number
+from dolium.steps import Timings
+
+_log = logging.getLogger(__name__)
+faults.register("create.snapshot", "create.folder", "start.intent", "start.mounted", "start.network", "start.files",
+                "start.launched", "start.recorded", "exit.recorded", "exit.network", "exit.shim", "remove.intent",
+                "remove.killed", "remove.network", "remove.snapshot", "remove.folder", "remove.volumes", "stop.signalled")
+
+SIGKILL = SIGNALS["KILL"]
+
+
+class Containers:
+    """The life of every container of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.shims: dict[str, Shim] = {}
+        self.specs: dict[str, dict[str, Any]] = {}
+        self._pending: dict[str, list[Attachment]] = {}
+        self._waiters: dict[str, list[tuple[str, asyncio.Future[tuple[int, str]]]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.on_exec_exit: dict[str, Any] = {}
+        self.restarts = Restarts(self)
+
+    def task(self, coroutine: Any) -> None:
+        """Run something that nobody waits for; its failure is logged."""
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a background task failed", exc_info=task.exception())
+
+    # -- create --
+
+    async def create(self, name: str, config: dict[str, Any], host: dict[str, Any], *, rootfs: str = "") -> Container:
+        """Make a container: record, writable layer, folder, volumes. Raises NotFound for a missing image,
+        AlreadyExists for a name in use, InvalidArgument."""
+        engine = self._engine
+        request.check_host_config(host)
+        image_id, chain_ids, image_config = "", [], None
+        if rootfs:
+            if not os.path.isdir(rootfs):
+                raise NotFound(f"--rootfs {rootfs}: no such folder")
+        else:
+            image = engine.images.resolve(config.get("Image") or "")
+            image_id, chain_ids, image_config = image.id, list(image.chain_ids), engine.images.config(image.id)
+        done, argv = request.complete(config, image_config)
+        mounts = request.parse_mounts(done, host)
+        for mount in mounts:
+            if mount.kind == "bind" and not os.path.exists(mount.source):
+                if any(entry.get("Source") == mount.source for entry in host.get("Mounts") or []):
+                    raise InvalidArgument(f"invalid mount config for type \"bind\": bind source path does not exist: "
+                                          f"{mount.source}")
+                os.makedirs(mount.source, mode=0o755, exist_ok=True)  # what -v does
+        mode = host.get("NetworkMode") or "default"
+        if mode.startswith("container:"):
+            host["NetworkMode"] = f"container:{engine.find(mode.partition(':')[2]).id}"
+        identity = secrets.token_hex(32)
+        chosen = request.check_name(name) if name else names.random_name(engine.names)
+        if chosen in engine.names:
+            raise AlreadyExists(f"Conflict. The container name \"/{chosen}\" is already in use by container "
+                                f"\"{engine.names[chosen]}\". You have to remove (or rename) that container to be able "
+                                "to reuse that name.")
+        engine.names[chosen] = identity
+        container = Container(identity, chosen, time.time(), config.get("Image") or rootfs, image_id, chain_ids, rootfs,
+                              done, host, argv[0], argv[1:], mounts)
+        container.config.setdefault("Hostname", "")
+        container.config["Hostname"] = container.config["Hostname"] or container.short_id
+        try:
+            for mount in container.mounts:
+                if mount.kind == "volume":
+                    mount.name = engine.volumes.ensure(mount.name).name
+                    mount.source = engine.volumes.path(mount.name)
+            await asyncio.to_thread(engine.roots.create, container)
+            faults.point("create.snapshot")
+            os.makedirs(engine.paths.container(identity), mode=0o710, exist_ok=True)
+            faults.point("create.folder")
+            engine.save(container)
+        except BaseException:
+            engine.names.pop(chosen, None)
+            with contextlib.suppress(DoliumError):
+                engine.roots.remove(identity)
+            shutil.rmtree(engine.paths.container(identity), ignore_errors=True)
+            self._drop_anonymous(container)
+            raise
+        engine.event(container, "create")
+        return container
+
+    def _drop_anonymous(self, container: Container) -> None:
+        for mount in container.mounts:
+            if mount.anonymous and mount.name:
+                try:
+                    others = [one for one in self._engine.volume_users(mount.name) if one != container.id]
+                    self._engine.volumes.remove(mount.name, others)
+                except DoliumError as error:
+                    cleanup_step(f"remove volume {mount.name}", error)
+
+    # -- start --
+
+    async def start(self, reference: str) -> bool:
+        """Start a container; False when it runs already. Raises FailedPrecondition, and whatever stopped the launch."""
+        container = self._engine.find(reference)
+        async with self._engine.lock(container.id):
+            container = self._engine.find(container.id)
+            if container.status == model.PAUSED:
+                raise FailedPrecondition("cannot start a paused container, try unpause instead")
+            if container.live:
+                return False
+            if container.status in (model.REMOVING, model.DEAD):
+                raise FailedPrecondition("container is marked for removal and cannot be started")
+            self.restarts.forget(container.id)
+            container.stopped_by_user = False
+            container.restart_count = 0
+            await self.launch(container)
+        return True
+
+    async def launch(self, container: Container) -> None:
+        """One run in fresh namespaces; the container's lock is held. On failure the record says why."""
+        timings = Timings()
+        begun = time.perf_counter()
+        prepared: Prepared | None = None
+        root = -1
+        container.starting, container.error = True, ""
+        self._engine.save(container)
+        faults.point("start.intent")
+        try:
+            with timings.step("snapshot"):
+                root = await asyncio.to_thread(self._engine.roots.mount, container)
+                faults.point("start.mounted")
+                self._fill_volumes(container, root)
+            with timings.step("network"):
+                prepared = await self._prepare_network(container)
+                faults.point("start.network")
+            with timings.step("configuration"):
+                around = self._surroundings(container, root)
+                self._prepare_root(container, root)
+                write_etc_files(around.folder, container)
+                faults.point("start.files")
+                spec = specs.build(container, around)
+            started = await self._run(container, spec, around, root, prepared)
+        except BaseException as error:
+            await self._launch_failed(container, prepared, error)
+            raise
+        finally:
+            for fd in (root, prepared.fd if prepared is not None else -1):
+                if fd >= 0:
+                    os.close(fd)
+        faults.point("start.launched")
+        for phase, milliseconds in started.phases.items():
+            timings.add(phase, milliseconds)
+        timings.add("total", (time.perf_counter() - begun) * 1000)
+        self.shims[container.id], self.specs[container.id] = started.shim, spec
+        container.status, container.starting = model.RUNNING, False
+        container.pid, container.start_time = started.launched.pid, started.launched.start_time
+        container.started_at, container.finished_at = started.launched.started_at_ns / 1e9, 0.0
+        container.exit_code, container.oom_killed = 0, False
+        container.timings = timings.as_dict()
+        self._engine.save(container)
+        faults.point("start.recorded")
+        self._engine.event(container, "start")
+
+    def _fill_volumes(self, container: Container, root: int) -> None:
+        for mount in container.mounts:
+            if mount.kind != "volume":
+                continue
+            volume = self._engine.volumes.get(mount.name)
+            if volume.fresh and not mount.no_copy:
+                self._engine.volumes.fill(volume, partial(copy_up, root, mount.target))
+            self._engine.volumes.used(volume)
+
+    async def _prepare_network(self, container: Container) -> Prepared | None:
+        mode = container.host_config.get("NetworkMode") or "default"
+        if mode == "host" or mode.startswith("container:"):
+            container.network = {"network": "host" if mode == "host" else ""}
+            return None
+        ports = []
+        for spec, bindings in (container.host_config.get("PortBindings") or {}).items():
+            number, _, protocol = spec.partition("/")
+            for binding in bindings or [{}]:
+                ports.append(PortBinding(int(number), protocol or "tcp", binding.get("HostIp") or "",
+                                         int(binding.get("HostPort") or 0)))
+        if container.host_config.get("PublishAllPorts"):
+            named = {(port.container_port, port.protocol) for port in ports}
+            for spec in container.config.get("ExposedPorts") or {}:
+                number, _, protocol = spec.partition("/")
+                if (int(number), protocol or "tcp") not in named:
+                    ports.append(PortBinding(int(number), protocol or "tcp"))
+        prepared = await self._engine.network.prepare(NetworkRequest(
+            container.id, "bridge" if mode == "default" else mode, tuple(ports), container.config.get("MacAddress") or ""))
+        container.network = prepared.endpoint
+        return prepared
+
+    def _namespaces(self, container: Container) -> dict[str, str | None]:
+        host = container.host_config
+        found: dict[str, str | None] = dict.fromkeys(("pid", "ipc", "uts", "mount", "network"), "")
+        found["cgroup"] = None if host.get("CgroupnsMode") == "host" else ""
+        for kind, key, file in (("pid", "PidMode", "pid"), ("ipc", "IpcMode", "ipc"), ("uts", "UTSMode", "uts"),
+                                ("network", "NetworkMode", "net")):
+            mode = host.get(key) or ""
+            if mode == "host":
+                found[kind] = None
+            elif mode.startswith("container:"):
+                other = self._engine.find(mode.partition(":")[2])
+                if not other.live:
+                    raise FailedPrecondition(f"cannot join {kind} of a non running container: {other.id}")
+                found[kind] = f"/proc/{other.pid}/ns/{file}"
+                if kind == "network":
+                    found["uts"] = f"/proc/{other.pid}/ns/uts"
+        return found
+
+    def _surroundings(self, container: Container, root: int) -> specs.Surroundings:
+        engine = self._engine
+
+        def read(path: str) -> bytes | None:
+            return syscalls.read_in_root(root, path)
+
+        user = resolve(container.config.get("User") or "", read, container.host_config.get("GroupAdd") or [])
+        return specs.Surroundings(
+            user=user, folder=engine.paths.container(container.id), namespaces=self._namespaces(container),
+            group=engine.container_group(container.id), hostname=container.config["Hostname"], layout=engine.layout,
+            kernel=engine.kernel, init_program=program("dolium-init"), has_swap_limit=engine.has_swap_limit,
+            hidden=[engine.paths.data, engine.paths.run] if container.rootfs else [])
+
+    def _prepare_root(self, container: Container, root: int) -> None:
+        """The working directory is made when the image has none (Docker does), owned by root."""
+        cwd = container.config.get("WorkingDir") or "/"
+        if cwd != "/":
+            try:
+                syscalls.make_dirs_in_root(root, cwd)
+            except OSError as error:
+                raise InvalidArgument(f"cannot make the working directory {cwd}: {error.strerror}") from error
+
+    async def _run(self, container: Container, spec: dict[str, Any], around: specs.Surroundings, root: int,
+                   prepared: Prepared | None) -> Started:
+        engine, config = self._engine, container.config
+        hidden = [path for path in around.hidden if os.path.isdir(path)]
+        plan = engine.isolation.compile(container.id, spec, network=prepared is not None, hidden=hidden)
+        size, files = request.log_limits(container.host_config)
+        logged = ((container.host_config.get("LogConfig") or {}).get("Type") or "json-file") != "none"
+        stdio = Stdio(bool(config.get("Tty")), bool(config.get("OpenStdin")), bool(config.get("StdinOnce")),
+                      self.log_path(container) if logged else "", size, files)
+        folders = engine.layout.paths(around.group)
+        oom_files = [path for folder in folders for path in self._oom_files(folder)]
+        identity = container.id
+        attachments = self._pending.pop(identity, [])
+        return await engine.isolation.run(
+            identity, engine.paths.shim(identity), plan, stdio, root=root,
+            network=prepared.fd if prepared is not None else -1, attachments=attachments, oom_files=oom_files,
+            on_event=lambda event: self.on_event(identity, event))
+
+    def _oom_files(self, folder: str) -> list[str]:
+        layout = self._engine.layout
+        memory = layout.v1.get("memory")
+        if memory and folder.startswith(f"{memory}/"):
+            return [f"{folder}/memory.oom_control"]
+        if layout.pure_v2:
+            return [f"{folder}/memory.events"]
+        return []
+
+    async def _launch_failed(self, container: Container, prepared: Prepared | None, error: BaseException) -> None:
+        for attachment in self._pending.pop(container.id, []):
+            attachment.close()
+        if prepared is not None:
+            try:
+                await self._engine.network.release(container.id, container.network)
+            except DoliumError as failure:
+                cleanup_step(f"release the network of {container.name}", failure)
+        text = str(error)
+        container.starting = False
+        container.network = {}
+        container.error = text
+        container.exit_code = launch_exit_code(text)
+        self._engine.save(container)
+        self._wake(container, container.exit_code, text, removed=False)
+        if container.host_config.get("AutoRemove"):
+            self.task(self.remove_quietly(container.id))
+
+    # -- what the shim tells --
+
+    def on_event(self, identity: str, event: Event) -> None:
+        """Called on the loop by the sandbox's shim client."""
+        if isinstance(event, Exited):
+            if event.record.id == INIT:
+                self.task(self._on_exit(identity, event.record))
+            else:
+                callback = self.on_exec_exit.pop(event.record.id, None)
+                if callback is not None:
+                    callback(event.record)
+        elif isinstance(event, Closed):
+            shim = self.shims.get(identity)
+            if shim is not None and not shim.connected:
+                self.task(self._on_shim_gone(identity, event.reason))
+
+    async def _on_exit(self, identity: str, record: ExitRecord) -> None:
+        async with self._engine.lock(identity):
+            container = self._engine.containers.get(identity)
+            if container is None or not container.live or container.pid != record.pid:
+                return
+            await self.ended(container, record.exit_code, record.exited_at_ns / 1e9, oom=record.oom)
+
+    async def _on_shim_gone(self, identity: str, reason: str) -> None:
+        """A dead shim means a dead sandbox: what is left of it is killed, the container has ended with a reason."""
+        async with self._engine.lock(identity):
+            container = self._engine.containers.get(identity)
+            if container is None or not container.live or identity not in self.shims:
+                return
+            _log.warning("the shim of container %s is gone: %s", container.name, reason)
+            await asyncio.to_thread(manage.kill_and_remove, self._engine.layout.paths(self._engine.container_group(identity)))
+            await self.ended(container, 128 + SIGKILL, time.time(), error=f"its shim died: {reason}")
+
+    async def ended(self, container: Container, code: int, when: float, *, oom: bool = False, error: str = "") -> None:
+        """Init is dead: record, give back, tell. The container's lock is held."""
+        engine = self._engine
+        network = container.network
+        container.status, container.pid, container.start_time, container.starting = model.EXITED, 0, 0, False
+        container.exit_code, container.finished_at, container.oom_killed, container.error = code, when, oom, error
+        engine.save(container)
+        faults.point("exit.recorded")
+        try:
+            await engine.network.release(container.id, network)
+        except DoliumError as failure:
+            cleanup_step(f"release the network of {container.name}", failure)
+        faults.point("exit.network")
+        shim = self.shims.pop(container.id, None)
+        self.specs.pop(container.id, None)
+        await engine.isolation.end(shim, engine.paths.shim(container.id))
+        faults.point("exit.shim")
+        if oom:
+            engine.event(container, "oom")
+        engine.event(container, "die", exitCode=str(code))
+        again = self.restarts.schedule(container)
+        if again:
+            container.status = model.RESTARTING
+            engine.save(container)
+        self._wake(container, code, error, removed=False)
+        if container.host_config.get("AutoRemove") and not again:
+            self.task(self.remove_quietly(container.id))
+
+    # -- waiting --
+
+    def _wake(self, container: Container, code: int, error: str, *, removed: bool) -> None:
+        kept = []
+        for condition, future in self._waiters.pop(container.id, []):
+            if condition == "removed" and not removed and self._stays(container):
+                kept.append((condition, future))
+            elif condition == "removed" and not removed:
+                kept.append((condition, future))
+            elif not future.done():
+                future.set_result((code, error))
+        if kept:
+            self._waiters[container.id] = kept
+
+    @staticmethod
+    def _stays(container: Container) -> bool:
+        return not container.host_config.get("AutoRemove")
+
+    def wait(self, reference: str, condition: str = "not-running") -> asyncio.Future[tuple[int, str]]:
+        """A future of (exit code, error): ``not-running`` (at once when it is not), ``next-exit``, ``removed``."""
+        container = self._engine.find(reference)
+        future: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
+        if condition not in ("not-running", "next-exit", "removed", ""):
+            raise InvalidArgument(f"invalid condition: {condition!r}")
+        if condition in ("not-running", "") and not container.live and container.status != model.RESTARTING \
+                and not container.starting:
+            future.set_result((container.exit_code, container.error))
+        else:
+            self._waiters.setdefault(container.id, []).append((condition, future))
+        return future
+
+    # -- attach --
+
+    async def attach(self, container: Container, attachment: Attachment) -> None:
+        """Give a client's socket to the container's shim, or keep it until there is one."""
+        shim = self.shims.get(container.id)
+        if container.live and shim is not None:
+            try:
+                await shim.attach(INIT, attachment.fd, **attachment.options)
+            finally:
+                attachment.close()
+        else:
+            self._pending.setdefault(container.id, []).append(attachment)
+
+    def log_path(self, container: Container) -> str:
+        """Where the shim writes the container's log."""
+        return f"{self._engine.paths.container(container.id)}/{container.id}-json.log"
+
+    def running(self, reference: str) -> tuple[Container, Shim]:
+        """A running container and its shim. Raises FailedPrecondition in Docker's words."""
+        container = self._engine.find(reference)
+        shim = self.shims.get(container.id)
+        if not container.live or shim is None:
+            raise FailedPrecondition(f"container {container.id} is not running")
+        return container, shim
+
+    # -- signals --
+
+    async def kill(self, reference: str, signal: str) -> None:
+        """Send a signal to init; SIGKILL to a paused one takes effect at once."""
+        number = signal_number(signal or "KILL")
+        container, shim = self.running(reference)
+        if number in (SIGKILL, signal_number(container.config.get("StopSignal") or "TERM")):
+            container.stopped_by_user = True
+        await shim.signal(INIT, number)
+        if number == SIGKILL and container.status == model.PAUSED:
+            await asyncio.to_thread(manage.freeze, self._engine.layout.paths(self._engine.container_group(container.id)),
+                                    False)
+        self._engine.event(container, "kill", signal=str(number))
+
+    async def stop(self, reference: str, timeout: int | None = None, signal: str = "") -> bool:
+        """The stop signal, then SIGKILL after ``timeout`` seconds (-1 waits for ever). False when it was not running."""
+        container = self._engine.find(reference)
+        if self.restarts.forget(container.id):
+            container.status = model.EXITED
+            container.stopped_by_user = True
+            self._engine.save(container)
+            return True
+        if not container.live:
+            return False
+        container.stopped_by_user = True
+        self._engine.save(container)
+        if timeout is None:
+            chosen = container.config.get("StopTimeout")
+            timeout = 10 if chosen is None else int(chosen)
+        ended = self.wait(container.id, "next-exit")
+        with contextlib.suppress(FailedPrecondition):
+            await self.kill(container.id, signal or container.config.get("StopSignal") or "TERM")
+            if container.status == model.PAUSED:
+                await asyncio.to_thread(manage.freeze,
+                                        self._engine.layout.paths(self._engine.container_group(container.id)), False)
+        faults.point("stop.signalled")
+        try:
+            async with asyncio.timeout(timeout if timeout >= 0 else None):
+                await asyncio.shield(ended)
+        except TimeoutError:
+            with contextlib.suppress(FailedPrecondition):
+                await self.kill(container.id, "KILL")
+            await ended
+        self._engine.event(container, "stop")
+        return True
+
+    async def restart(self, reference: str, timeout: int | None = None, signal: str = "") -> None:
+        """Stop, then start in fresh namespaces."""
+        container = self._engine.find(reference)
+        await self.stop(container.id, timeout, signal)
+        await self.start(container.id)
+        self._engine.event(container, "restart")
+
+    async def pause(self, reference: str, frozen: bool) -> None:
+        """Freeze or thaw. Raises FailedPrecondition in Docker's words."""
+        container = self._engine.find(reference)
+        async with self._engine.lock(container.id):
+            if frozen and container.status == model.PAUSED:
+                raise FailedPrecondition(f"container {container.id} is already paused")
+            if frozen and container.status != model.RUNNING:
+                raise FailedPrecondition(f"container {container.id} is not running")
+            if not frozen and container.status != model.PAUSED:
+                raise FailedPrecondition(f"Container {container.id} is not paused")
+            folders = self._engine.layout.paths(self._engine.container_group(container.id))
+            try:
+                await asyncio.to_thread(manage.freeze, folders, frozen)
+            except (OSError, TimeoutError) as error:
+                raise Unavailable(f"{'pause' if frozen else 'unpause'} container {container.name}: {error}") from error
+            container.status = model.PAUSED if frozen else model.RUNNING
+            self._engine.save(container)
+            self._engine.event(container, "pause" if frozen else "unpause")
+
+    def rename(self, reference: str, name: str) -> None:
+        """Give another name. Raises AlreadyExists, InvalidArgument."""
+        container = self._engine.find(reference)
+        new = request.check_name(name)
+        if new in self._engine.names:
+            raise AlreadyExists(f"Conflict. The container name \"/{new}\" is already in use by container "
+                                f"\"{self._engine.names[new]}\".")
+        old, container.name = container.name, new
+        try:
+            self._engine.save(container)
+        except DoliumError:
+            container.name = old
+            raise
+        self._engine.names.pop(old, None)
+        self._engine.names[new] = container.id
+        self._engine.event(container, "rename", oldName=f"/{old}")
+
+    # -- remove --
+
+    async def remove_quietly(self, identity: str) -> None:
+        """--rm: nobody waits; what cannot be removed stays listed and is logged."""
+        with contextlib.suppress(NotFound):
+            try:
+                await self.remove(identity, force=True, volumes=True)
+            except FailedPrecondition as error:
+                _log.warning("remove container %s: %s", identity, error)
+
+    async def remove(self, reference: str, *, force: bool = False, volumes: bool = False) -> None:
+        """Remove a container and all of it; the record goes last. Raises FailedPrecondition in Docker's words."""
+        container = self._engine.find(reference)
+        if (container.live or container.status == model.RESTARTING) and not force:
+            if container.status == model.PAUSED:
+                raise FailedPrecondition(f"cannot remove container \"/{container.name}\": container is paused and must be "
+                                         "unpaused first")
+            raise FailedPrecondition(f"cannot remove container \"/{container.name}\": container is {container.status}: "
+                                     "stop the container before removing or force remove")
+        self.restarts.forget(container.id)
+        if container.live:
+            container.stopped_by_user = True
+            ended = self.wait(container.id, "next-exit")
+            with contextlib.suppress(FailedPrecondition):
+                await self.kill(container.id, "KILL")
+            await ended
+        async with self._engine.lock(container.id):
+            if container.id in self._engine.containers:
+                await self._remove_all(container, volumes)
+
+    async def _remove_all(self, container: Container, volumes: bool) -> None:
+        engine = self._engine
+        container.status = model.REMOVING
+        engine.save(container)
+        faults.point("remove.intent")
+        group = engine.layout.paths(engine.container_group(container.id))
+        left = await asyncio.to_thread(manage.kill_and_remove, group)
+        if left:
+            raise FailedPrecondition(f"container {container.name} has processes that do not die: {', '.join(left)}")
+        faults.point("remove.killed")
+        if container.network:
+            await engine.network.release(container.id, container.network)
+        faults.point("remove.network")
+        for attachment in self._pending.pop(container.id, []):
+            attachment.close()
+        engine.roots.remove(container.id)
+        faults.point("remove.snapshot")
+        await asyncio.to_thread(shutil.rmtree, engine.paths.container(container.id), True)
+        shutil.rmtree(engine.paths.shim(container.id), ignore_errors=True)
+        faults.point("remove.folder")
+        if volumes:
+            self._drop_anonymous(container)
+        faults.point("remove.volumes")
+        engine.forget(container)
+        self._wake(container, container.exit_code, container.error, removed=True)
+        engine.event(container, "destroy")
+
+    async def close(self) -> None:
+        """Let go of shims and clients; containers live on."""
+        self.restarts.close()
+        for task in list(self._tasks):
+            task.cancel()
+        for shim in self.shims.values():
+            shim.close()
+        for attachments in self._pending.values():
+            for attachment in attachments:
+                attachment.close()
+
+
+def launch_exit_code(text: str) -> int:
+    """Docker's code for a container that could not be started: 127 not found, 126 not executable, else 128."""
+    if "executable file not found" in text or "no such file or directory" in text:
+        return 127
+    if "permission denied" in text or "is a directory" in text:
+        return 126
+    return 128

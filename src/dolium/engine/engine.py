@@ -1,0 +1,208 @@
+"""The engine: owns the rooms and the containers' records, finds containers, brings things together after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dolium import faults
+from dolium.engine import model
+from dolium.engine.events import Bus
+from dolium.engine.model import Container
+from dolium.engine.rootfs import Roots
+from dolium.engine.specs import kernel_version
+from dolium.engine.store import Store, open_database
+from dolium.errors import DoliumError, InvalidArgument, NotFound
+from dolium.images.names import Use
+from dolium.images.records import SqliteImageRecords
+from dolium.images.store import ImageStore
+from dolium.isolation.process import ProcessIsolation
+from dolium.linux.cgroup import manage, tree
+from dolium.network.base import NetworkManager
+from dolium.volumes.store import Volumes
+
+_log = logging.getLogger(__name__)
+faults.register("engine.folder.made")
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where an instance lives. ``data`` survives a reboot, ``run`` does not."""
+
+    data: str
+    run: str
+
+    def container(self, identity: str) -> str:
+        """A container's own folder: log, hosts, hostname, resolv.conf."""
+        return f"{self.data}/containers/{identity}"
+
+    def shim(self, identity: str) -> str:
+        """The folder of a sandbox's shim."""
+        return f"{self.run}/shims/{identity}"
+
+
+def host_layout() -> tree.Layout:
+    """The cgroup hierarchies of this machine."""
+    with open("/proc/self/cgroup") as file:
+        text = file.read()
+    return tree.parse(text, os.listdir(tree.ROOT), os.path.exists(f"{tree.ROOT}/cgroup.controllers"))
+
+
+class Engine:
+    """One instance. All methods are called on its event loop; what blocks runs in threads."""
+
+    def __init__(self, paths: Paths, network: NetworkManager) -> None:
+        """Open the database and the rooms. Raises FailedPrecondition when a newer dolium wrote them."""
+        self.paths = paths
+        for folder in (paths.data, f"{paths.data}/containers", paths.run, f"{paths.run}/shims"):
+            os.makedirs(folder, mode=0o711, exist_ok=True)
+        os.chmod(f"{paths.run}/shims", 0o700)
+        self._connection = open_database(f"{paths.data}/dolium.db")
+        self.store = Store(self._connection)
+        self.instance = self.store.setting("instance", secrets.token_hex(4))
+        self.layout = host_layout()
+        self.group = f"{tree.PARENT}/{self.instance}"
+        self.kernel = kernel_version()
+        self.has_swap_limit = os.path.exists(f"{self.layout.v1.get('memory', '/')}/memory.memsw.limit_in_bytes")
+        self.events = Bus()
+        self.images = ImageStore(Path(paths.data), SqliteImageRecords(self._connection),
+                                 in_use=self._image_users)
+        self.roots = Roots(self.images.snapshots)
+        self.volumes = Volumes(f"{paths.data}/volumes", self.store)
+        self.network = network
+        self.isolation = ProcessIsolation(self.layout, f"{paths.data}/cache/seccomp", paths.run)
+        self.containers = {doc["id"]: Container.from_doc(doc) for doc in self.store.containers()}
+        self.names = {container.name: container.id for container in self.containers.values()}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    # -- finding --
+
+    def find(self, reference: str) -> Container:
+        """By id, name or unique id prefix. Raises NotFound, InvalidArgument in Docker's words."""
+        name = reference.removeprefix("/")
+        if name in self.containers:
+            return self.containers[name]
+        if name in self.names:
+            return self.containers[self.names[name]]
+        matches = [identity for identity in self.containers if name and identity.startswith(name)]
+        if len(matches) > 1:
+            raise InvalidArgument(f"multiple IDs found with provided prefix: {reference}")
+        if not matches:
+            raise NotFound(f"No such container: {reference}")
+        return self.containers[matches[0]]
+
+    def lock(self, identity: str) -> asyncio.Lock:
+        """One change of a container at a time."""
+        return self._locks.setdefault(identity, asyncio.Lock())
+
+    def save(self, container: Container) -> None:
+        """Store the record. A short transaction; on the loop."""
+        self.store.put_container(container.to_doc())
+        self.containers[container.id] = container
+
+    def forget(self, container: Container) -> None:
+        """The record goes last: all it speaks of is gone already."""
+        self.store.delete_container(container.id)
+        self.containers.pop(container.id, None)
+        self.names.pop(container.name, None)
+        self._locks.pop(container.id, None)
+
+    def _image_users(self, image_id: str) -> Sequence[Use]:
+        return [Use(container.id, container.live) for container in self.containers.values()
+                if container.image_id == image_id]
+
+    def volume_users(self, name: str) -> list[str]:
+        """Ids of containers that mount a volume."""
+        return [container.id for container in self.containers.values()
+                if any(mount.name == name for mount in container.mounts)]
+
+    def event(self, container: Container, action: str, **attributes: str) -> None:
+        """Publish an event of a container, with Docker's attributes."""
+        labels = container.config.get("Labels") or {}
+        self.events.publish("container", action, container.id,
+                            {**labels, "image": container.image, "name": container.name, **attributes})
+
+    def container_group(self, identity: str) -> str:
+        """The cgroup of a container."""
+        return f"{self.group}/{identity}"
+
+    # -- start and end --
+
+    async def open(self) -> None:
+        """Start the shims' spawner and recover the rooms; containers are adopted by ``reconcile``."""
+        groups = [f"{folder}/cgroup.procs" for folder in self.layout.paths(f"{self.group}/shims")]
+        for path in groups:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        self._inherit_cpuset()
+        await self.isolation.start(groups)
+        await self.images.recover()
+        self.volumes.recover()
+        await asyncio.to_thread(self._drop_orphans)
+
+    def _inherit_cpuset(self) -> None:
+        """A new v1 cpuset takes no process before it has CPUs and memory nodes."""
+        base = self.layout.v1.get("cpuset")
+        if base is None:
+            return
+        for group in (tree.PARENT, self.group, f"{self.group}/shims"):
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                path = f"{base}{group}/{name}"
+                with open(path) as file:
+                    if file.read().strip():
+                        continue
+                with open(f"{os.path.dirname(os.path.dirname(path))}/{name}") as above:
+                    value = above.read()
+                with open(path, "w") as file:
+                    file.write(value)
+
+    def _drop_orphans(self) -> None:
+        """What has this instance's name and no record: a dead daemon was in the middle of making or removing it."""
+        for identity in os.listdir(f"{self.paths.run}/shims"):
+            if identity not in self.containers:
+                self.isolation.kill_shim(f"{self.paths.run}/shims/{identity}")
+                shutil.rmtree(f"{self.paths.run}/shims/{identity}", ignore_errors=True)
+        known = set(self.containers) | {"shims"}
+        orphans = {name for folder in self.layout.paths(self.group) if os.path.isdir(folder)
+                   for name in os.listdir(folder) if os.path.isdir(f"{folder}/{name}") and name not in known}
+        for name in orphans:
+            left = manage.kill_and_remove(self.layout.paths(f"{self.group}/{name}"))
+            if left:
+                _log.warning("cgroups of a lost container remain: %s", ", ".join(left))
+        for identity in self.roots.active():
+            if identity not in self.containers:
+                self.roots.remove(identity)
+        for identity in os.listdir(f"{self.paths.data}/containers"):
+            if identity not in self.containers:
+                shutil.rmtree(self.paths.container(identity), ignore_errors=True)
+
+    async def close(self) -> None:
+        """Containers and shims live on. Nothing may be under way."""
+        self.events.close()
+        await self.isolation.close()
+        await self.network.close()
+        await asyncio.to_thread(self.images.close)
+        self._connection.close()
+
+    def remove_groups(self) -> None:
+        """Remove this instance's own cgroup folders when no container and no shim lives in them."""
+        for folder in self.layout.paths(self.group):
+            for path in (f"{folder}/shims", folder):
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)
+
+
+def cleanup_step(what: str, error: BaseException) -> None:
+    """A clean-up goes on after a failed step; the step is on record."""
+    if not isinstance(error, (DoliumError, OSError)):
+        raise error
+    _log.warning("%s: %s", what, error)
+
+
+__all__ = ["Engine", "Paths", "cleanup_step", "host_layout", "model"]

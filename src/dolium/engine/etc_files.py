@@ -1,0 +1,101 @@
+"""/etc/hosts, hostname and resolv.conf as Docker injects them: files in the container's own folder, bind mounted."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+
+from dolium.engine.model import Container
+from dolium.errors import InvalidArgument
+
+RESOLV_CONF = "/etc/resolv.conf"
+_FALLBACK = ("8.8.8.8", "8.8.4.4")
+
+
+def hosts_text(hostname: str, domain: str, address: str, extra: list[str]) -> str:
+    """The hosts file. ``extra``: ``name:address`` of --add-host. Raises InvalidArgument."""
+    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", "fe00::0\tip6-localnet",
+             "ff00::0\tip6-mcastprefix", "ff02::1\tip6-allnodes", "ff02::2\tip6-allrouters"]
+    for entry in extra:
+        name, _, host_address = entry.partition(":")
+        lines.append(f"{host_address}\t{name}")
+    if address:
+        names = f"{hostname}.{domain} {hostname}" if domain else hostname
+        lines.append(f"{address}\t{names}")
+    return "\n".join(lines) + "\n"
+
+
+def resolv_text(host_text: str, servers: list[str], search: list[str], options: list[str], *, isolated: bool) -> str:
+    """resolv.conf: the host's, overridden by --dns, --dns-search and --dns-option.
+
+    ``isolated``: the container has a loopback of its own, on which a host's local resolver does not answer.
+    """
+    found: dict[str, list[str]] = {"nameserver": [], "search": [], "options": []}
+    for line in host_text.splitlines():
+        words = line.split("#")[0].split(";")[0].split()
+        if len(words) > 1 and words[0] in ("nameserver", "search", "domain", "options"):
+            key = "search" if words[0] == "domain" else words[0]
+            if key == "nameserver":
+                found[key].append(words[1])
+            else:
+                found[key] = words[1:]
+    if isolated:
+        found["nameserver"] = [server for server in found["nameserver"] if not _is_loopback(server)]
+    names = servers or found["nameserver"] or (list(_FALLBACK) if isolated else [])
+    searches = [] if search == ["."] else search or found["search"]
+    lines = [f"nameserver {server}" for server in names]
+    if searches:
+        lines.append("search " + " ".join(searches))
+    if options or found["options"]:
+        lines.append("options " + " ".join(options or found["options"]))
+    return "\n".join(lines) + "\n"
+
+
+def _is_loopback(server: str) -> bool:
+    try:
+        return ipaddress.ip_address(server.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def check_extra_hosts(entries: list[str], gateway: str) -> list[str]:
+    """--add-host entries with ``host-gateway`` filled in. Raises InvalidArgument."""
+    done = []
+    for entry in entries:
+        name, colon, address = entry.partition(":")
+        if address == "host-gateway":
+            address = gateway
+        try:
+            ipaddress.ip_address(address.strip("[]"))
+        except ValueError as error:
+            raise InvalidArgument(f"bad format for add-host: {entry!r}", hint="write name:address") from error
+        if not name or not colon:
+            raise InvalidArgument(f"bad format for add-host: {entry!r}", hint="write name:address")
+        done.append(f"{name}:{address.strip('[]')}")
+    return done
+
+
+def write_etc_files(folder: str, container: Container) -> None:
+    """Write the three files for one start. Raises InvalidArgument."""
+    host, config, network = container.host_config, container.config, container.network
+    hostname = config["Hostname"]
+    gateway = network.get("gateway") or "127.0.0.1"
+    extra = check_extra_hosts(list(host.get("ExtraHosts") or []), gateway)
+    text = ""
+    if os.path.exists(RESOLV_CONF):
+        with open(RESOLV_CONF, errors="replace") as file:
+            text = file.read()
+    shares_host = (host.get("NetworkMode") or "") == "host"
+    if shares_host:
+        hostname = os.uname().nodename if not config.get("Hostname") else hostname
+    files = {
+        "hosts": hosts_text(hostname, config.get("Domainname") or "", network.get("ip") or "", extra),
+        "hostname": f"{hostname}\n",
+        "resolv.conf": resolv_text(text, list(host.get("Dns") or []), list(host.get("DnsSearch") or []),
+                                   list(host.get("DnsOptions") or []), isolated=not shares_host),
+    }
+    for name, content in files.items():
+        # Truncated in place: a running container's bind mount shows the same inode.
+        with open(f"{folder}/{name}", "w") as file:
+            file.write(content)
+        os.chmod(f"{folder}/{name}", 0o644)

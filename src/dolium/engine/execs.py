@@ -1,0 +1,141 @@
+"""Execs: one more process in a running container. They live in memory only, as Docker's do."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+from dolium import faults
+from dolium.engine import model, specs
+from dolium.engine.containers import Containers
+from dolium.engine.engine import Engine
+from dolium.engine.users import resolve
+from dolium.errors import AlreadyExists, DoliumError, FailedPrecondition, InvalidArgument, NotFound
+from dolium.isolation.process import Attachment, Stdio
+from dolium.isolation.shim import ExitRecord
+from dolium.linux import syscalls
+
+faults.register("exec.launched")
+KEPT = 1000  # ended execs that inspect still knows
+
+
+@dataclass(slots=True)
+class Exec:
+    """``config`` has Docker's keys (Cmd, Env, Tty, User, WorkingDir, AttachStdin …)."""
+
+    id: str
+    container: str
+    config: dict[str, Any]
+    running: bool = False
+    exit_code: int | None = None
+    pid: int = 0
+    process: dict[str, Any] = field(default_factory=dict)
+
+
+class Execs:
+    """All execs of one engine."""
+
+    def __init__(self, engine: Engine, containers: Containers) -> None:
+        self._engine = engine
+        self._containers = containers
+        self._execs: dict[str, Exec] = {}
+
+    def create(self, reference: str, config: dict[str, Any]) -> Exec:
+        """Check and remember. Raises FailedPrecondition for a container that is paused or not running."""
+        container, _ = self._containers.running(reference)
+        if container.status == model.PAUSED:
+            raise FailedPrecondition(f"container {container.id} is paused, unpause the container before exec")
+        command = config.get("Cmd") or []
+        if not command or not command[0]:
+            raise InvalidArgument("No exec command specified")
+        made = Exec(secrets.token_hex(32), container.id, config)
+        while len(self._execs) >= KEPT:
+            ended = next((one for one in self._execs.values() if not one.running), None)
+            if ended is None:
+                break
+            del self._execs[ended.id]
+        self._execs[made.id] = made
+        self._engine.event(container, f"exec_create: {' '.join(command)}", execID=made.id)
+        return made
+
+    def find(self, identity: str) -> Exec:
+        """Raises NotFound in Docker's words."""
+        if identity not in self._execs:
+            raise NotFound(f"No such exec instance: {identity}")
+        return self._execs[identity]
+
+    def of(self, container: str) -> list[str]:
+        """Ids of a container's execs."""
+        return [one.id for one in self._execs.values() if one.container == container]
+
+    async def start(self, one: Exec, attachments: list[Attachment], *, size: tuple[int, int] = (0, 0)) -> None:
+        """Launch it. The attachments are taken whatever happens. Raises the failed operation's error."""
+        try:
+            if one.running or one.exit_code is not None:
+                raise AlreadyExists(f"Exec command {one.id} has already run")
+            container, shim = self._containers.running(one.container)
+            if container.status == model.PAUSED:
+                raise FailedPrecondition(f"container {container.id} is paused, unpause the container before exec")
+            config = one.config
+            with self._engine.roots.opened(container) as root:
+                user = resolve(config.get("User") or container.config.get("User") or "",
+                               lambda path: syscalls.read_in_root(root, path),
+                               [] if config.get("User") else container.host_config.get("GroupAdd") or [])
+            given = specs.environment(container, user)
+            extra = list(config.get("Env") or [])
+            replaced = {entry.partition("=")[0] for entry in extra}
+            env = [entry for entry in given if entry.partition("=")[0] not in replaced] + extra
+            if config.get("Tty") and not any(entry.startswith("TERM=") for entry in env):
+                env.append("TERM=xterm")
+            privileged = bool(config.get("Privileged") or container.host_config.get("Privileged"))
+            process = specs.process_for(container, user, list(config["Cmd"]), env, terminal=bool(config.get("Tty")),
+                                        cwd=config.get("WorkingDir") or container.config.get("WorkingDir") or "/",
+                                        privileged=privileged)
+            process.pop("consoleSize", None)
+            if config.get("Tty") and size[0] and size[1]:
+                process["consoleSize"] = {"height": size[0], "width": size[1]}
+        except DoliumError:
+            for attachment in attachments:
+                attachment.close()
+            raise
+        one.running = True
+        self._containers.on_exec_exit[one.id] = lambda record: self._ended(one, record)
+        stdio = Stdio(bool(config.get("Tty")), bool(config.get("AttachStdin")), True)
+        try:
+            launched = await self._engine.isolation.exec(
+                shim, container.id, self._containers.specs[container.id], process, one.id, pid=container.pid,
+                start_time=container.start_time, stdio=stdio, attachments=attachments)
+        except DoliumError as error:
+            one.running, one.exit_code = False, 127 if "not found" in str(error) else 126
+            self._containers.on_exec_exit.pop(one.id, None)
+            raise
+        faults.point("exec.launched")
+        one.pid = launched.pid
+        self._engine.event(container, f"exec_start: {' '.join(config['Cmd'])}", execID=one.id)
+
+    def _ended(self, one: Exec, record: ExitRecord) -> None:
+        one.running, one.exit_code = False, record.exit_code
+        container = self._engine.containers.get(one.container)
+        if container is not None:
+            self._engine.event(container, "exec_die", execID=one.id, exitCode=str(record.exit_code))
+        shim = self._containers.shims.get(one.container)
+        if shim is not None and shim.connected:
+            self._containers.task(_forget(shim, one.id))
+
+    async def resize(self, one: Exec, rows: int, columns: int) -> None:
+        """Raises FailedPrecondition when it is not running or has no terminal."""
+        _, shim = self._containers.running(one.container)
+        await shim.resize(one.id, rows, columns)
+
+    def pid_is_alive(self, one: Exec) -> bool:
+        """Does its process still run?"""
+        return one.running and os.path.exists(f"/proc/{one.pid}")
+
+
+async def _forget(shim: Any, identity: str) -> None:
+    try:
+        await shim.forget(identity)
+    except DoliumError:
+        return  # the shim went with its container

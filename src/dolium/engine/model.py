@@ -1,0 +1,83 @@
+"""A container as the engine keeps it: a record that is stored as one JSON document, version 1."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+DOC_VERSION = 1
+
+# created -> running <-> paused -> exited -> running …; restarting between two runs of a restart policy
+CREATED, RUNNING, PAUSED, RESTARTING, REMOVING, EXITED, DEAD = (
+    "created", "running", "paused", "restarting", "removing", "exited", "dead")
+LIVE = (RUNNING, PAUSED)
+
+
+@dataclass(slots=True)
+class Mount:
+    """A bind mount, volume or tmpfs of a container. ``kind``: bind, volume, tmpfs; ``name``: the volume's."""
+
+    kind: str
+    source: str
+    target: str
+    read_only: bool = False
+    name: str = ""
+    anonymous: bool = False
+    propagation: str = ""
+    no_copy: bool = False
+    options: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Container:
+    """Everything that is remembered. Times are seconds since 1970, 0 for never.
+
+    ``config`` and ``host_config`` have the keys of Docker's API, completed from the image at create. ``starting`` is the
+    intent that is stored before a launch; ``pid`` and ``start_time`` name init while it lives.
+    """
+
+    id: str
+    name: str
+    created: float
+    image: str  # what the user wrote
+    image_id: str  # "" for --rootfs
+    chain_ids: list[str]
+    rootfs: str  # the lower folder of --rootfs PATH:O, else ""
+    config: dict[str, Any]
+    host_config: dict[str, Any]
+    path: str
+    args: list[str]
+    mounts: list[Mount] = field(default_factory=list)
+    network: dict[str, Any] = field(default_factory=dict)
+    status: str = CREATED
+    starting: bool = False
+    pid: int = 0
+    start_time: int = 0
+    exit_code: int = 0
+    oom_killed: bool = False
+    error: str = ""
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    restart_count: int = 0
+    stopped_by_user: bool = False
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def live(self) -> bool:
+        """Is there an init process?"""
+        return self.status in LIVE
+
+    @property
+    def short_id(self) -> str:
+        return self.id[:12]
+
+    def to_doc(self) -> dict[str, Any]:
+        """The stored form."""
+        return {"version": DOC_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_doc(cls, doc: dict[str, Any]) -> Container:
+        """The container of a stored form of this version."""
+        fields = {key: value for key, value in doc.items() if key != "version"}
+        fields["mounts"] = [Mount(**mount) for mount in fields["mounts"]]
+        return cls(**fields)

@@ -1,0 +1,133 @@
+"""After a start of the daemon: every record is brought together with what really runs.
+
+A shim that lives is adopted: the container keeps its init. A shim that is dead leaves an exit record or nothing; then
+the sandbox is dead too: its cgroup is killed and the container has ended with a reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from dolium.engine import model, specs
+from dolium.engine.containers import Containers
+from dolium.engine.engine import Engine
+from dolium.engine.model import Container
+from dolium.engine.users import User
+from dolium.errors import DoliumError
+from dolium.isolation.process import INIT
+from dolium.isolation.shim import ExitRecord, Shim, read_exit
+from dolium.linux.cgroup import manage
+
+_log = logging.getLogger(__name__)
+AFTER_REBOOT = 255
+
+
+async def reconcile(engine: Engine, containers: Containers) -> None:
+    """Adopt, or record the end of, every container; then start what its restart policy wants running."""
+    live: dict[str, dict[str, Any]] = {}
+    ended: list[tuple[Container, ExitRecord | None]] = []
+    for container in list(engine.containers.values()):
+        if container.status == model.REMOVING:
+            continue
+        if container.live or container.starting:
+            record = await _adopt(engine, containers, container)
+            if container.live and container.id in containers.shims:
+                live[container.id] = container.network
+            else:
+                ended.append((container, record))
+    await engine.network.start(live)
+    for container, record in ended:
+        async with engine.lock(container.id):
+            await _ended(engine, containers, container, record)
+    for container in list(engine.containers.values()):
+        if container.status == model.REMOVING or (
+                container.host_config.get("AutoRemove") and not container.live and container.started_at):
+            await containers.remove_quietly(container.id)
+        elif not container.live and _starts_again(container):
+            containers.restarts.resume(container)
+
+
+def _starts_again(container: Container) -> bool:
+    name = (container.host_config.get("RestartPolicy") or {}).get("Name") or "no"
+    if container.status == model.RESTARTING:
+        return True
+    if not container.started_at:
+        return False
+    return name == "always" or (name == "unless-stopped" and not container.stopped_by_user)
+
+
+async def _adopt(engine: Engine, containers: Containers, container: Container) -> ExitRecord | None:
+    folder, identity = engine.paths.shim(container.id), container.id
+    try:
+        shim = await engine.isolation.adopt(folder, lambda event: containers.on_event(identity, event))
+    except DoliumError as error:
+        _log.info("container %s has no shim any more: %s", container.name, error)
+        return read_exit(folder, INIT)
+    info = shim.processes.get(INIT)
+    if info is None or info.state == "new":
+        # killed between the shim and the launch
+        await engine.isolation.end(shim, folder)
+        return None
+    if info.state == "exited":
+        containers.shims[identity] = shim
+        container.status, container.pid = model.RUNNING, info.record.pid
+        return await _give_up(containers, container, shim, info.record)
+    containers.shims[identity] = shim
+    containers.specs[identity] = _spec_for_exec(engine, container)
+    frozen = manage.freezer_file(engine.layout.paths(engine.container_group(identity)))
+    paused = frozen is not None and _reads(frozen[0], frozen[1])
+    container.status = model.PAUSED if paused else model.RUNNING
+    container.pid, container.start_time = info.record.pid, info.record.start_time
+    if container.starting:
+        container.started_at, container.starting = info.record.started_at_ns / 1e9, False
+    engine.save(container)
+    _log.info("adopted container %s, init %d", container.name, container.pid)
+    return None
+
+
+async def _give_up(containers: Containers, container: Container, shim: Shim, record: ExitRecord) -> ExitRecord:
+    del containers.shims[container.id]
+    await containers._engine.isolation.end(shim, containers._engine.paths.shim(container.id))
+    if not container.started_at or container.starting:
+        container.started_at = record.started_at_ns / 1e9
+    return record
+
+
+def _reads(path: str, word: str) -> bool:
+    with open(path) as file:
+        return file.read().strip() == word
+
+
+def _spec_for_exec(engine: Engine, container: Container) -> dict[str, Any]:
+    """What exec needs of the configuration: namespaces and the filter; init's own are joined by pid."""
+    kinds = ["pid", "ipc", "uts", "mount", "network", "cgroup"]
+    host = container.host_config
+    for kind, key in (("pid", "PidMode"), ("ipc", "IpcMode"), ("uts", "UTSMode"), ("network", "NetworkMode")):
+        if host.get(key) == "host":
+            kinds.remove(kind)
+    process = specs.process_for(container, User(0, 0, (), "/"), ["true"], [], terminal=False, cwd="/",
+                                privileged=bool(host.get("Privileged")))
+    linux: dict[str, Any] = {"namespaces": [{"type": kind} for kind in kinds]}
+    seccomp = specs.seccomp_for(host, process["capabilities"]["bounding"], engine.kernel)
+    if seccomp is not None:
+        linux["seccomp"] = seccomp
+    return {"linux": linux}
+
+
+async def _ended(engine: Engine, containers: Containers, container: Container, record: ExitRecord | None) -> None:
+    await asyncio.to_thread(manage.kill_and_remove, engine.layout.paths(engine.container_group(container.id)))
+    engine.isolation.kill_shim(engine.paths.shim(container.id))
+    await engine.isolation.end(None, engine.paths.shim(container.id))
+    if container.starting and record is None and not container.live:
+        # the start never came to its end: the container is as it was, and says why
+        container.starting, container.error = False, "the daemon ended while it was starting"
+        container.network = {}
+        engine.save(container)
+        return
+    if record is not None:
+        await containers.ended(container, record.exit_code, record.exited_at_ns / 1e9, oom=record.oom)
+    else:
+        await containers.ended(container, AFTER_REBOOT, time.time(), error="its shim was gone when the daemon started")

@@ -1,0 +1,262 @@
+"""A create request in Docker's terms, checked and completed from the image, before anything is made. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from dolium import policy
+from dolium.engine.model import Mount
+from dolium.errors import InvalidArgument
+from dolium.images.manifest import ImageConfig
+from dolium.linux.capabilities import NAMES, NUMBERS
+from dolium.runtime.cli import signal_number
+from dolium.units import parse_size
+
+NAME = re.compile(r"^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+$")
+_MIN_MEMORY = 6 << 20
+_NETWORKS = ("none", "host", "bridge", "default")
+
+
+def _strings(value: object, name: str) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return value
+    raise InvalidArgument(f"{name} must be a list of strings")
+
+
+def check_name(name: str) -> str:
+    """A container's name without the leading slash. Raises InvalidArgument in Docker's words."""
+    if not NAME.match(name):
+        raise InvalidArgument(f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
+    return name.removeprefix("/")
+
+
+def merge_env(image: list[str], own: list[str]) -> list[str]:
+    """The image's variables, overridden by the request's; a name without ``=`` unsets."""
+    merged: dict[str, str | None] = {}
+    for entry in [*image, *own]:
+        key, equals, value = entry.partition("=")
+        if not key:
+            raise InvalidArgument(f"invalid environment variable: {entry}")
+        merged[key] = value if equals else None
+    return [f"{key}={value}" for key, value in merged.items() if value is not None]
+
+
+def complete(config: dict[str, Any], image: ImageConfig | None) -> tuple[dict[str, Any], list[str]]:
+    """(Docker's Config with what the image says where the request is silent, the argument vector).
+
+    An entrypoint of the request drops the image's command. Raises InvalidArgument.
+    """
+    done = dict(config)
+    entrypoint = config.get("Entrypoint")
+    command = _strings(config.get("Cmd"), "Cmd")
+    entry = _strings(entrypoint, "Entrypoint")
+    if entry == [""]:
+        entry = []  # --entrypoint "": none
+    if image is not None:
+        if entrypoint is None:
+            entry = list(image.entrypoint or ())
+            command = command or list(image.cmd or ())
+        done["Env"] = merge_env(list(image.env), _strings(config.get("Env"), "Env"))
+        done["Labels"] = {**image.labels, **(config.get("Labels") or {})}
+        done["WorkingDir"] = config.get("WorkingDir") or image.working_dir
+        done["User"] = config.get("User") or image.user
+        done["StopSignal"] = config.get("StopSignal") or image.stop_signal
+        done["Volumes"] = {**dict.fromkeys(image.volumes, {}), **(config.get("Volumes") or {})}
+        done["ExposedPorts"] = {**dict.fromkeys(image.exposed_ports, {}), **(config.get("ExposedPorts") or {})}
+    else:
+        done["Env"] = merge_env([], _strings(config.get("Env"), "Env"))
+    done["Cmd"], done["Entrypoint"] = command, entry
+    argv = [*entry, *command]
+    if not argv:
+        raise InvalidArgument("no command specified", hint="the image names none: give one after the image")
+    if done.get("StopSignal"):
+        signal_number(done["StopSignal"])
+    cwd = done.get("WorkingDir") or "/"
+    if not cwd.startswith("/"):
+        raise InvalidArgument(f"the working directory {cwd!r} is invalid, it needs to be an absolute path")
+    return done, argv
+
+
+def check_host_config(host: dict[str, Any]) -> None:
+    """Refuse values that cannot be run. Raises InvalidArgument, with Docker's words where its users know them."""
+    memory = host.get("Memory") or 0
+    swap = host.get("MemorySwap") or 0
+    if memory < 0 or 0 < memory < _MIN_MEMORY:
+        raise InvalidArgument("Minimum memory limit allowed is 6MB")
+    if swap > 0 and not memory:
+        raise InvalidArgument("You should always set the Memory limit when using Memoryswap limit, see usage")
+    if 0 < swap < memory:
+        raise InvalidArgument("Minimum memoryswap limit should be larger than memory limit, see usage")
+    if (host.get("NanoCpus") or 0) < 0:
+        raise InvalidArgument("Range of CPUs is from 0.01 up")
+    for key in ("CapAdd", "CapDrop"):
+        for name in _strings(host.get(key), key):
+            if name.upper() != "ALL" and _capability(name) not in NUMBERS:
+                raise InvalidArgument(f"invalid {key}: unknown capability: {name!r}")
+    mode = host.get("NetworkMode") or "default"
+    if mode not in _NETWORKS and not mode.startswith("container:"):
+        raise InvalidArgument(f"network {mode} not found", hint="this version has none, host, bridge and container:NAME")
+    for key, modes in (("PidMode", ("", "host")), ("UTSMode", ("", "host")), ("UsernsMode", ("", "host")),
+                       ("IpcMode", ("", "none", "private", "shareable", "host"))):
+        value = host.get(key) or ""
+        if value not in modes and not (key in ("PidMode", "IpcMode") and value.startswith("container:")):
+            raise InvalidArgument(f"{key}: {value!r} is invalid", hint=f"one of {', '.join(filter(None, modes))}")
+    policy_name = (host.get("RestartPolicy") or {}).get("Name") or "no"
+    if policy_name not in ("no", "always", "unless-stopped", "on-failure"):
+        raise InvalidArgument(f"invalid restart policy: unknown policy '{policy_name}'")
+    if host.get("AutoRemove") and policy_name != "no":
+        raise InvalidArgument("can't create 'AutoRemove' container with restart policy")
+    for option in _strings(host.get("SecurityOpt"), "SecurityOpt"):
+        security_option(option)
+    _log_config(host)
+
+
+def _capability(name: str) -> str:
+    upper = name.upper()
+    return upper if upper.startswith("CAP_") else f"CAP_{upper}"
+
+
+def capabilities(host: dict[str, Any]) -> list[str]:
+    """The bounding set: Docker's defaults, with CapAdd and CapDrop (ALL among them) applied."""
+    if host.get("Privileged"):
+        return list(NAMES)
+    add = {_capability(name) for name in host.get("CapAdd") or []}
+    drop = {_capability(name) for name in host.get("CapDrop") or []}
+    base: set[str] = set(policy.DEFAULT_CAPABILITIES)
+    if "CAP_ALL" in add:
+        base = set(NAMES)
+    if "CAP_ALL" in drop:
+        base = set()
+    chosen = (base | add) - drop - {"CAP_ALL"} if "CAP_ALL" not in drop else add - {"CAP_ALL"}
+    return [name for name in NAMES if name in chosen]
+
+
+def security_option(option: str) -> tuple[str, str]:
+    """(key, value) of one --security-opt; ``:`` is an old form of ``=``. Raises InvalidArgument."""
+    if option in ("no-new-privileges", "no-new-privileges=true", "no-new-privileges:true"):
+        return "no-new-privileges", "true"
+    if option in ("no-new-privileges=false", "no-new-privileges:false"):
+        return "no-new-privileges", "false"
+    key, found, value = option.partition("=")
+    if not found:
+        key, found, value = option.partition(":")
+    if key in ("seccomp", "apparmor", "label", "systempaths") and found:
+        return key, value
+    raise InvalidArgument(f"invalid --security-opt: {option!r}")
+
+
+def _log_config(host: dict[str, Any]) -> None:
+    log = host.get("LogConfig") or {}
+    if (log.get("Type") or "json-file") not in ("json-file", "none"):
+        raise InvalidArgument(f"logger: no log driver named '{log['Type']}' is registered")
+    for key, value in (log.get("Config") or {}).items():
+        if key == "max-size":
+            if value != "-1":
+                parse_size(value, name="log-opt max-size")
+        elif key == "max-file":
+            if not str(value).isdigit() or int(value) < 1:
+                raise InvalidArgument(f"log-opt max-file: {value!r} must be 1 or more")
+        else:
+            raise InvalidArgument(f"unknown log opt {key!r} for json-file log driver")
+
+
+def log_limits(host: dict[str, Any]) -> tuple[int, int]:
+    """(bytes before rotation, number of files)."""
+    options = (host.get("LogConfig") or {}).get("Config") or {}
+    size = options.get("max-size")
+    limit = policy.LOG_MAX_SIZE if size is None else 0 if size == "-1" else parse_size(size)
+    return limit, int(options.get("max-file") or policy.LOG_MAX_FILES)
+
+
+def parse_mounts(config: dict[str, Any], host: dict[str, Any]) -> list[Mount]:
+    """What -v, --mount, --tmpfs and the image's VOLUME ask for, one a target, later ones first served by explicitness.
+
+    Volumes come without a source: the engine fills it in. Raises InvalidArgument.
+    """
+    found: dict[str, Mount] = {}
+    for bind in _strings(host.get("Binds"), "Binds"):
+        _add(found, _bind(bind))
+    for entry in host.get("Mounts") or []:
+        _add(found, _mount(entry))
+    for target, options in (host.get("Tmpfs") or {}).items():
+        _add(found, Mount("tmpfs", "", _target(target), options=[part for part in options.split(",") if part]))
+    for target in config.get("Volumes") or {}:
+        clean = _target(target)
+        if clean not in found:
+            found[clean] = Mount("volume", "", clean, anonymous=True)
+    return sorted(found.values(), key=lambda mount: mount.target.count("/"))
+
+
+def _add(found: dict[str, Mount], mount: Mount) -> None:
+    if mount.target in found:
+        raise InvalidArgument(f"Duplicate mount point: {mount.target}")
+    found[mount.target] = mount
+
+
+def _target(path: str) -> str:
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            parts = parts[:-1]
+        elif part not in ("", "."):
+            parts.append(part)
+    if not path.startswith("/"):
+        raise InvalidArgument(f"invalid mount path: '{path}' mount path must be absolute")
+    if not parts:
+        raise InvalidArgument("invalid specification: destination can't be '/'")
+    return "/" + "/".join(parts)
+
+
+_PROPAGATIONS = ("private", "rprivate", "slave", "rslave", "shared", "rshared")
+
+
+def _bind(text: str) -> Mount:
+    parts = text.split(":")
+    if len(parts) == 1:
+        return Mount("volume", "", _target(text), anonymous=True)
+    if len(parts) > 3 or not parts[0] or not parts[1]:
+        raise InvalidArgument(f"invalid volume specification: '{text}'")
+    source, target = parts[0], _target(parts[1])
+    options = parts[2].split(",") if len(parts) == 3 else []
+    mount = Mount("bind" if source.startswith("/") else "volume", source if source.startswith("/") else "", target)
+    if mount.kind == "volume":
+        if not NAME.match(source):
+            raise InvalidArgument(f"invalid volume specification: '{text}': {source!r} includes invalid characters for a "
+                                  "local volume name", hint="use an absolute path for a host folder")
+        mount.name = source
+    for option in options:
+        if option in ("ro", "rw"):
+            mount.read_only = option == "ro"
+        elif option == "nocopy" and mount.kind == "volume":
+            mount.no_copy = True
+        elif option in _PROPAGATIONS and mount.kind == "bind":
+            mount.propagation = option
+        elif option not in ("z", "Z", "cached", "delegated", "consistent", ""):
+            raise InvalidArgument(f"invalid mode: {option}")
+    return mount
+
+
+def _mount(entry: dict[str, Any]) -> Mount:
+    kind, source = entry.get("Type") or "volume", entry.get("Source") or ""
+    target = _target(entry.get("Target") or "")
+    if kind == "bind":
+        if not source.startswith("/"):
+            raise InvalidArgument(f"invalid mount config for type \"bind\": invalid mount path: '{source}' mount path must "
+                                  "be absolute")
+        propagation = (entry.get("BindOptions") or {}).get("Propagation") or ""
+        return Mount("bind", source, target, bool(entry.get("ReadOnly")), propagation=propagation)
+    if kind == "volume":
+        options = entry.get("VolumeOptions") or {}
+        return Mount("volume", "", target, bool(entry.get("ReadOnly")), name=source, anonymous=not source,
+                     no_copy=bool(options.get("NoCopy")))
+    if kind == "tmpfs":
+        options = entry.get("TmpfsOptions") or {}
+        words = [f"size={options['SizeBytes']}"] if options.get("SizeBytes") else []
+        words += [f"mode={options['Mode']:o}"] if options.get("Mode") else []
+        return Mount("tmpfs", "", target, bool(entry.get("ReadOnly")), options=words)
+    raise InvalidArgument(f"mount type {kind!r} unknown")

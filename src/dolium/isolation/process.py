@@ -1,0 +1,247 @@
+"""The process level: namespaces, by our own runtime. A launch is compiled here and executed by the sandbox's shim."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dolium.errors import DoliumError, NotFound, Unavailable
+from dolium.isolation import shim as shims
+from dolium.isolation.shim import Event, Launched, Shim, Spawner
+from dolium.linux.cgroup import tree
+from dolium.runtime import plan as P
+from dolium.runtime import seccomp_cache
+from dolium.runtime.cgroups import remove
+from dolium.runtime.compile import Launch, compile_container, compile_exec
+from dolium.runtime.facts import ENOENT, Facts
+from dolium.runtime.plan import Plan
+from dolium.runtime.spec import validate
+
+INIT = "init"
+SLOT_ROOT_TREE, SLOT_NETWORK = 243, 230
+
+
+class HostFacts(Facts):
+    """Facts read from this machine at once: the daemon asks nobody."""
+
+    def _get(self, query: str) -> tuple[int, list[bytes]]:
+        kind, _, path = query.partition(":")
+        try:
+            if kind == "stat":
+                info = os.stat(path)
+                return 0, [f"{info.st_mode} {info.st_uid} {info.st_gid} {info.st_rdev}".encode()]
+            if kind == "read":
+                with open(path, "rb") as file:
+                    return 0, [file.read()]
+        except OSError as error:
+            return error.errno or ENOENT, []
+        raise ValueError(query)
+
+    def want(self, *queries: str) -> None:
+        """Nothing to fetch ahead."""
+
+
+@dataclass(slots=True)
+class Stdio:
+    """How a process's standard streams are kept. ``stdin_once``: the first client's end of input closes stdin."""
+
+    tty: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
+    log: str = ""
+    log_max_size: int = 0
+    log_max_files: int = 1
+
+
+@dataclass(slots=True)
+class Attachment:
+    """A client's connected socket, waiting for its process. ``fd`` is owned; closed when it was handed over."""
+
+    fd: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+@dataclass(slots=True)
+class Started:
+    """A launched init. ``phases``: milliseconds of the executor's work, by phase."""
+
+    shim: Shim
+    launched: Launched
+    phases: dict[str, float]
+
+
+# Which phase of a start an operation belongs to, for people; by the operation's name.
+_PHASES = {
+    "cgroup": ("cg_mkdir", "cg_write", "cg_join", "cg_bpf_devices"),
+    "namespaces": ("clone", "ns_open", "ns_join", "unshare", "uid_map", "gid_map", "become_root", "proc_write", "hostname",
+                   "domainname", "sysctl", "loopback_up"),
+    "exec": ("exec", "seccomp", "capabilities", "drop_bounding", "user", "find_executable", "cwd", "no_new_privs", "rlimit",
+             "umask", "keep_caps", "keyring", "setsid", "stdio", "console"),
+    "hooks": ("hook",),
+}
+_PHASE_OF = {name: phase for phase, names in _PHASES.items() for name in names}
+
+
+def phases_of(plan: Plan, microseconds: Sequence[int]) -> dict[str, float]:
+    """Milliseconds by phase: cgroup, namespaces, root file system, exec, hooks."""
+    sums: dict[str, float] = {}
+    for op, time in zip(plan.ops, microseconds, strict=False):
+        if op.stage in (P.AFTER_EXIT, P.ON_FAILURE):
+            continue
+        phase = _PHASE_OF.get(op.name, "root file system")
+        sums[phase] = sums.get(phase, 0.0) + time / 1000
+    return {phase: round(value, 3) for phase, value in sums.items()}
+
+
+class ProcessIsolation:
+    """Implements the backend interface (create and start as one, exec, signal, adopt, delete) with namespaces."""
+
+    def __init__(self, layout: tree.Layout, cache: str, run: str) -> None:
+        self._layout = layout
+        self._cache = cache
+        self._run = run
+        self._spawner = Spawner()
+        self._programs: dict[str, bytes] = {}
+        self._groups: list[str] = []
+
+    async def start(self, group_files: Sequence[str]) -> None:
+        """Start the spawner, in the cgroups whose ``cgroup.procs`` files are given."""
+        self._groups = list(group_files)
+        await self._spawner.start(group_files)
+
+    async def close(self) -> None:
+        """End the spawner; shims live on."""
+        await self._spawner.close()
+
+    def seccomp(self, profile: dict[str, Any] | None) -> bytes | None:
+        """The compiled program of a profile, from memory, from disk, or made and kept."""
+        if profile is None:
+            return None
+        key = seccomp_cache.digest(profile, platform.machine())
+        if key not in self._programs:
+            compiled, path = seccomp_cache.program(profile, platform.machine(), HostFacts(), self._cache)
+            if path is not None:
+                os.makedirs(self._cache, mode=0o700, exist_ok=True)
+                beside = f"{path}.{os.getpid()}"
+                with open(beside, "wb") as file:
+                    file.write(compiled)
+                os.rename(beside, path)
+            self._programs[key] = compiled
+        return self._programs[key]
+
+    def compile(self, identity: str, config: dict[str, Any], *, network: bool, hidden: list[str]) -> Plan:
+        """The plan of an init whose root tree, and network namespace when ``network``, the launcher puts in slots."""
+        validate(config)
+        launch = Launch(identity, "/", self._layout)
+        launch.stdio = True
+        launch.root_in_slot = True
+        launch.hidden = hidden
+        launch.seccomp = self.seccomp((config.get("linux") or {}).get("seccomp"))
+        if network:
+            launch.joined["network"] = SLOT_NETWORK
+        plan = compile_container(config, HostFacts(), launch)
+        folders = self._layout.paths(config["linux"]["cgroupsPath"])
+        remove(plan, P.AFTER_EXIT, folders)
+        return plan
+
+    async def run(self, identity: str, folder: str, plan: Plan, stdio: Stdio, *, root: int, network: int,
+                  attachments: list[Attachment], oom_files: list[str], on_event: Callable[[Event], None]) -> Started:
+        """Make the sandbox's shim and launch init in it. The attachments are taken whatever happens.
+
+        Raises the failed operation's error; then nothing of the launch is left, the shim included.
+        """
+        try:
+            await self._spawn(identity, folder)
+            shim = await Shim.connect(folder, on_event)
+        except DoliumError:
+            for attachment in attachments:
+                attachment.close()
+            raise
+        try:
+            for attachment in attachments:
+                await shim.attach(INIT, attachment.fd, **attachment.options)
+            fds = {SLOT_ROOT_TREE: root}
+            if network >= 0:
+                fds[SLOT_NETWORK] = network
+            launched = await shim.launch(
+                INIT, plan.encode(), tty=stdio.tty, stdin=stdio.stdin, stdin_once=int(stdio.stdin_once), log=stdio.log,
+                log_max_size=stdio.log_max_size, log_max_files=stdio.log_max_files, oom_files=oom_files, fds=fds)
+        except DoliumError:
+            await self.end(shim, folder)
+            raise
+        finally:
+            for attachment in attachments:
+                attachment.close()
+        return Started(shim, launched, phases_of(plan, launched.microseconds))
+
+    async def _spawn(self, identity: str, folder: str) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder, mode=0o700)
+        try:
+            await self._spawner.spawn(identity, folder)
+        except Unavailable:
+            # the spawner was killed: one more, then again
+            self._spawner = Spawner()
+            await self._spawner.start(self._groups)
+            await self._spawner.spawn(identity, folder)
+
+    async def end(self, shim: Shim | None, folder: str) -> None:
+        """End a shim whose processes are gone, and remove its folder. Idempotent; a dead shim is fine."""
+        if shim is not None:
+            with contextlib.suppress(DoliumError):
+                await shim.end()
+            shim.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    async def exec(self, shim: Shim, identity: str, config: dict[str, Any], process: dict[str, Any], exec_id: str, *,
+                   pid: int, start_time: int, stdio: Stdio, attachments: list[Attachment]) -> Launched:
+        """One more process in a running container. Raises the failed operation's error."""
+        launch = Launch(identity, "/", self._layout)
+        launch.stdio = True
+        launch.seccomp = self.seccomp((config.get("linux") or {}).get("seccomp"))
+        if any(entry["type"] == "network" for entry in config["linux"]["namespaces"]):
+            launch.joined["network"] = SLOT_NETWORK
+        try:
+            with open(f"/proc/{pid}/cgroup") as file:
+                folders = tree.parse_membership(file.read(), self._layout)
+        except OSError as error:
+            raise NotFound(f"the init of {identity} is gone") from error
+        plan = compile_exec(config, process, pid, start_time, launch, folders)
+        try:
+            for attachment in attachments:
+                await shim.attach(exec_id, attachment.fd, **attachment.options)
+            return await shim.launch(exec_id, plan.encode(), tty=stdio.tty, stdin=stdio.stdin,
+                                     stdin_once=int(stdio.stdin_once))
+        except DoliumError:
+            with contextlib.suppress(DoliumError):
+                await shim.forget(exec_id)
+            raise
+        finally:
+            for attachment in attachments:
+                attachment.close()
+
+    async def adopt(self, folder: str, on_event: Callable[[Event], None]) -> Shim:
+        """Connect to a shim that an earlier daemon made. Raises NotFound or Unavailable when it is dead."""
+        return await Shim.connect(folder, on_event)
+
+    def kill_shim(self, folder: str) -> None:
+        """Kill the shim that a folder names, if it is that very process. Idempotent."""
+        try:
+            handle = shims.read_state(folder)
+        except NotFound:
+            return
+        if shims.is_alive(handle):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(handle.pid, signal.SIGKILL)

@@ -1,0 +1,145 @@
+"""System calls Python does not wrap: one thin function each, named as the call, errors as OSError with the object.
+
+x86-64 and arm64 share the numbers of every call made here (they are from after 5.1).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat as stat_module
+from collections.abc import Sequence
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 437, 442
+
+FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
+OPEN_TREE_CLONE = 1
+AT_EMPTY_PATH, AT_RECURSIVE = 0x1000, 0x8000
+RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+def openat2(directory: int, path: str, flags: int, *, mode: int = 0, resolve: int = 0) -> int:
+    """openat2(2): an fd. EAGAIN (a rename raced the look-up) is tried again."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    for _ in range(64):
+        result = _LIBC.syscall(_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+        if result >= 0 or ctypes.get_errno() != 11:
+            break
+    return _check(result, path)
+
+
+def open_in_root(root: int, path: str, flags: int) -> int:
+    """An fd of a path inside an untrusted root: links are resolved inside it, magic links refused."""
+    return openat2(root, path.lstrip("/") or ".", flags, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+
+
+def fsopen(kind: str) -> int:
+    """fsopen(2): a file system configuration context."""
+    return _check(_LIBC.syscall(_FSOPEN, kind.encode(), 1), f"fsopen {kind}")
+
+
+def fsconfig_string(context: int, key: str, value: str) -> None:
+    """fsconfig(2) with FSCONFIG_SET_STRING."""
+    _check(_LIBC.syscall(_FSCONFIG, context, FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0), f"{key}={value}")
+
+
+def fsconfig_create(context: int) -> None:
+    """fsconfig(2) with FSCONFIG_CMD_CREATE. The error carries what the kernel wrote about it."""
+    result = _LIBC.syscall(_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{os.strerror(number)}{_said(context)}")
+
+
+def fsmount(context: int, attributes: int = 0) -> int:
+    """fsmount(2): an fd of a detached mount."""
+    return _check(_LIBC.syscall(_FSMOUNT, context, 1, attributes), "fsmount")
+
+
+def _said(context: int) -> str:
+    try:
+        return ": " + os.read(context, 300).decode("utf-8", "replace")[2:].strip()
+    except OSError:
+        return ""  # the kernel had nothing to add
+
+
+def mount_overlay(lowers: Sequence[str], upper: str, work: str) -> int:
+    """A detached overlay mount; ``lowers`` top first. Closing the fd unmounts it when nobody attached it.
+
+    Lower folders are given one by one (lowerdir+, Linux 6.5), else as one option (at most about a page in all).
+    """
+    context = fsopen("overlay")
+    try:
+        fsconfig_string(context, "source", "overlay")
+        try:
+            for path in lowers:
+                fsconfig_string(context, "lowerdir+", path)
+        except OSError as error:
+            if error.errno != 22:
+                raise
+            joined = ":".join(path.replace("\\", "\\\\").replace(":", "\\:") for path in lowers)
+            fsconfig_string(context, "lowerdir", joined)
+        if upper:
+            fsconfig_string(context, "upperdir", upper)
+            fsconfig_string(context, "workdir", work)
+        fsconfig_create(context)
+        return fsmount(context)
+    finally:
+        os.close(context)
+
+
+def open_tree(path: str, *, recursive: bool = True) -> int:
+    """open_tree(2) with OPEN_TREE_CLONE: a detached copy of a mount tree."""
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if recursive else 0)
+    return _check(_LIBC.syscall(_OPEN_TREE, -100, os.fsencode(path), flags), f"open_tree {path}")
+
+
+def read_in_root(root: int, path: str, limit: int = 1 << 20) -> bytes | None:
+    """Content of a regular file inside an untrusted root; None when absent or no regular file."""
+    try:
+        fd = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        if error.errno in (2, 20, 40):
+            return None
+        raise
+    try:
+        if not stat_module.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        return os.read(fd, limit)
+    finally:
+        os.close(fd)
+
+
+def make_dirs_in_root(root: int, path: str, *, mode: int = 0o755, owner: tuple[int, int] = (0, 0)) -> None:
+    """Make a folder and its parents inside an untrusted root; what is there stays as it is.
+
+    Raises NotADirectoryError when something else stands in the way.
+    """
+    done = ""
+    parent = os.dup(root)
+    try:
+        for part in [part for part in path.split("/") if part not in ("", ".")]:
+            done += f"/{part}"
+            try:
+                child = open_in_root(root, done, os.O_PATH | os.O_DIRECTORY)
+            except FileNotFoundError:
+                os.mkdir(part, mode, dir_fd=parent)
+                child = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+                if owner != (0, 0):
+                    os.chown(part, *owner, dir_fd=parent, follow_symlinks=False)
+            os.close(parent)
+            parent = child
+    finally:
+        os.close(parent)

@@ -1,0 +1,1 @@
+"""network/: namespaces, links, addresses, ports and firewall rules of sandboxes."""

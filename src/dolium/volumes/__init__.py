@@ -1,0 +1,1 @@
+"""volumes/: folders that outlive containers, under the data folder."""
