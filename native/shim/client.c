@@ -27,8 +27,6 @@ struct client {
 	unsigned finished : 1; /* gets no more; goes when it has read what is spilled */
 	unsigned key_count, matched;
 	char keys[KEYS_LIMIT];
-	char *pending; /* input the container has no room for */
-	size_t pending_size;
 	int spill;
 	off_t head, tail, punched;
 };
@@ -43,9 +41,7 @@ static int backlog(const struct client *c)
 
 static int may_type(const struct client *c)
 {
-	if (c->eof || c->pending)
-		return 0;
-	return !(c->in && c->process && c->process->state == PROCESS_NEW);
+	return !c->eof && !(c->in && c->process && (c->process->state == PROCESS_NEW || c->process->pending));
 }
 
 static void drop(struct client *c)
@@ -59,7 +55,6 @@ static void drop(struct client *c)
 	shutdown(c->source.fd, SHUT_RDWR);
 	source_close(&c->source);
 	close_fd(&c->spill);
-	free(c->pending);
 	free(c);
 }
 
@@ -68,12 +63,12 @@ static void settle(struct client *c)
 {
 	uint32_t events = (may_type(c) ? EPOLLIN : 0u) | (backlog(c) ? EPOLLOUT : 0u);
 
-	if (c->eof && !c->pending && (c->deaf || (c->finished && !backlog(c)))) {
+	if (c->eof && (c->deaf || (c->finished && !backlog(c)))) {
 		drop(c);
 		return;
 	}
 	/* Hang-ups are always reported: with input that must wait they would make the loop spin. */
-	if (!events && (!c->eof || c->pending))
+	if (!events && !c->eof)
 		unwatch(&c->source);
 	else if (watch(&c->source, events))
 		drop(c);
@@ -207,88 +202,56 @@ void drain_streams(struct process *process)
 
 /* ---- from the client ---- */
 
-static int any_pending(const struct process *process)
-{
-	for (const struct client *c = clients; c; c = c->next)
-		if (c->process == process && c->pending)
-			return 1;
-	return 0;
-}
-
 void input_close(struct process *process)
 {
-	if (any_pending(process)) {
-		process->input_ending = 1;
-		return;
-	}
-	source_close(&process->input);
+	process->input_ending = process->pending != NULL;
+	if (!process->input_ending)
+		source_close(&process->input);
 }
 
-/* The container closed its end: what was typed has no reader. */
-static void input_broken(struct process *process)
+/* Only when nothing is pending: see may_type. */
+static void feed(struct process *p, const char *data, size_t len)
 {
-	source_close(&process->input);
-	for (struct client *c = clients, *next; c; c = next) {
-		next = c->next;
-		if (c->process != process || !c->pending)
-			continue;
-		free(c->pending);
-		c->pending = NULL;
-		settle(c);
-	}
-}
-
-static void feed(struct client *c, const char *data, size_t len)
-{
-	struct process *p = c->process;
 	ssize_t n = len ? write(p->input.fd, data, len) : 0;
 
 	if (n < 0 && errno != EAGAIN) {
-		input_broken(p);
+		source_close(&p->input); /* the container closed its end: what is typed has no reader */
 		return;
 	}
-	if (n < 0)
-		n = 0;
-	if ((size_t)n == len)
+	n = n < 0 ? 0 : n;
+	p->pending_size = len - (size_t)n;
+	if (!p->pending_size)
 		return;
-	c->pending_size = len - (size_t)n;
-	c->pending = malloc(c->pending_size);
-	if (!c->pending) {
-		complain("no memory for the input of client %u", c->number);
+	p->pending = malloc(p->pending_size);
+	if (!p->pending) {
+		complain("no memory for the input of %s", p->id);
 		return;
 	}
-	memcpy(c->pending, data + n, c->pending_size);
+	memcpy(p->pending, data + n, p->pending_size);
 	watch(&p->input, EPOLLOUT);
 }
 
 void input_ready(struct source *source, uint32_t events)
 {
 	struct process *p = container_of(source, struct process, input);
+	ssize_t n = write(source->fd, p->pending, p->pending_size);
 
 	(void)events;
-	for (struct client *c = clients, *next; c; c = next) {
-		ssize_t n;
-		next = c->next;
-		if (c->process != p || !c->pending)
-			continue;
-		n = write(p->input.fd, c->pending, c->pending_size);
-		if (n < 0 && errno == EAGAIN)
-			return;
-		if (n < 0) {
-			input_broken(p);
-			return;
-		}
-		c->pending_size -= (size_t)n;
-		memmove(c->pending, c->pending + n, c->pending_size);
-		if (c->pending_size)
-			return;
-		free(c->pending);
-		c->pending = NULL;
-		settle(c);
+	if (n < 0 && errno == EAGAIN)
+		return;
+	if (n < 0)
+		source_close(source);
+	p->pending_size -= n < 0 ? p->pending_size : (size_t)n;
+	if (p->pending_size) {
+		memmove(p->pending, p->pending + n, p->pending_size);
+		return;
 	}
-	unwatch(&p->input);
+	free(p->pending);
+	p->pending = NULL;
+	unwatch(source);
 	if (p->input_ending)
-		input_close(p);
+		source_close(source);
+	clients_go_on(p);
 }
 
 /* Copies what was typed without a completed detach sequence; 1 when there was one. A broken one is passed on. */
@@ -331,7 +294,7 @@ static void input_ended(struct client *c)
 	if (!c->in || !p || p->input.fd < 0)
 		return;
 	if (p->tty) {
-		feed(c, c->keys, c->matched);
+		feed(p, c->keys, c->matched);
 		return;
 	}
 	if (p->stdin_end == STDIN_STAYS)
@@ -361,7 +324,7 @@ static void take_input(struct client *c)
 		data = shim.batch;
 		detaches = filter_keys(c, shim.scratch, (size_t)n, data, &len);
 	}
-	feed(c, data, len);
+	feed(c->process, data, len);
 	if (detaches)
 		detach(c);
 }
@@ -379,7 +342,7 @@ static void client_ready(struct source *source, uint32_t events)
 	settle(c);
 }
 
-void clients_begin(struct process *process)
+void clients_go_on(struct process *process)
 {
 	for (struct client *c = clients, *next; c; c = next) {
 		next = c->next;
@@ -399,8 +362,6 @@ void clients_finish(struct process *process, int exited)
 			continue;
 		if (exited && c->exit_frame && c->mux)
 			put(c, FRAME_EXIT, code, (size_t)n);
-		free(c->pending);
-		c->pending = NULL;
 		c->process = NULL;
 		c->finished = 1;
 		if (!backlog(c))

@@ -200,7 +200,7 @@ static void adopt(struct request *r, struct process *p, struct launch *launch)
 		int n = snprintf(text, sizeof text, "%u", launch->microseconds[i]);
 		put_string(&r->answer, text, (size_t)n);
 	}
-	clients_begin(p);
+	clients_go_on(p);
 }
 
 int request_launch(struct request *r)

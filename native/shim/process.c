@@ -58,6 +58,8 @@ int find_process(struct request *r, int make, struct process **process)
 static void release(struct process *p)
 {
 	source_close(&p->input);
+	free(p->pending);
+	p->pending = NULL;
 	for (int i = 0; i < 2; i++)
 		source_close(&p->out[i].source);
 	close_fd(&p->slave);

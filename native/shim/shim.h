@@ -54,7 +54,9 @@ struct process {
 	int tty, slave; /* slave: the shim's own, so that a pty whose users come and go is never hung up */
 	enum stdin_end stdin_end;
 	struct source input; /* the pipe's or pty's writing end */
-	int input_ending;    /* close when what clients typed is written */
+	char *pending;       /* typed, but the container has no room for it: no client is read meanwhile */
+	size_t pending_size;
+	int input_ending; /* close when it is written */
 	struct stream out[2];
 	struct log *log;
 	struct string after_exit; /* plan of the AFTER_EXIT operations only */
@@ -122,8 +124,8 @@ void stream_ready(struct source *source, uint32_t events);
 void input_ready(struct source *source, uint32_t events);
 void drain_streams(struct process *process);
 void input_close(struct process *process);
-/* The process runs from now on: clients that were attached before may type. */
-void clients_begin(struct process *process);
+/* The process runs, or has read what was pending: clients may type. */
+void clients_go_on(struct process *process);
 /* Sends the exit frame (exited) and lets go of the clients once they have read all. */
 void clients_finish(struct process *process, int exited);
 int unread_clients(void);
