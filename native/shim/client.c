@@ -44,18 +44,23 @@ static int may_type(const struct client *c)
 	return !c->eof && !(c->in && c->process && (c->process->state == PROCESS_NEW || c->process->pending));
 }
 
-static void drop(struct client *c)
+static void let_go(struct client *c)
 {
 	struct client **at = &clients;
 
 	while (*at != c)
 		at = &(*at)->next;
 	*at = c->next;
-	/* The daemon may still hold a copy: the other side is to see the end now. */
-	shutdown(c->source.fd, SHUT_RDWR);
 	source_close(&c->source);
 	close_fd(&c->spill);
 	free(c);
+}
+
+static void drop(struct client *c)
+{
+	/* The daemon may still hold a copy: the other side is to see the end now. */
+	shutdown(c->source.fd, SHUT_RDWR);
+	let_go(c);
 }
 
 /* Watches what is wanted now; drops a client from which and to which nothing more can come. */
@@ -367,6 +372,16 @@ void clients_finish(struct process *process, int exited)
 		if (!backlog(c))
 			shutdown(c->source.fd, SHUT_WR);
 		settle(c);
+	}
+}
+
+/* Nothing ran: the connections stay open for the daemon, which says why. */
+void clients_let_go(struct process *process)
+{
+	for (struct client *c = clients, *next; c; c = next) {
+		next = c->next;
+		if (c->process == process)
+			let_go(c);
 	}
 }
 

@@ -80,7 +80,10 @@ void forget_process(struct process *p)
 	while (*at != p)
 		at = &(*at)->next;
 	*at = p->next;
-	clients_finish(p, 0);
+	if (p->state == PROCESS_NEW)
+		clients_let_go(p);
+	else
+		clients_finish(p, 0);
 	release(p);
 	free((char *)p->after_exit.data);
 	free(p->id);

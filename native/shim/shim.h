@@ -128,6 +128,7 @@ void input_close(struct process *process);
 void clients_go_on(struct process *process);
 /* Sends the exit frame (exited) and lets go of the clients once they have read all. */
 void clients_finish(struct process *process, int exited);
+void clients_let_go(struct process *process);
 int unread_clients(void);
 
 /* log.c */

@@ -57,7 +57,7 @@ class Containers:
         self.shims: dict[str, Shim] = {}
         self.specs: dict[str, dict[str, Any]] = {}
         self._pending: dict[str, list[Attachment]] = {}
-        self._waiters: dict[str, list[tuple[str, asyncio.Future[tuple[int, str]]]]] = {}
+        self._waiters: dict[str, list[tuple[str, asyncio.Future[int]]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_exec_exit: dict[str, Any] = {}
         self.restarts = Restarts(self)
@@ -183,6 +183,8 @@ class Containers:
             started = await self._run(container, spec, around, root, prepared)
         except BaseException as error:
             await self._launch_failed(container, prepared, error)
+            if isinstance(error, DoliumError):
+                raise type(error)(container.error, errno=error.errno) from error
             raise
         finally:
             for fd in (root, prepared.fd if prepared is not None else -1):
@@ -308,13 +310,13 @@ class Containers:
                 await self._engine.network.release(container.id, container.network)
             except DoliumError as failure:
                 cleanup_step(f"release the network of {container.name}", failure)
-        text = str(error)
+        text = f"failed to create task for container: {error}"
         container.starting = False
         container.network = {}
         container.error = text
         container.exit_code = launch_exit_code(text)
         self._engine.save(container)
-        self._wake(container, container.exit_code, text, removed=False)
+        self._wake(container)
         if container.host_config.get("AutoRemove"):
             self.task(self.remove_quietly(container.id))
 
@@ -375,37 +377,31 @@ class Containers:
         if again:
             container.status = model.RESTARTING
             engine.save(container)
-        self._wake(container, code, error, removed=False)
+        self._wake(container)
         if container.host_config.get("AutoRemove") and not again:
             self.task(self.remove_quietly(container.id))
 
     # -- waiting --
 
-    def _wake(self, container: Container, code: int, error: str, *, removed: bool) -> None:
-        kept = []
-        for condition, future in self._waiters.pop(container.id, []):
-            if condition == "removed" and not removed and self._stays(container):
-                kept.append((condition, future))
-            elif condition == "removed" and not removed:
-                kept.append((condition, future))
-            elif not future.done():
-                future.set_result((code, error))
+    def _wake(self, container: Container, *, removed: bool = False) -> None:
+        """Tell those who wait that the container has ended, or is gone."""
+        waiting = self._waiters.pop(container.id, [])
+        kept = [entry for entry in waiting if entry[0] == "removed" and not removed]
         if kept:
             self._waiters[container.id] = kept
+        for condition, future in waiting:
+            if (removed or condition != "removed") and not future.done():
+                future.set_result(container.exit_code)
 
-    @staticmethod
-    def _stays(container: Container) -> bool:
-        return not container.host_config.get("AutoRemove")
-
-    def wait(self, reference: str, condition: str = "not-running") -> asyncio.Future[tuple[int, str]]:
-        """A future of (exit code, error): ``not-running`` (at once when it is not), ``next-exit``, ``removed``."""
+    def wait(self, reference: str, condition: str = "not-running") -> asyncio.Future[int]:
+        """A future of the exit code: ``not-running`` (at once when it is not), ``next-exit``, ``removed``."""
         container = self._engine.find(reference)
-        future: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         if condition not in ("not-running", "next-exit", "removed", ""):
             raise InvalidArgument(f"invalid condition: {condition!r}")
         if condition in ("not-running", "") and not container.live and container.status != model.RESTARTING \
                 and not container.starting:
-            future.set_result((container.exit_code, container.error))
+            future.set_result(container.exit_code)
         else:
             self._waiters.setdefault(container.id, []).append((condition, future))
         return future
@@ -578,7 +574,7 @@ class Containers:
             self._drop_anonymous(container)
         faults.point("remove.volumes")
         engine.forget(container)
-        self._wake(container, container.exit_code, container.error, removed=True)
+        self._wake(container, removed=True)
         engine.event(container, "destroy")
 
     async def close(self) -> None:

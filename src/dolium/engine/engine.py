@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def host_layout() -> tree.Layout:
 class Engine:
     """One instance. All methods are called on its event loop; what blocks runs in threads."""
 
-    def __init__(self, paths: Paths, network: NetworkManager) -> None:
+    def __init__(self, paths: Paths, make_network: Callable[[str, Store], NetworkManager]) -> None:
         """Open the database and the rooms. Raises FailedPrecondition when a newer dolium wrote them."""
         self.paths = paths
         for folder in (paths.data, f"{paths.data}/containers", paths.run, f"{paths.run}/shims"):
@@ -76,7 +76,7 @@ class Engine:
                                  in_use=self._image_users)
         self.roots = Roots(self.images.snapshots)
         self.volumes = Volumes(f"{paths.data}/volumes", self.store)
-        self.network = network
+        self.network = make_network(self.instance, self.store)
         self.isolation = ProcessIsolation(self.layout, f"{paths.data}/cache/seccomp", paths.run)
         self.containers = {doc["id"]: Container.from_doc(doc) for doc in self.store.containers()}
         self.names = {container.name: container.id for container in self.containers.values()}

@@ -11,10 +11,11 @@ from dolium import faults
 from dolium.engine import model, specs
 from dolium.engine.containers import Containers
 from dolium.engine.engine import Engine
+from dolium.engine.model import Container
 from dolium.engine.users import resolve
 from dolium.errors import AlreadyExists, DoliumError, FailedPrecondition, InvalidArgument, NotFound
 from dolium.isolation.process import Attachment, Stdio
-from dolium.isolation.shim import ExitRecord
+from dolium.isolation.shim import ExitRecord, Shim
 from dolium.linux import syscalls
 
 faults.register("exec.launched")
@@ -70,14 +71,19 @@ class Execs:
         """Ids of a container's execs."""
         return [one.id for one in self._execs.values() if one.container == container]
 
+    def check(self, one: Exec) -> tuple[Container, Shim]:
+        """The container and shim it would start in. Raises AlreadyExists, FailedPrecondition."""
+        if one.running or one.exit_code is not None:
+            raise AlreadyExists(f"Exec command {one.id} has already run")
+        container, shim = self._containers.running(one.container)
+        if container.status == model.PAUSED:
+            raise FailedPrecondition(f"container {container.id} is paused, unpause the container before exec")
+        return container, shim
+
     async def start(self, one: Exec, attachments: list[Attachment], *, size: tuple[int, int] = (0, 0)) -> None:
         """Launch it. The attachments are taken whatever happens. Raises the failed operation's error."""
         try:
-            if one.running or one.exit_code is not None:
-                raise AlreadyExists(f"Exec command {one.id} has already run")
-            container, shim = self._containers.running(one.container)
-            if container.status == model.PAUSED:
-                raise FailedPrecondition(f"container {container.id} is paused, unpause the container before exec")
+            container, shim = self.check(one)
             config = one.config
             with self._engine.roots.opened(container) as root:
                 user = resolve(config.get("User") or container.config.get("User") or "",

@@ -111,8 +111,9 @@ def _copy_file(source: int, name: str, path: str, mode: int) -> None:
     try:
         out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
-            while os.copy_file_range(fd, out, 1 << 30):
-                pass
+            at = 0
+            while moved := os.sendfile(out, fd, at, 1 << 30):
+                at += moved
         finally:
             os.close(out)
     finally:

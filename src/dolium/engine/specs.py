@@ -118,8 +118,7 @@ def process_for(container: Container, user: User, args: list[str], env: list[str
     """The specification's process object for init or an exec."""
     host = container.host_config
     caps = list(capabilities.NAMES) if privileged else request.capabilities(host)
-    known = _known_capabilities()
-    caps = [name for name in caps if capabilities.NUMBERS[name] <= known]
+    caps = capabilities.names(capabilities.mask(caps) & _own_capabilities())
     options = dict(request.security_option(option) for option in host.get("SecurityOpt") or [])
     process: dict[str, Any] = {
         "terminal": terminal,
@@ -145,9 +144,10 @@ def _limit(value: int) -> int:
 
 
 @lru_cache(maxsize=1)
-def _known_capabilities() -> int:
-    with open("/proc/sys/kernel/cap_last_cap") as file:
-        return int(file.read())
+def _own_capabilities() -> int:
+    """What this daemon itself may give away: a container cannot get more."""
+    with open("/proc/self/status") as file:
+        return int(next(line for line in file if line.startswith("CapPrm:")).split()[1], 16)
 
 
 def resources(host: dict[str, Any], around: Surroundings) -> dict[str, Any]:

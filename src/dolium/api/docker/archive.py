@@ -1,0 +1,175 @@
+"""/containers/NAME/archive: ``docker cp`` both ways, as tar streams, through fds opened inside the container's root."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import stat
+import tarfile
+from typing import Any
+
+from aiohttp import web
+
+from dolium.api.docker.common import ENGINE
+from dolium.engine.model import Container
+from dolium.errors import InvalidArgument, NotFound, PermissionDenied
+from dolium.linux import syscalls
+from dolium.native import program
+from dolium.units import rfc3339
+
+routes = web.RouteTableDef()
+
+
+def _path(request: web.Request) -> str:
+    path = request.query.get("path", "")
+    if not path:
+        raise InvalidArgument("bad parameter: path is required")
+    return "/" + path.lstrip("/")
+
+
+def _go_mode(mode: int) -> int:
+    """Go's os.FileMode bits, which the client reads."""
+    bits = mode & 0o777
+    for kind, bit in ((stat.S_ISDIR, 31), (stat.S_ISLNK, 27), (stat.S_ISBLK, 26), (stat.S_ISFIFO, 25), (stat.S_ISSOCK, 24)):
+        if kind(mode):
+            bits |= 1 << bit
+    if stat.S_ISCHR(mode):
+        bits |= 1 << 26 | 1 << 21
+    for flag_bit, bit in ((stat.S_ISUID, 23), (stat.S_ISGID, 22), (stat.S_ISVTX, 20)):
+        if mode & flag_bit:
+            bits |= 1 << bit
+    return bits
+
+
+def _open(root: int, path: str, container: Container) -> int:
+    """An O_PATH fd of the path itself, its last component not followed when it is a link."""
+    folder, _, name = path.rstrip("/").rpartition("/")
+    try:
+        if not name or path.endswith("/"):
+            return syscalls.open_in_root(root, path, os.O_PATH)
+        parent = syscalls.open_in_root(root, folder or "/", os.O_PATH | os.O_DIRECTORY)
+        try:
+            return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        finally:
+            os.close(parent)
+    except OSError as error:
+        if error.errno in (2, 20):
+            raise NotFound(f"Could not find the file {path} in container {container.name}") from error
+        raise
+
+
+def _stat_header(fd: int, path: str) -> str:
+    info = os.fstat(fd)
+    target = os.readlink("", dir_fd=fd) if stat.S_ISLNK(info.st_mode) else ""
+    value: dict[str, Any] = {"name": os.path.basename(path.rstrip("/")) or "/", "size": info.st_size,
+                             "mode": _go_mode(info.st_mode), "mtime": rfc3339(info.st_mtime), "linkTarget": target}
+    return base64.b64encode(json.dumps(value).encode()).decode()
+
+
+@routes.head("/containers/{name}/archive")
+async def head(request: web.Request) -> web.Response:
+    """What is there, in a header."""
+    engine = request.app[ENGINE]
+    container, path = engine.find(request.match_info["name"]), _path(request)
+    with engine.roots.opened(container) as root:
+        fd = _open(root, path, container)
+        try:
+            header = _stat_header(fd, path)
+        finally:
+            os.close(fd)
+    return web.Response(headers={"X-Docker-Container-Path-Stat": header})
+
+
+def _pack(fd: int, name: str, out: int) -> None:
+    """Tar what the fd names into a pipe's end, which is closed. Links are packed as links; nothing is followed out of
+    the tree. A reader that has gone ends it quietly."""
+    base = f"/proc/self/fd/{fd}"
+    mode = os.fstat(fd).st_mode
+    with contextlib.suppress(BrokenPipeError), open(out, "wb") as file, \
+            tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        if stat.S_ISLNK(mode):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, os.readlink("", dir_fd=fd)
+            archive.addfile(info)
+        elif stat.S_ISDIR(mode):
+            archive.addfile(archive.gettarinfo(f"{base}/.", name))
+            for entry in sorted(os.listdir(base)):
+                archive.add(f"{base}/{entry}", f"{name}/{entry}")
+        else:
+            with open(base, "rb") as content:
+                archive.addfile(archive.gettarinfo(arcname=name, fileobj=content), content)
+
+
+@routes.get("/containers/{name}/archive")
+async def get(request: web.Request) -> web.StreamResponse:
+    """A tar of a path."""
+    engine = request.app[ENGINE]
+    container, path = engine.find(request.match_info["name"]), _path(request)
+    with engine.roots.opened(container) as root:
+        fd = _open(root, path, container)
+        try:
+            kind = stat.S_IFMT(os.fstat(fd).st_mode)
+            if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
+                raise InvalidArgument(f"{path} is no file, folder or link")
+            response = web.StreamResponse(headers={"Content-Type": "application/x-tar",
+                                                   "X-Docker-Container-Path-Stat": _stat_header(fd, path)})
+            await response.prepare(request)
+            await _send_tar(response, fd, os.path.basename(path.rstrip("/")) or "/")
+        finally:
+            os.close(fd)
+    return response
+
+
+async def _send_tar(response: web.StreamResponse, fd: int, name: str) -> None:
+    """A thread packs into a pipe, the loop sends what comes out."""
+    out, into = os.pipe2(os.O_CLOEXEC)
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), open(out, "rb", buffering=0))
+    task = asyncio.create_task(asyncio.to_thread(_pack, fd, name, into))
+    try:
+        while chunk := await reader.read(1 << 16):
+            await response.write(chunk)
+    finally:
+        transport.close()
+        await task
+
+
+@routes.put("/containers/{name}/archive")
+async def put(request: web.Request) -> web.Response:
+    """Unpack a tar into a folder, by the same program that unpacks layers: no entry leaves the folder."""
+    engine = request.app[ENGINE]
+    container, path = engine.find(request.match_info["name"]), _path(request)
+    for mount in container.mounts:
+        if mount.read_only and (path == mount.target or path.startswith(f"{mount.target}/")):
+            raise PermissionDenied(f"container path {path} is marked read-only")
+    if container.host_config.get("ReadonlyRootfs") and not any(
+            path == mount.target or path.startswith(f"{mount.target}/") for mount in container.mounts):
+        raise PermissionDenied("container rootfs is marked read-only")
+    with engine.roots.opened(container) as root:
+        try:
+            fd = syscalls.open_in_root(root, path, os.O_RDONLY | os.O_DIRECTORY)
+        except NotADirectoryError as error:
+            raise InvalidArgument("extraction point is not a directory") from error
+        except FileNotFoundError as error:
+            raise NotFound(f"Could not find the file {path} in container {container.name}") from error
+        try:
+            os.set_inheritable(fd, True)
+            process = await asyncio.create_subprocess_exec(
+                program("dolium-untar"), "--apply", str(fd), stdout=asyncio.subprocess.DEVNULL, stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, pass_fds=[fd])
+            assert process.stdin is not None and process.stderr is not None
+            # a program that ended early has its message read below
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                async for chunk in request.content.iter_chunked(1 << 18):
+                    process.stdin.write(chunk)
+                    await process.stdin.drain()
+            process.stdin.close()
+            message = (await process.stderr.read()).decode("utf-8", "replace").strip()
+            if await process.wait():
+                raise InvalidArgument(f"unpack into {path}: {message}")
+        finally:
+            os.close(fd)
+    return web.Response(status=200)

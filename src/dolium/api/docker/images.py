@@ -1,0 +1,223 @@
+"""/images: pull, load, import, list, inspect, history, tag, remove."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import fnmatch
+import json
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from dolium.api.docker import models
+from dolium.api.docker.common import ENGINE, filters, flag, label_matches, stream
+from dolium.errors import DoliumError, InvalidArgument
+from dolium.images.auth import Credentials
+from dolium.images.progress import Progress, ProgressEvent
+from dolium.images.reference import Reference
+from dolium.units import format_size
+
+routes = web.RouteTableDef()
+
+
+def _credentials(request: web.Request) -> Credentials | None:
+    header = request.headers.get("X-Registry-Auth")
+    if not header:
+        return None
+    try:
+        value = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
+    except (ValueError, binascii.Error) as error:
+        raise InvalidArgument("X-Registry-Auth is not base64 of a JSON object") from error
+    if not value.get("username"):
+        return None
+    return Credentials(value["username"], value.get("password") or "")
+
+
+def _bar(current: int, total: int) -> str:
+    if total <= 0:
+        return ""
+    done = min(int(50 * current / total), 50)
+    head = ">" if done < 50 else ""
+    return f"[{('=' * done + head)[:50]:<50}] {format_size(current):>8}/{format_size(total)}"
+
+
+def progress_json(event: ProgressEvent) -> dict[str, Any]:
+    """A progress event as a line of Docker's JSON stream."""
+    row: dict[str, Any] = {"status": event.status}
+    if event.id:
+        row["id"] = event.id
+    if event.total or event.current:
+        row["progressDetail"] = {"current": event.current, "total": event.total}
+        row["progress"] = _bar(event.current or 0, event.total or 0)
+    else:
+        row["progressDetail"] = {}
+    return row
+
+
+async def _streamed(request: web.Request, work: Callable[[Progress], Awaitable[object]]) -> web.StreamResponse:
+    """Run work, sending its progress; an error after the first byte is the stream's last line, as Docker's is."""
+    queue: asyncio.Queue[ProgressEvent | None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def progress(event: ProgressEvent) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, event)
+
+    async def run() -> object:
+        try:
+            return await work(progress)
+        finally:
+            loop.call_soon(queue.put_nowait, None)
+
+    task = asyncio.create_task(run())
+    first = await queue.get()
+    if first is None and task.done() and task.exception() is not None:
+        error = task.exception()
+        assert error is not None
+        raise error
+    response = await stream(request)
+    event = first
+    try:
+        while event is not None:
+            await response.write(json.dumps(progress_json(event)).encode() + b"\r\n")
+            event = await queue.get()
+        await task
+    except DoliumError as error:
+        row = {"errorDetail": {"message": str(error)}, "error": str(error)}
+        await response.write(json.dumps(row).encode() + b"\r\n")
+    except ConnectionError:
+        task.cancel()  # the client has gone: what was downloaded stays for the next try
+        await asyncio.wait({task})
+    return response
+
+
+async def _spool(request: web.Request) -> Path:
+    """A request's body in a temporary file in the state directory. The caller removes it. Raises ResourceExhausted."""
+    folder = os.path.join(request.app[ENGINE].paths.data, "tmp")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    fd, name = tempfile.mkstemp(dir=folder)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            async for chunk in request.content.iter_chunked(1 << 20):
+                await asyncio.to_thread(file.write, chunk)
+    except BaseException:
+        os.unlink(name)
+        raise
+    return Path(name)
+
+
+@routes.post("/images/create")
+async def create(request: web.Request) -> web.StreamResponse:
+    """Pull (``fromImage``) or import (``fromSrc``)."""
+    engine = request.app[ENGINE]
+    source, name, tag = (request.query.get(key, "") for key in ("fromSrc", "fromImage", "tag"))
+    platform = request.query.get("platform") or None
+    if name:
+        reference = f"{name}@{tag}" if tag.startswith("sha256:") else f"{name}:{tag}" if tag else name
+        Reference.parse(reference)
+        credentials = _credentials(request)
+
+        async def pull(progress: Progress) -> None:
+            image = await engine.images.pull(reference, platform=platform, credentials=credentials, progress=progress)
+            engine.events.publish("image", "pull", reference, {"name": name, "id": image.id})
+
+        return await _streamed(request, pull)
+    if source != "-":
+        raise InvalidArgument(f"import from {source!r} is not supported", hint="give the tar on standard input: -")
+    repository = request.query.get("repo", "")
+    target = f"{repository}:{tag}" if repository and tag else repository or None
+    path = await _spool(request)
+    try:
+        image = await engine.images.import_tar(path, name=target, changes=request.query.getall("changes", []),
+                                               message=request.query.get("message", ""), platform=platform)
+    finally:
+        path.unlink()
+    engine.events.publish("image", "import", image.id, {})
+    response = await stream(request)
+    await response.write(json.dumps({"status": image.id}).encode() + b"\r\n")
+    return response
+
+
+@routes.post("/images/load")
+async def load(request: web.Request) -> web.StreamResponse:
+    """``docker load``: an archive in the body."""
+    engine = request.app[ENGINE]
+    path = await _spool(request)
+    try:
+        images = await engine.images.load(path)
+    finally:
+        path.unlink()
+    response = await stream(request)
+    for image in images:
+        for text in [f"Loaded image: {tag}\n" for tag in image.repo_tags] or [f"Loaded image ID: {image.id}\n"]:
+            await response.write(json.dumps({"stream": text}).encode() + b"\r\n")
+        engine.events.publish("image", "load", image.id, {})
+    return response
+
+
+@routes.get("/images/json")
+async def listing(request: web.Request) -> web.Response:
+    """``docker images``."""
+    engine, wanted = request.app[ENGINE], filters(request)
+    rows = []
+    for image in engine.images.images():
+        users = sum(1 for container in engine.containers.values() if container.image_id == image.id)
+        row = models.image_summary(image, users)
+        config = engine.images.config(image.id)
+        row["Labels"] = dict(config.labels)
+        if "reference" in wanted and not any(_reference_matches(tag, pattern) for tag in image.repo_tags
+                                             for pattern in wanted["reference"]):
+            continue
+        if "dangling" in wanted and (wanted["dangling"][0] in ("true", "1")) == bool(image.repo_tags):
+            continue
+        if not label_matches(row["Labels"], wanted.get("label") or []):
+            continue
+        rows.append(row)
+    return web.json_response(rows)
+
+
+def _reference_matches(tag: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(tag, pattern) or fnmatch.fnmatchcase(tag.rpartition(":")[0], pattern)
+
+
+@routes.get("/images/{name:.+}/json")
+async def inspect(request: web.Request) -> web.Response:
+    """``docker image inspect``."""
+    engine = request.app[ENGINE]
+    return web.json_response(models.image_inspect(engine, engine.images.resolve(request.match_info["name"])))
+
+
+@routes.get("/images/{name:.+}/history")
+async def history(request: web.Request) -> web.Response:
+    """``docker history``."""
+    engine = request.app[ENGINE]
+    image = engine.images.resolve(request.match_info["name"])
+    return web.json_response([
+        {"Id": line.id, "Created": models.seconds_of(line.created), "CreatedBy": line.created_by,
+         "Tags": list(line.tags) or None, "Size": line.size, "Comment": line.comment}
+        for line in engine.images.history(image.id)])
+
+
+@routes.post("/images/{name:.+}/tag")
+async def tag(request: web.Request) -> web.Response:
+    """Another name."""
+    engine = request.app[ENGINE]
+    repository, word = request.query.get("repo", ""), request.query.get("tag", "")
+    image = engine.images.tag(request.match_info["name"], f"{repository}:{word}" if word else repository)
+    engine.events.publish("image", "tag", image.id, {"name": repository})
+    return web.Response(status=201)
+
+
+@routes.delete("/images/{name:.+}")
+async def remove(request: web.Request) -> web.Response:
+    """``docker rmi``."""
+    engine = request.app[ENGINE]
+    done = await engine.images.remove(request.match_info["name"], force=flag(request, "force"))
+    for removal in done:
+        engine.events.publish("image", "untag" if removal.kind == "Untagged" else "delete", removal.value, {})
+    return web.json_response([{removal.kind: removal.value} for removal in done])

@@ -1,0 +1,185 @@
+"""/_ping, /version, /info, /volumes, /networks and what else is about the whole."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from typing import Any
+
+from aiohttp import web
+
+from dolium import __version__
+from dolium.api.docker import models
+from dolium.api.docker.common import API_VERSION, ENGINE, MIN_API_VERSION, body, filters, flag, label_matches, no_content
+from dolium.engine import model
+from dolium.errors import NotFound, Unimplemented
+from dolium.units import rfc3339
+
+routes = web.RouteTableDef()
+GO_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def _architecture() -> str:
+    return GO_ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
+@routes.get("/_ping")
+async def ping(request: web.Request) -> web.Response:
+    """GET and HEAD."""
+    headers = {"API-Version": API_VERSION, "Builder-Version": "1", "Docker-Experimental": "false", "Ostype": "linux",
+               "Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache", "Swarm": "inactive"}
+    return web.Response(text="" if request.method == "HEAD" else "OK", headers=headers)
+
+
+@routes.get("/version")
+async def version(request: web.Request) -> web.Response:
+    """``docker version``."""
+    kernel = os.uname().release
+    return web.json_response({
+        "Platform": {"Name": "dolium"}, "Version": __version__, "ApiVersion": API_VERSION,
+        "MinAPIVersion": MIN_API_VERSION, "GitCommit": "", "GoVersion": f"Python {platform.python_version()}", "Os": "linux",
+        "Arch": _architecture(), "KernelVersion": kernel, "BuildTime": "",
+        "Components": [
+            {"Name": "Engine", "Version": __version__,
+             "Details": {"ApiVersion": API_VERSION, "MinAPIVersion": MIN_API_VERSION, "Arch": _architecture(),
+                         "KernelVersion": kernel, "Os": "linux"}},
+            {"Name": "dolium-runtime", "Version": __version__, "Details": {}}],
+    })
+
+
+@routes.get("/info")
+async def info(request: web.Request) -> web.Response:
+    """``docker info``."""
+    engine = request.app[ENGINE]
+    states = [container.status for container in engine.containers.values()]
+    with open("/etc/os-release") as file:
+        release = dict(line.strip().partition("=")[::2] for line in file if "=" in line)
+    return web.json_response({
+        "ID": engine.instance, "Containers": len(states), "ContainersRunning": states.count(model.RUNNING),
+        "ContainersPaused": states.count(model.PAUSED),
+        "ContainersStopped": sum(1 for state in states if state not in model.LIVE),
+        "Images": len(engine.images.images()), "Driver": "overlay2", "DriverStatus": [["Backing Filesystem", "overlayfs"]],
+        "DockerRootDir": engine.paths.data, "MemoryLimit": True, "SwapLimit": engine.has_swap_limit, "CpuCfsPeriod": True,
+        "CpuCfsQuota": True, "CPUShares": True, "CPUSet": True, "PidsLimit": True, "IPv4Forwarding": True,
+        "OomKillDisable": not engine.layout.pure_v2, "Debug": False, "NCPU": os.cpu_count() or 1,
+        "MemTotal": models.host_memory(), "KernelVersion": os.uname().release, "OSType": "linux",
+        "OperatingSystem": release.get("PRETTY_NAME", "Linux").strip('"'), "Architecture": platform.machine(),
+        "Name": os.uname().nodename, "ServerVersion": __version__, "LoggingDriver": "json-file", "CgroupDriver": "cgroupfs",
+        "CgroupVersion": "2" if engine.layout.pure_v2 else "1", "SecurityOptions": ["name=seccomp,profile=builtin"],
+        "Runtimes": {"dolium": {"path": "dolium-runtime"}}, "DefaultRuntime": "dolium", "InitBinary": "dolium-init",
+        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "none"], "Authorization": None, "Log": ["json-file"]},
+        "RegistryConfig": {"IndexConfigs": {}, "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"], "Mirrors": []},
+        "Swarm": {"LocalNodeState": "inactive", "NodeID": "", "ControlAvailable": False, "Error": "",
+                  "RemoteManagers": None},
+        "LiveRestoreEnabled": True, "SystemTime": rfc3339(time.time()), "Warnings": None, "Labels": [],
+        "IndexServerAddress": "https://index.docker.io/v1/", "HttpProxy": "", "HttpsProxy": "", "NoProxy": "",
+    })
+
+
+@routes.post("/auth")
+async def auth(request: web.Request) -> web.Response:
+    """Not in this version; says so."""
+    raise Unimplemented("docker login is not supported in this version")
+
+
+# -- volumes --
+
+
+def _volume(request: web.Request, name: str) -> dict[str, Any]:
+    volumes = request.app[ENGINE].volumes
+    volume = volumes.get(name)
+    return {"Name": name, "Driver": "local", "Mountpoint": volumes.path(name), "Labels": volume.labels or None,
+            "Scope": "local", "Options": volume.options or None, "CreatedAt": rfc3339(volume.created)}
+
+
+@routes.get("/volumes")
+async def volumes(request: web.Request) -> web.Response:
+    """``docker volume ls``."""
+    engine, wanted = request.app[ENGINE], filters(request)
+    rows = []
+    for volume in engine.volumes.all():
+        used = bool(engine.volume_users(volume.name))
+        if "dangling" in wanted and (wanted["dangling"][0] in ("true", "1")) == used:
+            continue
+        if not any(name in volume.name for name in wanted.get("name") or [""]):
+            continue
+        if label_matches(volume.labels, wanted.get("label") or []):
+            rows.append(_volume(request, volume.name))
+    return web.json_response({"Volumes": rows, "Warnings": None})
+
+
+@routes.post("/volumes/create")
+async def volume_create(request: web.Request) -> web.Response:
+    """``docker volume create``."""
+    wish = await body(request)
+    made = request.app[ENGINE].volumes.ensure(wish.get("Name") or "", labels=wish.get("Labels"),
+                                              driver=wish.get("Driver") or "local", options=wish.get("DriverOpts"))
+    request.app[ENGINE].events.publish("volume", "create", made.name, {"driver": "local"})
+    return web.json_response(_volume(request, made.name), status=201)
+
+
+@routes.get("/volumes/{name}")
+async def volume_inspect(request: web.Request) -> web.Response:
+    """``docker volume inspect``."""
+    return web.json_response(_volume(request, request.match_info["name"]))
+
+
+@routes.delete("/volumes/{name}")
+async def volume_remove(request: web.Request) -> web.Response:
+    """``docker volume rm``."""
+    engine, name = request.app[ENGINE], request.match_info["name"]
+    try:
+        engine.volumes.remove(name, engine.volume_users(name))
+    except NotFound:
+        if not flag(request, "force"):
+            raise
+    engine.events.publish("volume", "destroy", name, {"driver": "local"})
+    return no_content()
+
+
+@routes.post("/volumes/prune")
+async def volume_prune(request: web.Request) -> web.Response:
+    """Remove unused anonymous volumes; with ``all`` named ones too."""
+    engine, wanted = request.app[ENGINE], filters(request)
+    every = (wanted.get("all") or ["false"])[0] in ("true", "1")
+    removed = []
+    for volume in engine.volumes.all():
+        if (volume.anonymous or every) and not engine.volume_users(volume.name):
+            engine.volumes.remove(volume.name, [])
+            removed.append(volume.name)
+    return web.json_response({"VolumesDeleted": removed or None, "SpaceReclaimed": 0})
+
+
+# -- networks --
+
+
+@routes.get("/networks")
+async def networks(request: web.Request) -> web.Response:
+    """``docker network ls``."""
+    wanted = filters(request)
+    rows = [row for row in request.app[ENGINE].network.describe()
+            if any(name in row["Name"] for name in wanted.get("name") or [""])]
+    return web.json_response(rows)
+
+
+@routes.get("/networks/{name}")
+async def network_inspect(request: web.Request) -> web.Response:
+    """``docker network inspect``."""
+    engine, name = request.app[ENGINE], request.match_info["name"]
+    for row in engine.network.describe():
+        if name == row["Name"] or (len(name) > 3 and row["Id"].startswith(name)):
+            row["Containers"] = {
+                one.id: {"Name": one.name, "EndpointID": one.id, "MacAddress": one.network.get("mac", ""),
+                         "IPv4Address": f"{one.network['ip']}/{one.network['prefix']}", "IPv6Address": ""}
+                for one in engine.containers.values()
+                if one.live and one.network.get("ip") and one.network.get("network") == row["Name"]}
+            return web.json_response(row)
+    raise NotFound(f"network {name} not found")
+
+
+@routes.post("/networks/create")
+async def network_create(request: web.Request) -> web.Response:
+    """Not in this version; says so."""
+    raise Unimplemented("user-defined networks are not supported in this version",
+                        hint="none, host, bridge and container:NAME are")

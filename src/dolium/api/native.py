@@ -1,0 +1,104 @@
+"""dolium's own requests: one round trip where Docker's API takes five. Create, attach, start and wait; or exec.
+
+The connection is answered with 101 and goes to the shim, which speaks Docker's frames; stream 4 carries the exit code
+as its last frame, stream 5 the text of a failure (JSON: message, code, timings come by stream 6 before any output).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from typing import Any
+
+from aiohttp import web
+
+from dolium.api.docker.common import CONTAINERS, EXECS, body
+from dolium.api.docker.containers import split_create
+from dolium.api.docker.errors import status_of
+from dolium.api.docker.streams import keys_of
+from dolium.api.hijack import Connection
+from dolium.engine.containers import launch_exit_code
+from dolium.errors import DoliumError, InvalidArgument
+from dolium.isolation.process import Attachment
+
+routes = web.RouteTableDef()
+STREAM_EXIT, STREAM_FAILURE, STREAM_NOTE = 4, 5, 6
+
+
+def frame(stream: int, data: bytes) -> bytes:
+    """Docker's 8-byte header and the data."""
+    return bytes((stream, 0, 0, 0)) + len(data).to_bytes(4, "big") + data
+
+
+def _send(fd: int, stream: int, value: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # the client has gone: nobody to tell
+        os.write(fd, frame(stream, json.dumps(value).encode()))
+
+
+@routes.post("/dolium/run")
+async def run(request: web.Request) -> web.StreamResponse:
+    """Body: ``name``, ``container`` (Docker's create body), ``rootfs``, ``stdin``, ``detach_keys``. Failures before
+    the container exists are plain HTTP errors; later ones a frame of stream 5."""
+    wish = await body(request)
+    containers = request.app[CONTAINERS]
+    if not isinstance(wish.get("container"), dict):
+        raise InvalidArgument("container must be an object")
+    config, host = split_create(wish["container"])
+    container = await containers.create(wish.get("name") or "", config, host, rootfs=wish.get("rootfs") or "")
+    tty = bool(config.get("Tty"))
+    connection = Connection(request)
+    connection.answer("application/vnd.docker.multiplexed-stream")
+    keep = os.dup(connection.fd)
+    options = {"stdin": bool(wish.get("stdin")), "stdout": True, "stderr": not tty, "mux": True, "exit_frame": True,
+               "detach_keys": keys_of(request, wish.get("detach_keys") or "") if tty else b""}
+    try:
+        # known to the client before any output: it may have to send a signal or a new window size
+        _send(keep, STREAM_NOTE, {"id": container.id, "name": container.name})
+        await containers.attach(container, Attachment(connection.fd, options))
+        await asyncio.shield(containers.start(container.id))
+    except DoliumError as error:
+        _send(keep, STREAM_FAILURE, {"message": str(error), "status": status_of(error), "code": launch_exit_code(str(error))})
+    finally:
+        os.close(keep)
+        response = connection.release()
+    return response
+
+
+@routes.post("/dolium/exec")
+async def execute(request: web.Request) -> web.StreamResponse:
+    """Body: ``container``, ``exec`` (Docker's exec config), ``size``, ``detach_keys``."""
+    wish = await body(request)
+    execs = request.app[EXECS]
+    config = wish.get("exec")
+    if not isinstance(config, dict):
+        raise InvalidArgument("exec must be an object")
+    one = execs.create(str(wish.get("container") or ""), config)
+    tty = bool(config.get("Tty"))
+    size = wish.get("size") or [0, 0]
+    connection = Connection(request)
+    connection.answer("application/vnd.docker.multiplexed-stream")
+    keep = os.dup(connection.fd)
+    options = {"stdin": bool(config.get("AttachStdin")), "stdout": True, "stderr": not tty, "mux": True, "exit_frame": True,
+               "detach_keys": keys_of(request, wish.get("detach_keys") or "") if tty else b""}
+    try:
+        _send(keep, STREAM_NOTE, {"id": one.id})
+        await asyncio.shield(execs.start(one, [Attachment(connection.fd, options)], size=(size[0], size[1])))
+    except DoliumError as error:
+        _send(keep, STREAM_FAILURE, {"message": f"OCI runtime exec failed: exec failed: {error}",
+                                     "status": status_of(error), "code": one.exit_code or 126})
+    finally:
+        os.close(keep)
+        response = connection.release()
+    return response
+
+
+@routes.post("/dolium/stop")
+async def stop_daemon(request: web.Request) -> web.Response:
+    """End the daemon; containers live on."""
+    request.app[STOP].set()
+    return web.Response(status=204)
+
+
+STOP = web.AppKey("stop", asyncio.Event)

@@ -1,0 +1,157 @@
+"""doliumd: the composition root. Puts the rooms together, listens, ends cleanly; containers and shims outlive it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import grp
+import logging
+import os
+import signal
+import socket
+import sys
+
+from aiohttp import web
+
+from dolium.api import native
+from dolium.api.docker.app import Handler, make_app
+from dolium.engine.containers import Containers
+from dolium.engine.engine import Engine, Paths
+from dolium.engine.execs import Execs
+from dolium.engine.reconcile import reconcile
+from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument
+from dolium.network.manager import Networks
+
+DATA, RUN, SOCKET = "/var/lib/dolium", "/run/dolium", "/run/dolium/dolium.sock"
+GROUP = "docker"
+_log = logging.getLogger("doliumd")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line of doliumd."""
+    parser = argparse.ArgumentParser(prog="doliumd", description="The dolium daemon: serves the Docker Engine API.")
+    parser.add_argument("-H", "--host", default=f"unix://{SOCKET}", help="socket to listen on (default %(default)s); "
+                        "fd:// takes the one systemd passes")
+    parser.add_argument("--data-root", default=DATA, help="folder of images, containers, volumes (default %(default)s)")
+    parser.add_argument("--run-root", default=RUN, help="folder of sockets and shims (default %(default)s)")
+    parser.add_argument("--log-file", default="", help="write the log there instead of standard error")
+    parser.add_argument("-D", "--debug", action="store_true", help="log more")
+    return parser
+
+
+def _lock(path: str) -> int:
+    """One daemon a data folder. Raises FailedPrecondition naming the other's pid."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.read(fd, 32).decode().strip()
+        os.close(fd)
+        raise FailedPrecondition(f"another doliumd (pid {pid}) uses this data folder: {path}",
+                                 hint="stop it with `dolium daemon stop`, or give another --data-root") from None
+    os.ftruncate(fd, 0)
+    os.write(fd, f"{os.getpid()}\n".encode())
+    return fd
+
+
+def _listen(host: str) -> socket.socket:
+    """The listening socket. Raises InvalidArgument."""
+    if host == "fd://":
+        if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+            raise InvalidArgument("-H fd://: systemd passed no socket")
+        return socket.socket(fileno=3)
+    if not host.startswith("unix://"):
+        raise InvalidArgument(f"-H {host}: only unix:// and fd:// are supported")
+    path = host.removeprefix("unix://")
+    os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # the lock says that no other daemon of this data folder lives
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(mask)
+    with contextlib.suppress(KeyError):  # as Docker: members of the group may use the daemon, and so are root
+        os.chown(path, 0, grp.getgrnam(GROUP).gr_gid)
+        os.chmod(path, 0o660)
+    sock.listen(1024)
+    return sock
+
+
+def _notify(state: str) -> None:
+    """sd_notify(3)."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+            sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+
+async def serve(paths: Paths, host: str) -> None:
+    """Run until SIGTERM, SIGINT or a stop request. Raises DoliumError when it cannot start."""
+    lock = _lock(f"{paths.data}/doliumd.lock")
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    engine = Engine(paths, lambda instance, store: Networks(instance, store, run_dir=paths.run))
+    life = Containers(engine)
+    await engine.open()
+    await reconcile(engine, life)
+    app = make_app(engine, life, Execs(engine, life), [native.routes])
+    app[native.STOP] = stop
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    inner = runner.server
+    assert inner is not None
+    sock = _listen(host)
+    server = await loop.create_unix_server(lambda: Handler(inner, loop=loop, **inner._kwargs), sock=sock)
+    _log.info("listening on %s, instance %s, pid %d", host, engine.instance, os.getpid())
+    _notify("READY=1")
+    try:
+        await stop.wait()
+    finally:
+        _notify("STOPPING=1")
+        server.close()
+        engine.events.close()
+        await runner.cleanup()
+        live = any(container.live for container in engine.containers.values())
+        await life.close()
+        await engine.close()
+        if not live:
+            engine.remove_groups()
+        if host.startswith("unix://"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(host.removeprefix("unix://"))
+        os.close(lock)
+        _log.info("ended")
+
+
+def entry() -> int:
+    """The program."""
+    options = arguments().parse_args()
+    if options.log_file:
+        fd = os.open(options.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        for target in (1, 2):
+            os.dup2(fd, target)
+        os.close(fd)
+    logging.basicConfig(level=logging.DEBUG if options.debug else logging.INFO,
+                        format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    if os.geteuid() != 0:
+        print("doliumd: needs root", file=sys.stderr)
+        return 1
+    paths = Paths(os.path.abspath(options.data_root), os.path.abspath(options.run_root))
+    try:
+        os.makedirs(paths.data, mode=0o711, exist_ok=True)
+        asyncio.run(serve(paths, options.host))
+    except (DoliumError, OSError) as error:
+        print(f"doliumd: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(entry())
