@@ -40,7 +40,7 @@ def _scaled(size: float, base: float, names: tuple[str, ...]) -> str:
 def rfc3339(seconds: float) -> str:
     """UTC time stamp with nanosecond digits, as Docker writes them."""
     whole = int(seconds)
-    nanoseconds = int(round((seconds - whole) * 1e9))
+    nanoseconds = round((seconds - whole) * 1e9)
     if nanoseconds >= 1_000_000_000:
         whole, nanoseconds = whole + 1, nanoseconds - 1_000_000_000
     return datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{nanoseconds:09d}Z"

@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from dolium.api.docker.common import CONTAINERS, EXECS, body
+from dolium.api.docker.common import CONTAINERS, ENGINE, EXECS, body
 from dolium.api.docker.containers import split_create
 from dolium.api.docker.errors import status_of
 from dolium.api.docker.streams import keys_of
@@ -43,6 +43,7 @@ async def run(request: web.Request) -> web.StreamResponse:
     the container exists are plain HTTP errors; later ones a frame of stream 5."""
     wish = await body(request)
     containers = request.app[CONTAINERS]
+    request.app[ENGINE].start_grace_period()
     if not isinstance(wish.get("container"), dict):
         raise InvalidArgument("container must be an object")
     config, host = split_create(wish["container"])
@@ -59,7 +60,8 @@ async def run(request: web.Request) -> web.StreamResponse:
         await containers.attach(container, Attachment(connection.fd, options))
         await asyncio.shield(containers.start(container.id))
     except DoliumError as error:
-        _send(keep, STREAM_FAILURE, {"message": str(error), "status": status_of(error), "code": launch_exit_code(str(error))})
+        text = str(error)
+        _send(keep, STREAM_FAILURE, {"message": text, "status": status_of(error), "code": launch_exit_code(text)})
     finally:
         os.close(keep)
         response = connection.release()
@@ -71,6 +73,7 @@ async def execute(request: web.Request) -> web.StreamResponse:
     """Body: ``container``, ``exec`` (Docker's exec config), ``size``, ``detach_keys``."""
     wish = await body(request)
     execs = request.app[EXECS]
+    request.app[ENGINE].start_grace_period()
     config = wish.get("exec")
     if not isinstance(config, dict):
         raise InvalidArgument("exec must be an object")

@@ -159,6 +159,7 @@ class Containers:
 
     async def launch(self, container: Container) -> None:
         """One run in fresh namespaces; the container's lock is held. On failure the record says why."""
+        self._engine.start_grace_period()
         timings = Timings()
         begun = time.perf_counter()
         prepared: Prepared | None = None
@@ -180,7 +181,7 @@ class Containers:
                 write_etc_files(around.folder, container)
                 faults.point("start.files")
                 spec = specs.build(container, around)
-            started = await self._run(container, spec, around, root, prepared)
+            started = await self._run(container, spec, around, root, prepared, timings)
         except BaseException as error:
             await self._launch_failed(container, prepared, error)
             if isinstance(error, DoliumError):
@@ -276,10 +277,11 @@ class Containers:
                 raise InvalidArgument(f"cannot make the working directory {cwd}: {error.strerror}") from error
 
     async def _run(self, container: Container, spec: dict[str, Any], around: specs.Surroundings, root: int,
-                   prepared: Prepared | None) -> Started:
+                   prepared: Prepared | None, timings: Timings) -> Started:
         engine, config = self._engine, container.config
         hidden = [path for path in around.hidden if os.path.isdir(path)]
-        plan = engine.isolation.compile(container.id, spec, network=prepared is not None, hidden=hidden)
+        with timings.step("plan"):
+            plan = engine.isolation.compile(container.id, spec, network=prepared is not None, hidden=hidden)
         size, files = request.log_limits(container.host_config)
         logged = ((container.host_config.get("LogConfig") or {}).get("Type") or "json-file") != "none"
         stdio = Stdio(bool(config.get("Tty")), bool(config.get("OpenStdin")), bool(config.get("StdinOnce")),
@@ -291,7 +293,7 @@ class Containers:
         return await engine.isolation.run(
             identity, engine.paths.shim(identity), plan, stdio, root=root,
             network=prepared.fd if prepared is not None else -1, attachments=attachments, oom_files=oom_files,
-            on_event=lambda event: self.on_event(identity, event))
+            on_event=lambda event: self.on_event(identity, event), timings=timings)
 
     def _oom_files(self, folder: str) -> list[str]:
         layout = self._engine.layout
@@ -350,7 +352,8 @@ class Containers:
             if container is None or not container.live or identity not in self.shims:
                 return
             _log.warning("the shim of container %s is gone: %s", container.name, reason)
-            await asyncio.to_thread(manage.kill_and_remove, self._engine.layout.paths(self._engine.container_group(identity)))
+            group = self._engine.layout.paths(self._engine.container_group(identity))
+            await asyncio.to_thread(manage.kill_and_remove, group)
             await self.ended(container, 128 + SIGKILL, time.time(), error=f"its shim died: {reason}")
 
     async def ended(self, container: Container, code: int, when: float, *, oom: bool = False, error: str = "") -> None:

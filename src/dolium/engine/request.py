@@ -66,8 +66,8 @@ def complete(config: dict[str, Any], image: ImageConfig | None) -> tuple[dict[st
         done["WorkingDir"] = config.get("WorkingDir") or image.working_dir
         done["User"] = config.get("User") or image.user
         done["StopSignal"] = config.get("StopSignal") or image.stop_signal
-        done["Volumes"] = {**dict.fromkeys(image.volumes, {}), **(config.get("Volumes") or {})}
-        done["ExposedPorts"] = {**dict.fromkeys(image.exposed_ports, {}), **(config.get("ExposedPorts") or {})}
+        done["Volumes"] = {**{path: {} for path in image.volumes}, **(config.get("Volumes") or {})}
+        done["ExposedPorts"] = {**{port: {} for port in image.exposed_ports}, **(config.get("ExposedPorts") or {})}
     else:
         done["Env"] = merge_env([], _strings(config.get("Env"), "Env"))
     done["Cmd"], done["Entrypoint"] = command, entry

@@ -47,8 +47,9 @@ def _cpu(engine: Engine, group: str) -> dict[str, Any]:
     return {
         "cpu_usage": {"total_usage": total, "usage_in_kernelmode": system, "usage_in_usermode": user},
         "system_cpu_usage": _system_ns(), "online_cpus": os.cpu_count() or 1,
-        "throttling_data": {"periods": throttling.get("nr_periods", 0), "throttled_periods": throttling.get("nr_throttled", 0),
-                            "throttled_time": throttling.get("throttled_time", 0)},
+        "throttling_data": {
+            "periods": throttling.get("nr_periods", 0), "throttled_periods": throttling.get("nr_throttled", 0),
+            "throttled_time": throttling.get("throttled_time", 0)},
     }
 
 

@@ -158,7 +158,7 @@ class Ingest:
 
     def _open(self) -> None:
         self._hash = hashlib.sha256()
-        self._file = open(self._path, "a+b", buffering=0)  # noqa: SIM115 - closed by commit or close
+        self._file = open(self._path, "a+b", buffering=0)  # closed by commit or close
         self.offset = 0
         self.resumed = self._rehash()
 
@@ -275,7 +275,7 @@ class Follower:
         self._generation = generation
         self._position = 0
         self._stopped = False
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close
+        self._file = open(path, "rb", buffering=0)  # closed by close
 
     def read(self, size: int = CHUNK) -> bytes:
         """At least one byte, or none at the end of a blob that was committed."""

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from dolium.runtime.compile import Launch, compile_container, compile_exec
 from dolium.runtime.facts import ENOENT, Facts
 from dolium.runtime.plan import Plan
 from dolium.runtime.spec import validate
+from dolium.steps import Timings
 
 INIT = "init"
 SLOT_ROOT_TREE, SLOT_NETWORK = 243, 230
@@ -157,14 +159,16 @@ class ProcessIsolation:
         return plan
 
     async def run(self, identity: str, folder: str, plan: Plan, stdio: Stdio, *, root: int, network: int,
-                  attachments: list[Attachment], oom_files: list[str], on_event: Callable[[Event], None]) -> Started:
+                  attachments: list[Attachment], oom_files: list[str], on_event: Callable[[Event], None],
+                  timings: Timings) -> Started:
         """Make the sandbox's shim and launch init in it. The attachments are taken whatever happens.
 
         Raises the failed operation's error; then nothing of the launch is left, the shim included.
         """
         try:
-            await self._spawn(identity, folder)
-            shim = await Shim.connect(folder, on_event)
+            with timings.step("shim"):
+                await self._spawn(identity, folder)
+                shim = await Shim.connect(folder, on_event)
         except DoliumError:
             for attachment in attachments:
                 attachment.close()
@@ -175,6 +179,7 @@ class ProcessIsolation:
             fds = {SLOT_ROOT_TREE: root}
             if network >= 0:
                 fds[SLOT_NETWORK] = network
+            begun = time.perf_counter()
             launched = await shim.launch(
                 INIT, plan.encode(), tty=stdio.tty, stdin=stdio.stdin, stdin_once=int(stdio.stdin_once), log=stdio.log,
                 log_max_size=stdio.log_max_size, log_max_files=stdio.log_max_files, oom_files=oom_files, fds=fds)
@@ -184,7 +189,10 @@ class ProcessIsolation:
         finally:
             for attachment in attachments:
                 attachment.close()
-        return Started(shim, launched, phases_of(plan, launched.microseconds))
+        # What the executor's operations do not account for: messages, clone3 and the processes' waits for each other.
+        phases = phases_of(plan, launched.microseconds)
+        phases["waits"] = round((time.perf_counter() - begun) * 1000 - sum(phases.values()), 3)
+        return Started(shim, launched, phases)
 
     async def _spawn(self, identity: str, folder: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 DEFAULT_ROOT = "/run/dolium-runtime"
 
-SIGNALS = {name: number for number, name in enumerate(
-    "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN TTOU URG XCPU "
-    "XFSZ VTALRM PROF WINCH IO PWR SYS".split(), 1)}
+_SIGNAL_NAMES = ("HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT CHLD CONT STOP TSTP TTIN "
+                 "TTOU URG XCPU XFSZ VTALRM PROF WINCH IO PWR SYS")
+SIGNALS = {name: number for number, name in enumerate(_SIGNAL_NAMES.split(" "), 1)}
 
 # flag: does it take a value?
 GLOBAL = {"root": True, "log": True, "log-format": True, "debug": False, "systemd-cgroup": False, "rootless": True,

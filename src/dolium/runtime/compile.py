@@ -9,7 +9,7 @@ import json
 
 from dolium.errors import InvalidArgument
 from dolium.linux import capabilities
-from dolium.linux import mounts as kernel_mounts
+from dolium.linux import mounts as km
 from dolium.linux.cgroup import tree
 from dolium.runtime import cgroups
 from dolium.runtime import plan as P
@@ -48,10 +48,11 @@ class Launch:
     """How a container is launched, beyond its configuration.
 
     ``identity``: the container's id; ``bundle``: absolute folder that relative paths start from; ``uid``: the runtime's
-    effective uid; ``root_in_slot``: the launcher puts the root's tree in SLOT_ROOT, ``root.path`` is not looked at; ``start_socket``: path where init listens for start, ""
-    when the launcher starts it itself; ``console_socket``: path of a unix socket that gets the pty's master; ``stdio``:
-    the launcher (a shim) puts the container's ends in slots; ``joined``: namespace type to a slot filled by the launcher;
-    ``seccomp``: the program for ``linux.seccomp``, None to have none; ``hidden``: host folders never visible inside.
+    effective uid; ``root_in_slot``: the launcher puts the root's tree in SLOT_ROOT, ``root.path`` is not looked at;
+    ``start_socket``: path where init listens for start, "" when the launcher starts it itself; ``console_socket``: path of
+    a unix socket that gets the pty's master; ``stdio``: the launcher (a shim) puts the container's ends in slots;
+    ``joined``: namespace type to a slot filled by the launcher; ``seccomp``: the program for ``linux.seccomp``, None to
+    have none; ``hidden``: host folders never visible inside.
     """
 
     __slots__ = ("bundle", "console_socket", "hidden", "identity", "joined", "layout", "new_keyring", "no_pivot",
@@ -117,14 +118,14 @@ class _Compiler:
 
     def root(self) -> None:
         add, launch = self.plan.add, self.launch
-        propagation = kernel_mounts.PROPAGATIONS.get(self.linux.get("rootfsPropagation") or "", 0)
+        propagation = km.PROPAGATIONS.get(self.linux.get("rootfsPropagation") or "", 0)
         if not launch.root_in_slot:
             path = self.config["root"]["path"]
             path = path if path.startswith("/") else f"{launch.bundle}/{path}"
             add(P.PARENT_BEFORE_CLONE, "open_tree", f"root.path {path}", SLOT_ROOT, path, 1, 1)
-            if not propagation & kernel_mounts.MS_SHARED:
+            if not propagation & km.MS_SHARED:
                 add(P.PARENT_BEFORE_CLONE, "mount_attr", "cut the root off the host's mounts", SLOT_ROOT, 0, 0,
-                    kernel_mounts.MS_SLAVE, 1, -1)
+                    km.MS_SLAVE, 1, -1)
         if self.linux.get("maskedPaths"):
             add(P.PARENT_BEFORE_CLONE, "open_tree", "open /dev/null", SLOT_NULL, "/dev/null", 0, 2)
 
@@ -186,16 +187,16 @@ class _Compiler:
             add(P.CHILD_BEFORE_PIVOT, "become_root", "become root of the user namespace")
         if self.launch.new_keyring:
             add(P.CHILD_BEFORE_PIVOT, "keyring", "new session keyring", f"_ses.{self.launch.identity}", optional=True)
-        propagation = kernel_mounts.PROPAGATIONS.get(self.linux.get("rootfsPropagation") or "", 0)
+        propagation = km.PROPAGATIONS.get(self.linux.get("rootfsPropagation") or "", 0)
         # never private at this point: mounts that the host unmounts later must go away here too
-        host = kernel_mounts.MS_REC | (kernel_mounts.MS_SHARED if propagation & kernel_mounts.MS_SHARED else kernel_mounts.MS_SLAVE)
-        if not propagation & kernel_mounts.MS_SHARED:
+        host = km.MS_REC | (km.MS_SHARED if propagation & km.MS_SHARED else km.MS_SLAVE)
+        if not propagation & km.MS_SHARED:
             add(P.CHILD_BEFORE_PIVOT, "propagation", "cut off from the host's mounts", host)
         add(P.CHILD_BEFORE_PIVOT, "root_attach", "attach the root", SLOT_ROOT)
 
     def mounts(self) -> None:
         for index, entry in enumerate(self.config.get("mounts") or []):
-            options = kernel_mounts.Options(entry.get("options") or [])
+            options = km.Options(entry.get("options") or [])
             kind = entry.get("type") or ""
             target = "/" + entry["destination"].strip("/")
             if options.bind or kind == "bind":
@@ -208,9 +209,9 @@ class _Compiler:
                 self.file_system(entry, kind, options, target)
         for path in self.launch.hidden:
             self.plan.add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"hide {path}", "tmpfs", "tmpfs", ["size=0", "mode=0"],
-                          kernel_mounts.ATTR_RDONLY | kernel_mounts.ATTR_NOSUID | kernel_mounts.ATTR_NODEV | kernel_mounts.ATTR_NOEXEC, path, 0)
+                          km.ATTR_RDONLY | km.ATTR_NOSUID | km.ATTR_NODEV | km.ATTR_NOEXEC, path, 0)
 
-    def bind(self, entry: dict[str, Any], options: kernel_mounts.Options, target: str, index: int) -> None:
+    def bind(self, entry: dict[str, Any], options: km.Options, target: str, index: int) -> None:
         add = self.plan.add
         source = entry.get("source") or ""
         if not source:
@@ -225,19 +226,19 @@ class _Compiler:
         add(P.PARENT_BEFORE_CLONE, "open_tree", f"mounts[{index}].source {source}", slot, source, int(recursive),
             1 if folder else 2)
         # A copy of a shared mount is its peer: unless asked for, nothing mounted inside may reach the host.
-        propagation = options.propagation or kernel_mounts.MS_SLAVE | kernel_mounts.MS_REC
+        propagation = options.propagation or km.MS_SLAVE | km.MS_REC
         add(P.PARENT_BEFORE_CLONE, "mount_attr", f"attributes of {target}", slot, options.set, options.clear,
-            propagation & ~kernel_mounts.MS_REC, int(bool(propagation & kernel_mounts.MS_REC) and not (options.set or options.clear)),
+            propagation & ~km.MS_REC, int(bool(propagation & km.MS_REC) and not (options.set or options.clear)),
             -1)
-        if propagation & kernel_mounts.MS_REC and (options.set or options.clear):
+        if propagation & km.MS_REC and (options.set or options.clear):
             add(P.PARENT_BEFORE_CLONE, "mount_attr", f"propagation of {target}", slot, 0, 0,
-                propagation & ~kernel_mounts.MS_REC, 1, -1)
+                propagation & ~km.MS_REC, 1, -1)
         if options.recursive_set or options.recursive_clear:
             add(P.PARENT_BEFORE_CLONE, "mount_attr", f"recursive attributes of {target}", slot, options.recursive_set,
                 options.recursive_clear, 0, 1, -1)
         add(P.CHILD_BEFORE_PIVOT, "mount_tree", f"bind {source} on {target}", slot, target, 1 if folder else 0, 0)
 
-    def file_system(self, entry: dict[str, Any], kind: str, options: kernel_mounts.Options, target: str) -> None:
+    def file_system(self, entry: dict[str, Any], kind: str, options: km.Options, target: str) -> None:
         if options.copy_up:
             raise InvalidArgument(f"config.json: mounts: {target}: tmpcopyup is not supported in this version")
         source = entry.get("source") or kind
@@ -246,11 +247,11 @@ class _Compiler:
         if options.propagation:
             self.plan.add(P.CHILD_BEFORE_PIVOT, "remount", f"propagation of {target}", target, 0, options.propagation)
 
-    def cgroup_v1(self, options: kernel_mounts.Options, target: str) -> None:
+    def cgroup_v1(self, options: km.Options, target: str) -> None:
         """A tmpfs with one mount a hierarchy, as the host has them: namespaced where there is a cgroup namespace, else
         the container's own folders as bind mounts."""
         add, layout = self.plan.add, self.launch.layout
-        inside = kernel_mounts.ATTR_NOSUID | kernel_mounts.ATTR_NODEV | kernel_mounts.ATTR_NOEXEC
+        inside = km.ATTR_NOSUID | km.ATTR_NODEV | km.ATTR_NOEXEC
         own_view = "cgroup" in self.namespaces
         add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"mount tmpfs on {target}", "tmpfs", "tmpfs", ["mode=755"], inside, target, 0)
         shown: dict[str, list[str]] = {}
@@ -262,7 +263,7 @@ class _Compiler:
                 wanted = [f"none,{c}" if c.startswith("name=") else c for c in controllers]
                 parts = [part for option in wanted for part in option.split(",")]
                 add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"mount cgroup {name} on {target}/{name}", "cgroup", "cgroup", parts,
-                    inside | options.set & kernel_mounts.ATTR_RDONLY, f"{target}/{name}", 0)
+                    inside | options.set & km.ATTR_RDONLY, f"{target}/{name}", 0)
             else:
                 self.cgroup_bind(f"{folder}{self.group}", f"{target}/{name}", options)
             if "," in name:
@@ -271,28 +272,28 @@ class _Compiler:
         if layout.unified:
             if own_view:
                 add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"mount cgroup2 on {target}/unified", "cgroup2", "cgroup2", [],
-                    inside | options.set & kernel_mounts.ATTR_RDONLY, f"{target}/unified", 0)
+                    inside | options.set & km.ATTR_RDONLY, f"{target}/unified", 0)
             else:
                 self.cgroup_bind(f"{layout.unified}{self.group}", f"{target}/unified", options)
-        if options.set & kernel_mounts.ATTR_RDONLY:
-            add(P.CHILD_BEFORE_PIVOT, "remount", f"make {target} read-only", target, kernel_mounts.ATTR_RDONLY, 0)
+        if options.set & km.ATTR_RDONLY:
+            add(P.CHILD_BEFORE_PIVOT, "remount", f"make {target} read-only", target, km.ATTR_RDONLY, 0)
 
-    def cgroup_v2(self, options: kernel_mounts.Options, target: str) -> None:
+    def cgroup_v2(self, options: km.Options, target: str) -> None:
         if not self.launch.layout.unified:
             raise InvalidArgument(f"config.json: mounts: {target}: cgroup2 is not mounted on this host")
-        attributes = kernel_mounts.ATTR_NOSUID | kernel_mounts.ATTR_NODEV | kernel_mounts.ATTR_NOEXEC | options.set
+        attributes = km.ATTR_NOSUID | km.ATTR_NODEV | km.ATTR_NOEXEC | options.set
         if "cgroup" in self.namespaces:
             self.plan.add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"mount cgroup2 on {target}", "cgroup2", "cgroup2", [],
                           attributes, target, 0)
         else:
             self.cgroup_bind(f"{self.launch.layout.unified}{self.group}", target, options)
 
-    def cgroup_bind(self, source: str, target: str, options: kernel_mounts.Options) -> None:
+    def cgroup_bind(self, source: str, target: str, options: km.Options) -> None:
         slot = self.tree_slot()
-        attributes = kernel_mounts.ATTR_NOSUID | kernel_mounts.ATTR_NODEV | kernel_mounts.ATTR_NOEXEC | options.set & kernel_mounts.ATTR_RDONLY
+        attributes = km.ATTR_NOSUID | km.ATTR_NODEV | km.ATTR_NOEXEC | options.set & km.ATTR_RDONLY
         add = self.plan.add
         add(P.PARENT_BEFORE_CLONE, "open_tree", f"open {source}", slot, source, 0, 1)
-        add(P.PARENT_BEFORE_CLONE, "mount_attr", f"attributes of {target}", slot, attributes, 0, kernel_mounts.MS_PRIVATE, 0, -1)
+        add(P.PARENT_BEFORE_CLONE, "mount_attr", f"attributes of {target}", slot, attributes, 0, km.MS_PRIVATE, 0, -1)
         add(P.CHILD_BEFORE_PIVOT, "mount_tree", f"bind {source} on {target}", slot, target, 1, 0)
 
     def devices(self) -> None:
@@ -349,11 +350,11 @@ class _Compiler:
             add(P.CHILD_BEFORE_PIVOT, "mkdir_in_root", f"make process.cwd {cwd}", cwd, 0o755, optional=True)
         add(P.CHILD_AFTER_PIVOT, "pivot", "pivot_root", int(self.launch.no_pivot))
         if config["root"].get("readonly"):
-            add(P.CHILD_AFTER_PIVOT, "root_attr", "make the root read-only", kernel_mounts.ATTR_RDONLY)
+            add(P.CHILD_AFTER_PIVOT, "root_attr", "make the root read-only", km.ATTR_RDONLY)
         propagation = linux.get("rootfsPropagation")
         if propagation:
             add(P.CHILD_AFTER_PIVOT, "root_propagation", f"linux.rootfsPropagation {propagation}",
-                kernel_mounts.PROPAGATIONS[propagation])
+                km.PROPAGATIONS[propagation])
         for name, value in (linux.get("sysctl") or {}).items():
             path = name.replace(".", "/") if "/" not in name else name
             add(P.CHILD_AFTER_PIVOT, "sysctl", f"set linux.sysctl {name} to {value}", path, value)

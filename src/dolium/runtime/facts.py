@@ -10,7 +10,7 @@ from dolium.errors import FailedPrecondition, NotFound, PermissionDenied
 ENOENT, ESRCH, EACCES, ENOTDIR = 2, 3, 13, 20
 
 
-class Need(Exception):  # noqa: N818 - not an error: the wish for a fact
+class Need(Exception):
     """Facts that are missing: queries like ``read:/proc/self/cgroup``."""
 
     def __init__(self, queries: list[str]) -> None:

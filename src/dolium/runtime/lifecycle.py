@@ -261,6 +261,8 @@ def _delete_half_made(facts: Facts, plan: Plan, identity: str, folder: str) -> P
         except (ValueError, AttributeError):
             path = ""  # cut off in the middle of writing: nothing was made after it
     folders = cgroups.layout(facts).paths(tree.group_of(path, identity))
+    # a runtime that is still at work holds the lock: then this waits for it, and removes what it made
+    plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {folder}", folder)
     cgroups.remove(plan, P.PARENT_BEFORE_CLONE, folders)
     _remove_folder(plan, P.PARENT_BEFORE_CLONE, folder)
     return plan

@@ -159,7 +159,8 @@ async def put(request: web.Request) -> web.Response:
         try:
             os.set_inheritable(fd, True)
             process = await asyncio.create_subprocess_exec(
-                program("dolium-untar"), "--apply", str(fd), stdout=asyncio.subprocess.DEVNULL, stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, pass_fds=[fd])
+                program("dolium-untar"), "--apply", str(fd), pass_fds=[fd], stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
             assert process.stdin is not None and process.stderr is not None
             # a program that ended early has its message read below
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):

@@ -44,9 +44,10 @@ def split_create(request_body: dict[str, Any]) -> tuple[dict[str, Any], dict[str
 
 @routes.post("/containers/create")
 async def create(request: web.Request) -> web.Response:
-    """Make a container."""
+    """Make a container. ``rootfs`` in the query (dolium's own) is a folder in place of an image."""
     config, host = split_create(await body(request))
-    container = await request.app[CONTAINERS].create(request.query.get("name", ""), config, host)
+    container = await request.app[CONTAINERS].create(
+        request.query.get("name", ""), config, host, rootfs=request.query.get("rootfs", ""))
     return web.json_response({"Id": container.id, "Warnings": []}, status=201)
 
 

@@ -1,0 +1,1 @@
+"""cli/: dolium, the commands for people. A client of the daemon; the start path imports no asyncio, http or sqlite."""

@@ -1,0 +1,282 @@
+"""From flags to Docker's request bodies. Pure, but for env files, label files and seccomp profiles, which are read here."""
+
+from __future__ import annotations
+
+from dolium.cli.flags import Flag, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from dolium.cli.context import Context
+
+RUN_FLAGS = [
+    Flag("-d --detach", "bool", "run in the background and print the container's id"),
+    Flag("-i --interactive", "bool", "keep standard input open"),
+    Flag("-t --tty", "bool", "give it a terminal"),
+    Flag("--rm", "bool", "remove the container and its anonymous volumes when it ends"),
+    Flag("--name", "str", "a name for it", "NAME"),
+    Flag("-e --env", "list", "set a variable; without = it is taken from here", "NAME=VALUE"),
+    Flag("--env-file", "list", "read variables from a file", "FILE"),
+    Flag("-w --workdir", "str", "folder the program starts in", "DIR"),
+    Flag("-u --user", "str", "user to run as", "NAME[:GROUP]"),
+    Flag("-v --volume", "list", "mount a volume or a host folder", "SOURCE:TARGET[:ro]"),
+    Flag("--mount", "list", "mount, in the long form", "type=bind,src=…,dst=…"),
+    Flag("--tmpfs", "list", "mount a tmpfs", "TARGET[:OPTIONS]"),
+    Flag("-p --publish", "list", "publish a port", "[ADDRESS:]PORT:PORT[/udp]"),
+    Flag("-P --publish-all", "bool", "publish every exposed port"),
+    Flag("--expose", "list", "name a port", "PORT"),
+    Flag("--network", "str", "none, host, bridge or container:NAME", "MODE"),
+    Flag("--net", "str", "the same as --network", "MODE"),
+    Flag("-h --hostname", "str", "its host name", "NAME"),
+    Flag("--add-host", "list", "a line for /etc/hosts", "NAME:ADDRESS"),
+    Flag("--dns", "list", "a name server", "ADDRESS"),
+    Flag("--dns-search", "list", "a search domain", "DOMAIN"),
+    Flag("--mac-address", "str", "address of its link", "MAC"),
+    Flag("-m --memory", "str", "limit of memory", "64m"),
+    Flag("--memory-swap", "str", "limit of memory and swap; -1 for none", "128m"),
+    Flag("--memory-reservation", "str", "soft limit of memory", "32m"),
+    Flag("--cpus", "str", "how many CPUs' time it may use", "1.5"),
+    Flag("-c --cpu-shares", "int", "relative weight"),
+    Flag("--cpuset-cpus", "str", "CPUs it may run on", "0-1"),
+    Flag("--pids-limit", "int", "limit of processes"),
+    Flag("--oom-score-adj", "int", "how willingly it is killed for memory"),
+    Flag("--cap-add", "list", "give a capability", "CAP"),
+    Flag("--cap-drop", "list", "take a capability; ALL for all", "CAP"),
+    Flag("--security-opt", "list", "seccomp=FILE, seccomp=unconfined, no-new-privileges", "OPTION"),
+    Flag("--read-only", "bool", "its root file system cannot be written"),
+    Flag("--privileged", "bool", "all capabilities and devices, no filter"),
+    Flag("--device", "list", "give a device of the host", "PATH[:PATH[:rwm]]"),
+    Flag("--group-add", "list", "an additional group", "GROUP"),
+    Flag("--ulimit", "list", "a resource limit", "nofile=1024:2048"),
+    Flag("--sysctl", "list", "a kernel parameter of its namespaces", "NAME=VALUE"),
+    Flag("--shm-size", "str", "size of /dev/shm", "64m"),
+    Flag("--init", "bool", "a small init as pid 1 that forwards signals and reaps"),
+    Flag("--entrypoint", "str", "program in place of the image's", "PROGRAM"),
+    Flag("-l --label", "list", "a label", "NAME=VALUE"),
+    Flag("--restart", "str", "no, always, unless-stopped or on-failure[:N]", "POLICY"),
+    Flag("--stop-signal", "str", "signal that asks it to end", "SIGNAL"),
+    Flag("--stop-timeout", "int", "seconds before it is killed"),
+    Flag("--userns", "str", "host", "MODE"),
+    Flag("--pid", "str", "host or container:NAME", "MODE"),
+    Flag("--ipc", "str", "host, private, shareable or container:NAME", "MODE"),
+    Flag("--uts", "str", "host", "MODE"),
+    Flag("--cgroupns", "str", "host or private", "MODE"),
+    Flag("--log-driver", "str", "json-file or none", "DRIVER"),
+    Flag("--log-opt", "list", "max-size=20m, max-file=5", "NAME=VALUE"),
+    Flag("--pull", "str", "missing, always or never", "WHEN"),
+    Flag("--platform", "str", "of an image that has to be pulled", "linux/arm64"),
+    Flag("--rootfs", "bool", "the argument is a root file system, not an image: PATH:O, a private layer above PATH"),
+    Flag("--detach-keys", "str", "keys that leave it running", "ctrl-p,ctrl-q"),
+    Flag("--sig-proxy", "bool", "signals go to the container (the default)"),
+    Flag("-a --attach", "list", "stdin, stdout, stderr", "STREAM"),
+    Flag("--cidfile", "str", "write the container's id there", "FILE"),
+    Flag("--timings", "bool", "print where the time of the start went"),
+]
+
+
+def size(text: str, flag: str) -> int:
+    """Bytes of 64m. Raises UsageError."""
+    units = {"b": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+    word = text.strip().lower().removesuffix("ib").removesuffix("b") or text
+    power = units.get(word[-1:])
+    digits = word[:-1] if power is not None else word
+    try:
+        return int(float(digits) * 1024 ** (power or 0))
+    except ValueError:
+        raise UsageError(f"invalid argument {text!r} for {flag}: write a size, as in 64m") from None
+
+
+def pair(text: str, flag: str) -> tuple[str, str]:
+    """NAME=VALUE. Raises UsageError."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"invalid argument {text!r} for {flag}: write NAME=VALUE")
+    return name, value
+
+
+def environment(context: Context, options: dict[str, Any]) -> list[str]:
+    """--env-file, then -e; a bare name takes this side's value or unsets."""
+    entries = []
+    for path in options.get("env_file") or []:
+        try:
+            with open(context.path(path), encoding="utf-8") as file:
+                lines = [line.strip() for line in file]
+        except OSError as error:
+            raise UsageError(f"--env-file {path}: {error.strerror}") from error
+        entries += [line for line in lines if line and not line.startswith("#")]
+    entries += options.get("env") or []
+    return [entry if "=" in entry else f"{entry}={context.env[entry]}" if entry in context.env else entry
+            for entry in entries]
+
+
+def ports(values: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(PortBindings, ExposedPorts) of -p. Ranges of equal length on both sides. Raises UsageError."""
+    bindings: dict[str, list[dict[str, str]]] = {}
+    for value in values:
+        spec, slash, protocol = value.partition("/")
+        protocol = protocol if slash else "tcp"
+        address = ""
+        if spec.startswith("["):
+            address, _, spec = spec[1:].partition("]")
+            spec = spec.removeprefix(":")
+        parts = spec.split(":")
+        if len(parts) == 3:
+            address, parts = parts[0], parts[1:]
+        if len(parts) > 2 or protocol not in ("tcp", "udp"):
+            raise UsageError(f"invalid argument {value!r} for --publish: write [ADDRESS:][HOST:]CONTAINER[/tcp|udp]")
+        inside = _range(parts[-1], value)
+        outside = _range(parts[0], value) if len(parts) == 2 and parts[0] else [0] * len(inside)
+        if len(inside) != len(outside):
+            raise UsageError(f"invalid argument {value!r} for --publish: the ranges have different lengths")
+        for host, port in zip(outside, inside, strict=True):
+            bindings.setdefault(f"{port}/{protocol}", []).append({"HostIp": address, "HostPort": str(host or "")})
+    return bindings, {key: {} for key in bindings}
+
+
+def _range(text: str, whole: str) -> list[int]:
+    first, dash, last = text.partition("-")
+    try:
+        low, high = int(first), int(last) if dash else int(first)
+    except ValueError:
+        raise UsageError(f"invalid argument {whole!r} for --publish: {text!r} is not a port") from None
+    if not 0 < low <= high <= 65535:
+        raise UsageError(f"invalid argument {whole!r} for --publish: {text!r} is not a port or range")
+    return list(range(low, high + 1))
+
+
+def long_mounts(context: Context, values: list[str]) -> list[dict[str, Any]]:
+    """--mount. Raises UsageError."""
+    mounts = []
+    for value in values:
+        mount: dict[str, Any] = {"Type": "volume"}
+        for part in value.split(","):
+            key, _, text = part.partition("=")
+            if key == "type":
+                mount["Type"] = text
+            elif key in ("source", "src"):
+                mount["Source"] = text
+            elif key in ("target", "dst", "destination"):
+                mount["Target"] = text
+            elif key in ("readonly", "ro"):
+                mount["ReadOnly"] = text in ("", "1", "true")
+            elif key == "bind-propagation":
+                mount["BindOptions"] = {"Propagation": text}
+            elif key == "volume-nocopy":
+                mount["VolumeOptions"] = {"NoCopy": text in ("", "1", "true")}
+            elif key == "tmpfs-size":
+                mount.setdefault("TmpfsOptions", {})["SizeBytes"] = size(text, "--mount tmpfs-size")
+            elif key == "tmpfs-mode":
+                mount.setdefault("TmpfsOptions", {})["Mode"] = int(text, 8)
+            else:
+                raise UsageError(f"invalid argument {value!r} for --mount: unknown key {key!r}")
+        if mount["Type"] == "bind" and mount.get("Source"):
+            mount["Source"] = context.path(mount["Source"])
+        mounts.append(mount)
+    return mounts
+
+
+def _binds(context: Context, values: list[str]) -> tuple[list[str], dict[str, Any]]:
+    binds: list[str] = []
+    volumes: dict[str, Any] = {}
+    for value in values:
+        source, colon, rest = value.partition(":")
+        if not colon:
+            volumes[source] = {}
+        elif source.startswith((".", "~")) or ("/" in source and not source.startswith("/")):
+            binds.append(f"{context.path(source)}:{rest}")
+        else:
+            binds.append(value)
+    return binds, volumes
+
+
+def _devices(values: list[str]) -> list[dict[str, str]]:
+    devices = []
+    for value in values:
+        parts = value.split(":")
+        access = parts.pop() if len(parts) > 1 and not parts[-1].startswith("/") else "rwm"
+        devices.append({"PathOnHost": parts[0], "PathInContainer": parts[-1], "CgroupPermissions": access})
+    return devices
+
+
+def _ulimits(values: list[str]) -> list[dict[str, Any]]:
+    limits = []
+    for value in values:
+        name, text = pair(value, "--ulimit")
+        soft, colon, hard = text.partition(":")
+        try:
+            limits.append({"Name": name, "Soft": int(soft), "Hard": int(hard) if colon else int(soft)})
+        except ValueError:
+            raise UsageError(f"invalid argument {value!r} for --ulimit: write NAME=SOFT[:HARD]") from None
+    return limits
+
+
+def _security(context: Context, values: list[str]) -> list[str]:
+    options = []
+    for value in values:
+        key, _, path = value.partition("=")
+        if key == "seccomp" and path not in ("unconfined", "builtin"):
+            try:
+                with open(context.path(path), encoding="utf-8") as file:
+                    value = f"seccomp={file.read()}"
+            except OSError as error:
+                raise UsageError(f"--security-opt seccomp={path}: {error.strerror}") from error
+        options.append(value)
+    return options
+
+
+def create_body(context: Context, options: dict[str, Any], image: str, command: list[str],
+                window: tuple[int, int]) -> dict[str, Any]:
+    """The body of a create request. Raises UsageError."""
+    bindings, exposed = ports(options["publish"])
+    exposed.update({port if "/" in port else f"{port}/tcp": {} for port in options["expose"]})
+    binds, volumes = _binds(context, options["volume"])
+    policy, _, retries = (options["restart"] or "no").partition(":")
+    network = options["network"] or options["net"] or "default"
+    host: dict[str, Any] = {
+        "AutoRemove": options["rm"], "Binds": binds, "Mounts": long_mounts(context, options["mount"]),
+        "Tmpfs": {target: rest for target, _, rest in (value.partition(":") for value in options["tmpfs"])},
+        "PortBindings": bindings, "PublishAllPorts": options["publish_all"], "NetworkMode": network,
+        "ExtraHosts": options["add_host"], "Dns": options["dns"], "DnsSearch": options["dns_search"],
+        "CapAdd": options["cap_add"], "CapDrop": options["cap_drop"],
+        "SecurityOpt": _security(context, options["security_opt"]), "ReadonlyRootfs": options["read_only"],
+        "Privileged": options["privileged"], "Devices": _devices(options["device"]), "GroupAdd": options["group_add"],
+        "Ulimits": _ulimits(options["ulimit"]), "Sysctls": dict(pair(value, "--sysctl") for value in options["sysctl"]),
+        "Init": options["init"], "UsernsMode": options["userns"] or "", "PidMode": options["pid"] or "",
+        "IpcMode": options["ipc"] or "", "UTSMode": options["uts"] or "", "CgroupnsMode": options["cgroupns"] or "",
+        "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(retries) if retries.isdigit() else 0},
+        "ConsoleSize": list(window),
+        "LogConfig": {"Type": options["log_driver"] or "json-file",
+                      "Config": dict(pair(value, "--log-opt") for value in options["log_opt"])},
+    }
+    for key, flag in (("Memory", "memory"), ("MemoryReservation", "memory_reservation"), ("ShmSize", "shm_size")):
+        if options[flag]:
+            host[key] = size(options[flag], f"--{flag.replace('_', '-')}")
+    if options["memory_swap"]:
+        host["MemorySwap"] = -1 if options["memory_swap"] == "-1" else size(options["memory_swap"], "--memory-swap")
+    if options["cpus"]:
+        try:
+            host["NanoCpus"] = int(float(options["cpus"]) * 1e9)
+        except ValueError:
+            raise UsageError(f"invalid argument {options['cpus']!r} for --cpus: not a number") from None
+    for key, flag in (("CpuShares", "cpu_shares"), ("CpusetCpus", "cpuset_cpus"), ("PidsLimit", "pids_limit"),
+                      ("OomScoreAdj", "oom_score_adj")):
+        if options[flag] is not None:
+            host[key] = options[flag]
+    body: dict[str, Any] = {
+        "Image": image, "Cmd": command or None, "Env": environment(context, options), "Tty": options["tty"],
+        "OpenStdin": options["interactive"], "StdinOnce": options["interactive"] and not options["detach"],
+        "AttachStdin": options["interactive"] and not options["detach"], "AttachStdout": not options["detach"],
+        "AttachStderr": not options["detach"], "WorkingDir": options["workdir"] or "", "User": options["user"] or "",
+        "Hostname": options["hostname"] or "", "Labels": dict((*value.partition("=")[::2],) for value in options["label"]),
+        "ExposedPorts": exposed, "Volumes": volumes, "HostConfig": host,
+    }
+    if options["entrypoint"] is not None:
+        body["Entrypoint"] = [options["entrypoint"]]
+    if options["stop_signal"]:
+        body["StopSignal"] = options["stop_signal"]
+    if options["stop_timeout"] is not None:
+        body["StopTimeout"] = options["stop_timeout"]
+    if options["mac_address"]:
+        body["MacAddress"] = options["mac_address"]
+    return body

@@ -1,0 +1,123 @@
+"""``dolium cp``: tar streams to and from the daemon."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import sys
+import tarfile
+import tempfile
+
+from dolium.cli.context import Context
+from dolium.cli.flags import UsageError
+from dolium.cli.transport import ApiError, Client, query, quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import IO
+
+GO_DIRECTORY = 1 << 31
+
+
+def _target(name: str, path: str) -> str:
+    return f"/containers/{quote(name)}/archive{query(path=path)}"
+
+
+def out(client: Client, context: Context, name: str, path: str, target: str) -> int:
+    """Container to here. ``-`` writes the tar to standard output."""
+    response = client.open("GET", _target(name, path))
+    if target == "-":
+        context.stdout.flush()
+        for chunk in response.chunks():
+            sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+        return 0
+    place = context.path(target)
+    content = path.endswith("/.")
+    into_folder = os.path.isdir(place)
+    if not into_folder and target.endswith("/"):
+        raise UsageError(f"{target}: no such folder")
+    with tempfile.TemporaryFile() as spool:
+        for chunk in response.chunks():
+            spool.write(chunk)
+        spool.seek(0)
+        _extract(spool, place, into_folder and not content)
+    return 0
+
+
+def _extract(spool: IO[bytes], place: str, keep_name: bool) -> None:
+    """Under its own name into a folder, or as ``place``."""
+    with tarfile.open(fileobj=spool, mode="r:") as archive:
+        for member in archive:
+            _, slash, rest = member.name.partition("/")
+            base = place
+            if keep_name:
+                member.name = member.name.lstrip("/")
+            else:
+                member.name = rest if slash else "."
+                if not slash and not member.isdir():
+                    base, member.name = os.path.split(place)
+                elif not slash:
+                    os.makedirs(place, exist_ok=True)
+            archive.extract(member, base or ".", filter="tar" if os.geteuid() == 0 else "data")
+
+
+def into(client: Client, context: Context, source: str, name: str, path: str) -> int:
+    """Here to container. ``-`` reads a tar from standard input."""
+    if source == "-":
+        client.open("PUT", _target(name, path), stream=iter(lambda: sys.stdin.buffer.read(1 << 18), b"")).read()
+        return 0
+    place = context.path(source)
+    if not os.path.lexists(place):
+        raise UsageError(f"{source}: no such file or folder")
+    parent, base = os.path.split(path.rstrip("/"))
+    try:
+        head = client.open("HEAD", _target(name, path)).headers["x-docker-container-path-stat"]
+        folder = bool(json.loads(base64.b64decode(head))["mode"] & GO_DIRECTORY)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        folder = False
+        if path.endswith("/"):
+            raise UsageError(f"{name}:{path}: no such folder") from error
+    if folder:
+        arcname = "." if source.endswith("/.") else os.path.basename(place)
+        parent = path
+    else:
+        arcname = base
+    client.open("PUT", _target(name, parent or "/"), stream=_pack(place, arcname)).read()
+    return 0
+
+
+class _Sink(io.RawIOBase):
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self.parts.append(bytes(data))
+        return len(data)
+
+
+def _pack(place: str, arcname: str) -> Iterator[bytes]:
+    """The tar of a file or tree, member by member; a large file is held in pieces of its own size at most."""
+    sink = _Sink()
+    with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        for path in [place, *_below(place)]:
+            rest = os.path.relpath(path, place)
+            archive.add(path, arcname if rest == "." else f"{arcname}/{rest}", recursive=False)
+            yield from sink.parts
+            sink.parts.clear()
+    yield from sink.parts
+
+
+def _below(place: str) -> Iterator[str]:
+    if os.path.isdir(place) and not os.path.islink(place):
+        for base, folders, files in os.walk(place):
+            folders.sort()
+            yield from (os.path.join(base, name) for name in sorted([*folders, *files]))

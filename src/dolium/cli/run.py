@@ -1,0 +1,190 @@
+"""run, create and exec: the start path. One native request where Docker's command line makes five."""
+
+from __future__ import annotations
+
+import os
+
+from dolium.cli.bodies import RUN_FLAGS, create_body, environment
+from dolium.cli.context import Context
+from dolium.cli.flags import Command, Flag, UsageError
+from dolium.cli.stream import Session, window_size
+from dolium.cli.transport import ApiError, Client, query, quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+RUN = Command(
+    "run", "IMAGE [COMMAND [ARG ...]]", "Create a container from an image, start it and stay until it ends.",
+    RUN_FLAGS, minimum=1, interspersed=False,
+    examples=["dolium run --rm -it debian bash", "dolium run -d --name web -p 8080:80 nginx",
+              "dolium run --rm --rootfs /:O sh -c 'echo I am pid $$'"])
+CREATE = Command("create", "IMAGE [COMMAND [ARG ...]]", "Create a container; `dolium start` runs it.", RUN_FLAGS, minimum=1,
+                 interspersed=False)
+EXEC = Command(
+    "exec", "CONTAINER COMMAND [ARG ...]", "Run one more process in a running container.",
+    [Flag("-d --detach", "bool", "leave it running"), Flag("-i --interactive", "bool", "keep standard input open"),
+     Flag("-t --tty", "bool", "give it a terminal"), Flag("-e --env", "list", "set a variable", "NAME=VALUE"),
+     Flag("--env-file", "list", "read variables from a file", "FILE"),
+     Flag("-w --workdir", "str", "folder it starts in", "DIR"), Flag("-u --user", "str", "user to run as", "NAME[:GROUP]"),
+     Flag("--privileged", "bool", "all capabilities"),
+     Flag("--detach-keys", "str", "keys that leave it running", "ctrl-p,ctrl-q")],
+    minimum=2, interspersed=False, examples=["dolium exec -it web bash", "dolium exec -u nobody web id"])
+
+EXIT_DOLIUM = 125
+
+
+def _rootfs(context: Context, argument: str) -> str:
+    """The folder of ``PATH:O``. Raises UsageError: without :O the host's own files would be written."""
+    path, colon, mode = argument.rpartition(":")
+    if not colon or mode != "O" or not path:
+        raise UsageError(f"--rootfs {argument}: write PATH:O, a private writable layer above PATH")
+    return context.path(path)
+
+
+def _pull_when(client: Client, context: Context, options: dict[str, Any], image: str) -> None:
+    if options["pull"] == "always":
+        from dolium.cli.images import pull_image
+
+        pull_image(client, context, image, options["platform"], quiet=False)
+    elif options["pull"] not in (None, "missing", "never"):
+        raise UsageError(f"invalid argument {options['pull']!r} for --pull: missing, always or never")
+
+
+def _with_pull(client: Client, context: Context, options: dict[str, Any], image: str, request: Any) -> Any:
+    """Do a request that needs the image; pull it and try again when it is missing."""
+    try:
+        return request()
+    except ApiError as error:
+        if error.status != 404 or not str(error).startswith("No such image") or options["pull"] == "never":
+            raise
+        from dolium.cli.images import pull_image
+
+        context.stderr.write(f"Unable to find image '{image}' locally\n")
+        pull_image(client, context, image, options["platform"], quiet=False, to_stderr=True)
+        return request()
+
+
+def run(client: Client, context: Context, words: list[str]) -> int:
+    """``dolium run``. Docker's exit codes: the container's, or 125, 126, 127."""
+    options, arguments = RUN.parse(words)
+    if options.get("help"):
+        context.stdout.write(RUN.usage())
+        return 0
+    image, command = arguments[0], arguments[1:]
+    rootfs = _rootfs(context, image) if options["rootfs"] else ""
+    if options["tty"] and options["interactive"] and not options["detach"] and not os.isatty(context.stdin_fd):
+        raise UsageError("the input device is not a TTY")
+    body = create_body(context, options, "" if rootfs else image, command, window_size(context.stdout_fd))
+    if not rootfs:
+        _pull_when(client, context, options, image)
+    if options["detach"]:
+        return _detached(client, context, options, image, rootfs, body)
+    keeps = options["timings"] and options["rm"]
+    if keeps:
+        body["HostConfig"]["AutoRemove"] = False  # its timings are read before it is removed, below
+    wish = {"name": options["name"] or "", "container": body, "rootfs": rootfs, "stdin": options["interactive"],
+            "detach_keys": options["detach_keys"] or ""}
+    response = _with_pull(client, context, options, image,
+                          lambda: client.open("POST", "/dolium/run", wish, upgrade=True))
+    session = Session(client, response, stdin_fd=context.stdin_fd if options["interactive"] else None, tty=options["tty"],
+                      kind="containers")
+    try:
+        session.run()
+    finally:
+        if options["timings"] and session.note:
+            _show_timings(client, context, session.note["id"])
+        if keeps and session.note:
+            client.call("DELETE", f"/containers/{session.note['id']}{query(force=True, v=True)}")
+    if options["cidfile"] and session.note:
+        _write_cid(context, options["cidfile"], session.note["id"])
+    return _outcome(context, session)
+
+
+def _outcome(context: Context, session: Session) -> int:
+    if session.failure is not None:
+        context.complain(session.failure["message"])
+        code = int(session.failure["code"])
+        return code if code in (126, 127) else EXIT_DOLIUM
+    return session.exit_code if session.exit_code is not None else 0
+
+
+def _show_timings(client: Client, context: Context, identity: str) -> None:
+    timings: dict[str, float] = client.call("GET", f"/containers/{identity}/json")["Dolium"]["Timings"]
+    context.stdout.flush()
+    if not timings:
+        return
+    total = timings.get("total", 0.0)
+    context.stderr.write("\nwhere the time of the start went:\n")
+    for phase, milliseconds in timings.items():
+        share = "" if phase == "total" or not total else f"  {100 * milliseconds / total:4.0f} %"
+        context.stderr.write(f"  {phase:<18}{milliseconds:9.3f} ms{share}\n")
+
+
+def _write_cid(context: Context, path: str, identity: str) -> None:
+    with open(context.path(path), "x", encoding="ascii") as file:
+        file.write(identity)
+
+
+def _create(client: Client, context: Context, options: dict[str, Any], image: str, rootfs: str,
+            body: dict[str, Any]) -> str:
+    target = f"/containers/create{query(name=options['name'], rootfs=rootfs)}"
+    made = _with_pull(client, context, options, image, lambda: client.call("POST", target, body))
+    if options["cidfile"]:
+        _write_cid(context, options["cidfile"], made["Id"])
+    return str(made["Id"])
+
+
+def _detached(client: Client, context: Context, options: dict[str, Any], image: str, rootfs: str,
+              body: dict[str, Any]) -> int:
+    identity = _create(client, context, options, image, rootfs, body)
+    try:
+        client.call("POST", f"/containers/{identity}/start")
+    except ApiError as error:
+        context.complain(str(error))
+        text = str(error)
+        if "not found in $PATH" in text or "no such file or directory" in text:
+            return 127
+        return 126 if "permission denied" in text else EXIT_DOLIUM
+    context.say(identity)
+    return 0
+
+
+def create(client: Client, context: Context, words: list[str]) -> int:
+    """``dolium create``."""
+    options, arguments = CREATE.parse(words)
+    if options.get("help"):
+        context.stdout.write(CREATE.usage())
+        return 0
+    rootfs = _rootfs(context, arguments[0]) if options["rootfs"] else ""
+    body = create_body(context, options, "" if rootfs else arguments[0], arguments[1:], window_size(context.stdout_fd))
+    context.say(_create(client, context, options, arguments[0], rootfs, body))
+    return 0
+
+
+def execute(client: Client, context: Context, words: list[str]) -> int:
+    """``dolium exec``."""
+    options, arguments = EXEC.parse(words)
+    if options.get("help"):
+        context.stdout.write(EXEC.usage())
+        return 0
+    if options["tty"] and options["interactive"] and not os.isatty(context.stdin_fd):
+        raise UsageError("the input device is not a TTY")
+    config = {"Cmd": arguments[1:], "Env": environment(context, options), "Tty": options["tty"],
+              "AttachStdin": options["interactive"] and not options["detach"], "AttachStdout": not options["detach"],
+              "AttachStderr": not options["detach"], "User": options["user"] or "", "WorkingDir": options["workdir"] or "",
+              "Privileged": options["privileged"]}
+    if options["detach"]:
+        made = client.call("POST", f"/containers/{quote(arguments[0])}/exec", config)
+        client.call("POST", f"/exec/{made['Id']}/start", {"Detach": True, "Tty": options["tty"]})
+        return 0
+    wish = {"container": arguments[0], "exec": config, "size": list(window_size(context.stdout_fd)),
+            "detach_keys": options["detach_keys"] or ""}
+    response = client.open("POST", "/dolium/exec", wish, upgrade=True)
+    session = Session(client, response, stdin_fd=context.stdin_fd if options["interactive"] else None, tty=options["tty"],
+                      kind="exec")
+    session.run()
+    if session.failure is not None:
+        context.complain(session.failure["message"])
+        return int(session.failure["code"])
+    return session.exit_code if session.exit_code is not None else 0
