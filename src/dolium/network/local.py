@@ -24,10 +24,15 @@ def _call(name: str, *arguments: int) -> None:
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
+def unshare_network() -> None:
+    """Move the calling thread, which must end soon, into a new network namespace. Raises OSError."""
+    _call("unshare", CLONE_NEWNET)
+
+
 def new_namespace() -> int:
     """An fd of a new network namespace with its loopback up. Made in a thread that ends: no other thread moves."""
     def make() -> int:
-        _call("unshare", CLONE_NEWNET)
+        unshare_network()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
             fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
         return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)

@@ -1,0 +1,1 @@
+"""network/drivers/: one file per kind of network."""

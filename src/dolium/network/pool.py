@@ -1,0 +1,128 @@
+"""Prepared namespaces: each with its loopback up and one end of a veth pair in it, used once.
+
+A pair is not on the bridge (which has 1024 ports) and has no address before it is used. Making one takes 2 ms, mostly
+the kernel's; using one 0.5 ms.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dolium import faults
+from dolium.network import netlink
+from dolium.network.local import in_thread, unshare_network
+from dolium.network.netlink import Netlink
+
+faults.register("network.namespace.made", "network.veth.made")
+SIZE = 4
+LINK = "eth0"
+_IPV6 = "/proc/sys/net/ipv6/conf"
+
+
+@dataclass(slots=True)
+class Slot:
+    """``fd``: the namespace; ``control``: a netlink socket in it; ``host`` and ``inside``: the ends' indices."""
+
+    fd: int
+    control: Netlink
+    name: str
+    host: int
+    inside: int
+
+    def close(self) -> None:
+        """The namespace goes, unless a process or another fd has it, and its link with it."""
+        self.control.close()
+        os.close(self.fd)
+
+
+def prefix(instance: str) -> str:
+    """How the names of an instance's unused host ends begin: at most 15 characters with what follows."""
+    return f"dp{instance}"
+
+
+def make(host: Netlink, instance: str, mtu: int) -> Slot:
+    """A slot, from nothing. Raises OSError; then nothing is left."""
+    def inside() -> tuple[int, Netlink]:
+        unshare_network()
+        control = Netlink()
+        try:
+            control.request(netlink.set_link(1, up=True))
+            if os.path.isdir(_IPV6):
+                # what is made here from now on: eth0; the loopback keeps ::1
+                write(f"{_IPV6}/default/disable_ipv6", "1")
+            return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), control
+        except BaseException:
+            control.close()
+            raise
+
+    fd, control = in_thread(inside)
+    try:
+        faults.point("network.namespace.made")
+        name = f"{prefix(instance)}{secrets.token_hex(2)}x"
+        host.request(netlink.new_veth(name, LINK, fd, mtu))
+        faults.point("network.veth.made")
+        outer, inner = host.link(name=name), control.link(name=LINK)
+        if outer is None or inner is None:
+            raise OSError(f"the veth pair {name} is gone")
+        if os.path.isdir(f"{_IPV6}/{name}"):
+            write(f"{_IPV6}/{name}/disable_ipv6", "1")
+        return Slot(fd, control, name, outer.index, inner.index)
+    except BaseException:
+        control.close()
+        os.close(fd)
+        raise
+
+
+def write(path: str, text: str) -> None:
+    """Set a sysctl. Raises OSError."""
+    with open(path, "w") as file:
+        file.write(text)
+
+
+class Pool:
+    """At most ``size`` slots. ``taken`` and ``missed`` count the uses that found one and those that did not."""
+
+    def __init__(self, maker: Callable[[], Slot], size: int = SIZE) -> None:
+        self._maker, self.size = maker, size
+        self._slots: list[Slot] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        self.taken = self.missed = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def take(self) -> Slot:
+        """One of the pool, or a new one when it is empty. Raises OSError."""
+        with self._lock:
+            if self._slots:
+                self.taken += 1
+                return self._slots.pop(0)
+            self.missed += 1
+        return self._maker()
+
+    def fill(self) -> bool:
+        """Add one; False when it is full or closed. Raises OSError."""
+        with self._lock:
+            if self._closed or len(self._slots) >= self.size:
+                return False
+        slot = self._maker()
+        with self._lock:
+            if not self._closed and len(self._slots) < self.size:
+                self._slots.append(slot)
+                return True
+        slot.close()
+        return False
+
+    def close(self) -> list[int]:
+        """Drop all; the indices of the host ends, which the kernel removes a little later."""
+        with self._lock:
+            self._closed = True
+            slots, self._slots = self._slots, []
+        for slot in slots:
+            slot.close()
+        return [slot.host for slot in slots]

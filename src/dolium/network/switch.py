@@ -1,0 +1,234 @@
+"""The bridge in the kernel: made or adopted, links plugged in and swept up. Everything here blocks; nothing is awaited.
+
+Every object carries the instance's id: the bridge and the host ends of used pairs in their ifalias
+(``dolium:INSTANCE[:CONTAINER]``), unused pairs in their name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network
+
+from dolium import faults
+from dolium.errors import DoliumError, FailedPrecondition, Internal, PermissionDenied, ResourceExhausted
+from dolium.network import netlink
+from dolium.network.addresses import choose_subnet, mac_for
+from dolium.network.netlink import Link, Netlink
+from dolium.network.pool import Slot, prefix, write
+
+_log = logging.getLogger(__name__)
+faults.register("network.bridge.made", "network.bridge.ready", "network.link.plugged", "network.link.configured",
+                "network.link.removed")
+_IPV4 = "/proc/sys/net/ipv4"
+_IPV6 = "/proc/sys/net/ipv6/conf"
+_FORWARD = f"{_IPV4}/ip_forward"
+_CHOOSING = "\0dolium-choosing-a-subnet"
+_CHOOSING_SECONDS = 5.0
+_POLL_SECONDS = 0.005
+
+
+def link_name(container: str) -> str:
+    """The host end of a container's pair."""
+    return f"dv{container[:10]}"
+
+
+@contextlib.contextmanager
+def choosing() -> Iterator[None]:
+    """One instance at a time looks for a free subnet and takes it. The lock is a name of this network namespace, and
+    goes with its owner; who only holds it back is waited for a few seconds."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
+        until = time.monotonic() + _CHOOSING_SECONDS
+        while True:
+            try:
+                lock.bind(_CHOOSING)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                if time.monotonic() < until:
+                    time.sleep(_POLL_SECONDS)
+                    continue
+                _log.warning("another instance has been choosing a subnet for %g s: not waiting", _CHOOSING_SECONDS)
+            break
+        yield
+
+
+def as_error(error: OSError, what: str) -> DoliumError:
+    """The kernel's refusal, as one of the closed set."""
+    text = f"{what}: {error.strerror or error}"
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return PermissionDenied(text, hint="CAP_NET_ADMIN and CAP_SYS_ADMIN are needed", errno=error.errno)
+    if error.errno == errno.EXFULL:
+        return ResourceExhausted(text, hint="a bridge has at most 1024 ports", errno=error.errno)
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.ENOBUFS):
+        return ResourceExhausted(text, errno=error.errno)
+    return Internal(text, errno=error.errno)
+
+
+class Switch:
+    """The instance's bridge. ``index`` is 0 before ``make``. Methods raise OSError where nothing else is said."""
+
+    def __init__(self, instance: str) -> None:
+        self.instance = instance
+        self.name = f"dol{instance}"
+        self.alias = f"dolium:{instance}"
+        self.host = Netlink()
+        self.index = 0
+        self.mtu = 1500
+
+    def close(self) -> None:
+        """The bridge stays."""
+        self.host.close()
+
+    def plan(self, stored: IPv4Network | None, *, keep: bool) -> IPv4Network:
+        """The subnet to use: the stored one, unless the host now routes it elsewhere; with ``keep`` in any case, since
+        containers have addresses of it. Sets ``mtu`` from the link of the default route.
+
+        Raises ResourceExhausted.
+        """
+        links = {link.index: link for link in self.host.links()}
+        routes = self.host.routes()
+        default = next((links[route.link] for route in routes if not route.network.prefixlen and route.link in links), None)
+        self.mtu = default.mtu if default is not None and default.mtu >= 576 else 1500
+        own = next((link.index for link in links.values() if link.name == self.name), 0)
+        taken = [route.network for route in routes if route.link != own and route.network.prefixlen]
+        if stored is not None:
+            if keep or not any(stored.overlaps(network) for network in taken):
+                return stored
+            _log.warning("the host routes %s by now: the bridge %s gets another subnet", stored, self.name)
+        return choose_subnet(taken)
+
+    def make(self, subnet: IPv4Network, *, keep: bool) -> None:
+        """Make the bridge or adopt what is there, and bring it up with the subnet's gateway address."""
+        gateway = subnet.network_address + 1
+        found = self.host.link(name=self.name)
+        if found is not None and not keep:
+            # a killed daemon's; no container is on it, and it may have another subnet's address
+            self.delete(found.index)
+            found = None
+        if found is None:
+            self.host.request(netlink.new_bridge(self.name, self.mtu, mac_for(gateway)))
+            faults.point("network.bridge.made")
+            found = self.host.link(name=self.name)
+            if found is None:
+                raise FailedPrecondition(f"the bridge {self.name} was removed while it was made")
+        self.index = found.index
+        if os.path.isdir(f"{_IPV6}/{self.name}"):
+            write(f"{_IPV6}/{self.name}/disable_ipv6", "1")
+        write(f"{_IPV4}/conf/{self.name}/route_localnet", "1")
+        self.host.request(netlink.set_link(self.index, alias=self.alias, mtu=self.mtu, up=True))
+        try:
+            self.host.request(netlink.new_address(self.index, gateway, subnet))
+        except FileExistsError:
+            _log.debug("the bridge %s has its address already", self.name)
+        faults.point("network.bridge.ready")
+
+    def container_of(self, link: Link) -> str | None:
+        """Whose link this is: a container's id, "" for what is unused or the bridge's own, None when not ours."""
+        if link.alias.startswith(f"{self.alias}:"):
+            return link.alias[len(self.alias) + 1:]
+        return "" if link.alias == self.alias or re.fullmatch(f"{prefix(self.instance)}[0-9a-f]{{4}}x", link.name) else None
+
+    def sweep(self, live: Iterable[str], *, remove: bool = True) -> dict[str, int]:
+        """Remove this instance's links of no live container, unless told not to; the live ones' indices, plugged in
+        again if they were not."""
+        wanted = {container: link_name(container) for container in live}
+        found: dict[str, int] = {}
+        for link in self.host.links():
+            container = self.container_of(link)
+            if container is None or link.index == self.index:
+                continue
+            if wanted.get(container) != link.name:
+                if remove:
+                    self.delete(link.index)
+                continue
+            found[container] = link.index
+            if link.master != self.index or not link.up:
+                self.host.request(netlink.set_link(link.index, master=self.index, up=True),
+                                  netlink.set_hairpin(link.index))
+        for container in wanted.keys() - found.keys():
+            _log.warning("container %s has lost its link %s", container[:12], wanted[container])
+        return found
+
+    def plug(self, slot: Slot, container: str, address: IPv4Address, subnet: IPv4Network, mac: str, *,
+             hairpin: bool) -> None:
+        """Join a slot to the bridge and give it its address: two requests, one on each side of the pair.
+
+        Raises FailedPrecondition when the link's name is another's.
+        """
+        name = link_name(container)
+        outside = [netlink.set_link(slot.host, name=name, alias=f"{self.alias}:{container}", master=self.index, up=True)]
+        if hairpin:
+            outside.append(netlink.set_hairpin(slot.host))
+        try:
+            self.host.request(*outside)
+        except FileExistsError:
+            # the container was restarted, and the namespace of its last run is still on its way out
+            self._move_aside(name, container)
+            self.host.request(*outside)
+        faults.point("network.link.plugged")
+        slot.control.request(netlink.set_link(slot.inside, mac=mac, up=True),
+                             netlink.new_address(slot.inside, address, subnet),
+                             netlink.new_default_route(slot.inside, subnet.network_address + 1))
+        faults.point("network.link.configured")
+
+    def _move_aside(self, name: str, container: str) -> None:
+        link = self.host.link(name=name)
+        if link is None:
+            return
+        if self.container_of(link) != container:
+            raise FailedPrecondition(f"the link {name} exists and is not of container {container[:12]}")
+        spare = netlink.set_link(link.index, name=f"dx{secrets.token_hex(5)}")
+        try:
+            self.host.request(spare)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return
+            if error.errno != errno.EBUSY:
+                raise
+            # before Linux 6.2 a link that is up keeps its name
+            self.host.request(netlink.set_link(link.index, down=True), spare)
+
+    def delete(self, index: int) -> None:
+        """Remove a link. Takes tens of milliseconds, waiting for RCU. Idempotent."""
+        try:
+            self.host.request(netlink.delete_link(index))
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+        faults.point("network.link.removed")
+
+    def reap(self, indices: Iterable[int], *, seconds: float = 0.0) -> None:
+        """Links that should go with their namespaces: wait so long, then remove what something still holds on to."""
+        until = time.monotonic() + seconds
+        for index in indices:
+            while True:
+                link = self.host.link(index=index)
+                if link is None or self.container_of(link) is None:
+                    break
+                if time.monotonic() >= until:
+                    self.delete(index)
+                    break
+                time.sleep(_POLL_SECONDS)
+
+    def remove(self) -> None:
+        """Remove the bridge. Idempotent."""
+        if self.index:
+            self.delete(self.index)
+            self.index = 0
+
+
+def enable_forwarding() -> bool:
+    """Let the host forward IPv4; whether it did not before. Never turned off: others may have come to rely on it."""
+    with open(_FORWARD) as file:
+        if file.read().strip() == "1":
+            return False
+    write(_FORWARD, "1")
+    return True
