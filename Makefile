@@ -61,8 +61,8 @@ $(VENV)/.installed: pyproject.toml packaging/build_native.py | packages
 	[ -n "$$chosen" ] || { echo "no Python 3.11 or later among: $(PYTHONS)"; exit 1; }
 	[ -x $(BIN)/python ] || "$$chosen" -m venv $(VENV)
 	# what the build itself needs, so that it can run without isolation and keep the compiler's cache
-	$(BIN)/python -m pip install -q $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])') editables
-	$(BIN)/python -m pip install -q --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install -qq $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])') editables
+	$(BIN)/python -m pip install -qq --no-build-isolation -e '.[dev]'
 	touch $@
 
 native: $(VENV)/.installed

@@ -244,6 +244,7 @@ int do_remove_dir(struct launch *launch, const struct op *op)
 int do_lock(struct launch *launch, const struct op *op)
 {
 	int fd = open(op->a[0].s.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	struct stat st;
 
 	if (fd < 0)
 		return -errno;
@@ -253,6 +254,10 @@ int do_lock(struct launch *launch, const struct op *op)
 			close(fd);
 			return -number;
 		}
+	}
+	if (fstat(fd, &st) || st.st_nlink == 0) {
+		close(fd);
+		return fail_with(launch, ENOENT, "it was removed by another process meanwhile");
 	}
 	return take_slot(launch, LOCK_SLOT, fd);
 }

@@ -192,6 +192,16 @@ static int waits_for_start(const struct plan *plan)
 	return 0;
 }
 
+/* While the container runs, `exec`, `kill` and `delete` must not wait for this process: the lock is given back. Taken
+ * again for the clean-up; -1 when somebody else removed the container meanwhile, and there is nothing to clean up. */
+static int lock_again(struct launch *launch)
+{
+	for (uint32_t i = 0; i < launch->plan->count; i++)
+		if (launch->plan->ops[i].code == OP_lock)
+			return do_lock(launch, &launch->plan->ops[i]);
+	return 0;
+}
+
 static int run_plan(const struct answer *answer)
 {
 	struct launch launch;
@@ -216,8 +226,9 @@ static int run_plan(const struct answer *answer)
 		if (launch_start(&launch))
 			goto failed;
 		if (launch.wants_hold) {
+			close_fd(&launch.slot[LOCK_SLOT]);
 			status = hold_until_exit(&launch);
-			if (launch_after_exit(&launch))
+			if (!lock_again(&launch) && launch_after_exit(&launch))
 				report(launch.log_path, launch.log_json, "%s", launch.failure.text);
 		}
 	}
