@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 import pytest
 
 from dolium.engine.store import Store, open_database
-from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument
-from dolium.network import netlink
+from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable, Unimplemented
+from dolium.network import firewall, netlink
 from dolium.network.base import NetworkRequest, PortBinding, Prepared
 from dolium.network.local import in_thread, new_namespace
 from dolium.network.manager import Networks
@@ -244,6 +244,19 @@ def test_what_is_in_the_namespace_and_on_the_host(tmp_path: Path) -> None:
     on_bench(body, tmp_path)
 
 
+@pytest.fixture(params=["1", "0"], ids=["bridge-nf", "no-bridge-nf"])
+def bridge_nf(request: pytest.FixtureRequest) -> Iterator[str]:
+    """With bridge-nf-call-iptables a frame between two ports of a bridge goes through the IP rules; both are common."""
+    path = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    if not path.exists():
+        pytest.skip("the kernel has no br_netfilter")
+    old = path.read_text()
+    path.write_text(request.param)
+    yield request.param
+    path.write_text(old)
+
+
+@pytest.mark.usefixtures("bridge_nf")
 def test_published_ports_from_everywhere(tmp_path: Path) -> None:
     async def body(it: Bench) -> None:
         _, a, one = await it.up(PortBinding(80, "tcp", "", 18080))
@@ -352,9 +365,9 @@ def test_port_conflicts(tmp_path: Path) -> None:
             with pytest.raises(OSError, match="in use"):
                 other.bind(("0.0.0.0", 18082))
                 other.listen()
-        with socket.create_server(("127.0.0.1", 0)) as other:
-            with pytest.raises(AlreadyExists, match=r"^Bind for 0\.0\.0\.0:\d+ failed: port is already allocated$"):
-                await it.up(PortBinding(80, "tcp", "", other.getsockname()[1]))
+        with socket.create_server(("127.0.0.1", 0)) as other, \
+                pytest.raises(AlreadyExists, match=r"^Bind for 0\.0\.0\.0:\d+ failed: port is already allocated$"):
+            await it.up(PortBinding(80, "tcp", "", other.getsockname()[1]))
         await it.down(first)
         await it.up(PortBinding(80, "tcp", "", 18082))
         for port in (PortBinding(80, "sctp"), PortBinding(0, "tcp"), PortBinding(80, "tcp", "::1"),
@@ -405,7 +418,7 @@ def test_addresses_and_macs_by_wish(tmp_path: Path) -> None:
     async def body(it: Bench) -> None:
         container, _, first = await it.up()
         wanted = str(IPv4Address(first["gateway"]) + 99)
-        _, fd, endpoint = await it.up(address=wanted, mac="02:00:00:AA:bb:01")
+        _, _, endpoint = await it.up(address=wanted, mac="02:00:00:AA:bb:01")
         assert (endpoint["ip"], endpoint["mac"]) == (wanted, "02:00:00:aa:bb:01")
         ping(-1, wanted)
         for bad in ({"address": "10.1.2.3"}, {"address": first["gateway"]}, {"mac": "01:00:00:00:00:01"}, {"mac": "no"}):
@@ -462,7 +475,7 @@ def test_rules_and_a_bridge_that_someone_removed_come_back(tmp_path: Path) -> No
     async def body(it: Bench) -> None:
         _, a, one = await it.up(PortBinding(80, "tcp", "", 18086))
         subprocess.run(["nft", "delete", "table", "ip", f"dolium-{it.instance}"], check=True)
-        container, b, two = await it.up(PortBinding(80, "tcp", "", 18087))
+        container, b, _ = await it.up(PortBinding(80, "tcp", "", 18087))
         with listen(a, 80) as server:
             talk(server, -1, "127.0.0.1", 18086)
         subprocess.run(["ip", "link", "del", f"dol{it.instance}"], check=True)
@@ -512,6 +525,11 @@ def test_two_instances_have_two_subnets(tmp_path: Path) -> None:
                 client.settimeout(0.3)
                 with pytest.raises(TimeoutError):
                     client.connect((one["ip"], 80))
+            # and what is published can
+            _, c, _ = await second.up(PortBinding(80, "tcp", "", 18095))
+            with listen(c, 80) as server:
+                talk(server, a, one["gateway"], 18095)
+                talk(server, b, one["gateway"], 18095)
         finally:
             for container in list(second.prepared):
                 await second.down(container)
@@ -533,6 +551,33 @@ def test_a_foreign_chain_that_drops_is_named(tmp_path: Path) -> None:
         on_bench(body, tmp_path)
     finally:
         subprocess.run(["nft", "delete", "table", "ip", table], check=True)
+
+
+@pytest.mark.parametrize("broken", ["library", "rules"])
+def test_a_host_without_nftables_has_the_other_networks(broken: str, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    instance = secrets.token_hex(4)
+
+    def refuse(*_: object) -> None:
+        raise Unimplemented("nft: no", hint="the kernel lacks a part of nftables")
+
+    async def body() -> None:
+        it = Bench(tmp_path, instance)
+        await it.networks.start({})
+        assert it.networks.warnings
+        with pytest.raises((Unavailable, Unimplemented), match=r"libnftables1|the kernel lacks"):
+            await it.up()
+        prepared = await it.networks.prepare(NetworkRequest("c" * 64, "none"))
+        os.close(prepared.fd)
+        assert links(instance) == set()
+        await it.networks.close()
+
+    if broken == "library":
+        monkeypatch.setattr(firewall, "_LIBRARY", "libnosuch.so.1")
+    else:
+        monkeypatch.setattr(firewall.Firewall, "replace", refuse)
+    with nothing_left(instance):
+        asyncio.run(body())
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ the kernel's; using one 0.5 ms.
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import threading
@@ -21,6 +22,7 @@ faults.register("network.namespace.made", "network.veth.made")
 SIZE = 4
 LINK = "eth0"
 _IPV6 = "/proc/sys/net/ipv6/conf"
+_numbers = itertools.count(secrets.randbits(16))
 
 
 @dataclass(slots=True)
@@ -62,7 +64,7 @@ def make(host: Netlink, instance: str, mtu: int) -> Slot:
     fd, control = in_thread(inside)
     try:
         faults.point("network.namespace.made")
-        name = f"{prefix(instance)}{secrets.token_hex(2)}x"
+        name = f"{prefix(instance)}{next(_numbers) & 0xFFFF:04x}x"
         host.request(netlink.new_veth(name, LINK, fd, mtu))
         faults.point("network.veth.made")
         outer, inner = host.link(name=name), control.link(name=LINK)

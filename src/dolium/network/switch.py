@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
@@ -82,6 +83,7 @@ class Switch:
         self.host = Netlink()
         self.index = 0
         self.mtu = 1500
+        self._making = threading.Lock()
 
     def close(self) -> None:
         """The bridge stays."""
@@ -107,6 +109,10 @@ class Switch:
 
     def make(self, subnet: IPv4Network, *, keep: bool) -> None:
         """Make the bridge or adopt what is there, and bring it up with the subnet's gateway address."""
+        with self._making:
+            self._make(subnet, keep)
+
+    def _make(self, subnet: IPv4Network, keep: bool) -> None:
         gateway = subnet.network_address + 1
         found = self.host.link(name=self.name)
         if found is not None and not keep:

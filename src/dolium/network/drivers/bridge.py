@@ -63,11 +63,11 @@ class BridgeDriver:
         self._reaping: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(_THREADS, "network")
-        self._filling = self._closing = False
+        self._filling = self._closing = self._made = False
         self._row: dict[str, Any] = {}
         self._broken: DoliumError | None = Internal("the bridge network was not started")
-        self._conntrack: Netlink | None = None
         self.warnings: list[str] = []
+        self._conntrack: Netlink
         self._switch: Switch
         self._firewall: Firewall
         self._nft: Nft
@@ -93,16 +93,18 @@ class BridgeDriver:
         if self._broken is not None:
             _log.error("no bridge network: %s", self._broken)
             self.warnings = [f"no bridge network: {self._broken}"]
+            await self._clear_quietly(keep=bool(live))
             return
         for warning in self.warnings:
             _log.warning("%s", warning)
         self._fill()
 
     async def _start(self, live: dict[str, dict[str, Any]]) -> None:
-        self._switch, self._nft = Switch(self._instance), await self._run(Nft)
+        self._nft = await self._run(Nft)
+        self._conntrack, self._switch = Netlink(netlink.NETLINK_NETFILTER), Switch(self._instance)
         self._firewall = Firewall(self._instance, self._switch.name, self._nft)
         self._pool = Pool(lambda: pool.make(self._switch.host, self._instance, self._switch.mtu), self._pool_size)
-        self._conntrack = Netlink(netlink.NETLINK_NETFILTER)
+        self._made = True
         self._row = next((row for row in self._store.rows(_TABLE) if row.get("name") == self.name), {})
         stored = IPv4Network(self._row["subnet"]) if self._row else None
         lock = choosing()
@@ -159,8 +161,8 @@ class BridgeDriver:
         try:
             while not self._closing and await self._run(self._pool.fill):
                 continue
-        except OSError as error:
-            # a start that finds the pool empty makes its own, and its caller is told
+        except (OSError, RuntimeError) as error:
+            # no fd, no memory, no thread: a start that finds the pool empty makes its own, and its caller is told
             _log.warning("cannot prepare network namespaces: %s", error)
         finally:
             self._filling = False
@@ -235,7 +237,7 @@ class BridgeDriver:
         self._switch.plug(slot, container, held.address, subnet, held.mac, hairpin=bool(held.ports))
 
     def _forget_flows(self, *messages: bytes) -> None:
-        if not messages or self._conntrack is None:
+        if not messages:
             return
         try:
             self._conntrack.request(*messages)
@@ -313,21 +315,32 @@ class BridgeDriver:
         while self._tasks:
             await asyncio.gather(*self._tasks)
         try:
-            if self._broken is None:
-                await self._run(self._clear)
+            if self._made:
+                await self._run(self._clear, keep=bool(self._held))
+        except OSError as error:
+            raise as_error(error, "cannot remove the bridge network") from error
         finally:
             self._ports.close()
             self._threads.shutdown(wait=False)
 
-    def _clear(self) -> None:
+    async def _clear_quietly(self, *, keep: bool) -> None:
+        try:
+            if self._made:
+                await self._run(self._clear, keep=keep)
+        except (OSError, DoliumError) as error:
+            _log.warning("what was made of the bridge network remains: %s", error)
+        self._ports.close()
+        self._held.clear()
+
+    def _clear(self, *, keep: bool) -> None:
+        self._made = False
         unused = self._pool.close()
         try:
             self._switch.reap([*self._gone, *unused], seconds=_GRACE_SECONDS)
-            if not self._held:
+            if not keep:
                 self._switch.remove()
                 self._firewall.delete()
         finally:
             self._switch.close()
             self._nft.close()
-            if self._conntrack is not None:
-                self._conntrack.close()
+            self._conntrack.close()

@@ -1,0 +1,106 @@
+"""What is said to nftables, and what is done when it does not work; the library is played."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from dolium.errors import Internal
+from dolium.network.firewall import Firewall, Publication, drops_in, element_text, table_text
+from dolium.network.ports import Published
+
+SUBNET = IPv4Network("172.18.0.0/16")
+ONE = Publication(IPv4Address("172.18.0.2"), (
+    Published(80, "tcp", "0.0.0.0", 8080), Published(53, "udp", "0.0.0.0", 53), Published(81, "tcp", "127.0.0.1", 8081)))
+
+
+class Recorder:
+    """Stands for ``Nft``: keeps what it is told, refuses what it is told to refuse."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.refuse = ""
+
+    def run(self, text: str) -> str:
+        self.said.append(text)
+        if self.refuse and text.startswith(self.refuse):
+            raise Internal("nft: no")
+        return '{"nftables": []}'
+
+    def close(self) -> None:
+        self.said.append("closed")
+
+
+def firewall() -> tuple[Firewall, Recorder]:
+    recorder = Recorder()
+    return Firewall("0123abcd", "dol0123abcd", recorder), recorder  # type: ignore[arg-type]
+
+
+def test_a_container_s_ports_are_two_elements_lists() -> None:
+    assert element_text("add", "dolium-x", "cafe", ONE) == (
+        'add element ip dolium-x any { tcp . 8080 comment "cafe" : 172.18.0.2 . 80, '
+        'udp . 53 comment "cafe" : 172.18.0.2 . 53 }\n'
+        'add element ip dolium-x one { 127.0.0.1 . tcp . 8081 comment "cafe" : 172.18.0.2 . 81 }\n')
+    assert element_text("delete", "dolium-x", "cafe", ONE) == (
+        "delete element ip dolium-x any { tcp . 8080, udp . 53 }\n"
+        "delete element ip dolium-x one { 127.0.0.1 . tcp . 8081 }\n")
+    assert element_text("add", "dolium-x", "cafe", Publication(ONE.address, ())) == ""
+
+
+@pytest.mark.parametrize("container", ["", 'x" : 1.1.1.1 . 1', "a\nflush ruleset", "a b", "a" * 129])
+def test_nothing_else_gets_into_a_command(container: str) -> None:
+    with pytest.raises(ValueError):
+        element_text("add", "dolium-x", container, ONE)
+
+
+def test_the_table_is_replaced_whole() -> None:
+    text = table_text("dolium-x", "dolx", SUBNET, {"cafe": ONE})
+    assert text.startswith("add table ip dolium-x\ndelete table ip dolium-x\ntable ip dolium-x {")
+    assert text.endswith(element_text("add", "dolium-x", "cafe", ONE))
+    assert 'ip saddr 172.18.0.0/16 oifname != "dolx" masquerade' in text
+    assert text.count("{") == text.count("}")
+
+
+def test_add_and_remove_are_small_and_idempotent() -> None:
+    wall, nft = firewall()
+    wall.replace(SUBNET, {})
+    wall.add("cafe", ONE)
+    assert wall.remove("cafe") == ONE
+    assert wall.remove("cafe") is None
+    assert [text.partition(" ")[0] for text in nft.said] == ["add", "add", "delete"]
+    assert nft.said[1] == element_text("add", "dolium-0123abcd", "cafe", ONE)
+
+
+def test_a_lost_table_is_made_anew_with_what_should_be_in_it() -> None:
+    wall, nft = firewall()
+    wall.replace(SUBNET, {"cafe": ONE})
+    two = Publication(IPv4Address("172.18.0.3"), (Published(1, "tcp", "0.0.0.0", 1),))
+    nft.refuse = "add element"
+    wall.add("beef", two)
+    assert nft.said[-1] == table_text("dolium-0123abcd", "dol0123abcd", SUBNET, {"cafe": ONE, "beef": two})
+    nft.refuse = "delete element"
+    wall.remove("cafe")
+    assert nft.said[-1] == table_text("dolium-0123abcd", "dol0123abcd", SUBNET, {"beef": two})
+
+
+def test_a_failure_changes_nothing() -> None:
+    wall, nft = firewall()
+    wall.replace(SUBNET, {})
+    nft.refuse = "add"
+    with pytest.raises(Internal):
+        wall.add("cafe", ONE)
+    assert wall.remove("cafe") is None
+
+
+def test_foreign_chains_that_drop() -> None:
+    def chain(family: str, table: str, hook: str, policy: str) -> dict[str, object]:
+        return {"chain": {"family": family, "table": table, "name": "FORWARD", "hook": hook, "policy": policy}}
+
+    listing = json.dumps({"nftables": [
+        {"metainfo": {}}, chain("ip", "filter", "forward", "drop"), chain("inet", "fw", "forward", "accept"),
+        chain("ip", "filter", "input", "drop"), chain("ip6", "filter", "forward", "drop"),
+        chain("ip", "dolium-x", "forward", "drop"), chain("inet", "firewalld", "forward", "drop"),
+        {"chain": {"family": "ip", "table": "nat", "name": "DOCKER"}}]})
+    assert drops_in(listing, "dolium-x") == ["ip filter FORWARD", "inet firewalld FORWARD"]
