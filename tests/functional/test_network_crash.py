@@ -80,8 +80,10 @@ def test_what_lives_is_adopted_and_the_rest_removed(tmp_path: Path) -> None:
 
         async def next_daemon() -> None:
             it = Bench(tmp_path, instance)
-            with listen(a, 80) as server:
+            with listen(a, 80) as server, make_socket(-1) as old:
                 # no daemon runs, the network does
+                old.connect(("127.0.0.1", 18090))
+                connection, _ = server.accept()
                 talk(server, -1, "127.0.0.1", 18090)
                 talk(server, b, first["ip"], 80)
                 await it.networks.start({one: first, two: second, "0" * 64: {"network": "host"}})
@@ -89,6 +91,9 @@ def test_what_lives_is_adopted_and_the_rest_removed(tmp_path: Path) -> None:
                 talk(server, -1, "127.0.0.1", 18090)
                 talk(server, b, first["ip"], 80)
                 talk(server, b, first["gateway"], 18090)
+                with connection:
+                    old.sendall(b"still here")
+                    assert connection.recv(100) == b"still here"
             with make_socket(a, socket.SOCK_DGRAM) as server, make_socket(-1, socket.SOCK_DGRAM) as client:
                 server.bind(("0.0.0.0", 53))
                 datagram(server, client, "127.0.0.1", 18090)
