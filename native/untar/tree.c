@@ -3,19 +3,13 @@
  * its parent is opened by openat2 with RESOLVE_BENEATH, so the kernel refuses whatever a symbolic link of this layer
  * would lead out, and the last component is only ever touched by calls that do not follow links.
  */
-#define _GNU_SOURCE
 #include "untar.h"
 
 #include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
-#include <linux/openat2.h>
 #include <search.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
 
@@ -23,486 +17,379 @@
 #define OPAQUE ".wh..wh..opq"
 #define AUFS_OWN ".wh..wh."
 
-static int open_beneath(const struct tree *tree, const char *path, uint64_t flags)
+struct tree tree;
+static bool chown_always;
+static char *parent_path; /* the directory last walked to, and its O_PATH descriptor */
+static int parent = -1;
+static void *made_paths; /* tsearch tree of what this layer wrote; kept for --apply only */
+static struct directory {
+	char *path;
+	mode_t mode;
+	struct timespec times[2];
+} *directories; /* modes and times to be set at the end, in archive order */
+static size_t directory_count;
+
+static int open_beneath(const char *path, uint64_t flags)
 {
-    struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS};
-    for (;;) {
-        long fd = syscall(SYS_openat2, tree->root, *path ? path : ".", &how, sizeof how);
-        if (fd >= 0 || errno != EAGAIN) /* EAGAIN: a rename somewhere raced with a `..` in a link */
-            return (int)fd;
-    }
+	int fd;
+	do
+		fd = sys_openat2(tree.root, *path ? path : ".", flags | O_CLOEXEC, 0,
+				 DOLIUM_RESOLVE_BENEATH | DOLIUM_RESOLVE_NO_MAGICLINKS);
+	while (fd < 0 && errno == EAGAIN); /* a rename somewhere raced with a `..` in a link */
+	return fd;
 }
 
-int tree_open(struct tree *tree, int root, struct error *error)
+static int open_directory(int at, const char *name)
 {
-    struct stat stat;
-    if (fstat(root, &stat) < 0)
-        return fail(error, "stat", errno);
-    if (!S_ISDIR(stat.st_mode))
-        return fail(error, "open", ENOTDIR);
-    tree->root = root;
-    tree->parent = -1;
-    /* New files are root's without a chown, unless a set-group-id directory may stand above them. */
-    tree->chown_always = tree->apply || geteuid() != 0 || (stat.st_mode & S_ISGID);
-    umask(0);
-    return 0;
+	return openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 }
 
-static void forget_parent(struct tree *tree)
+void tree_open(int root)
 {
-    if (tree->parent >= 0)
-        close(tree->parent);
-    free(tree->parent_path);
-    tree->parent = -1;
-    tree->parent_path = NULL;
-}
-
-static int compare(const void *left, const void *right)
-{
-    return strcmp(left, right);
-}
-
-void tree_close(struct tree *tree)
-{
-    forget_parent(tree);
-    while (tree->made) {
-        char *key = *(char **)tree->made;
-        tdelete(key, &tree->made, compare);
-        free(key);
-    }
-    for (size_t i = 0; i < tree->directory_count; i++)
-        free(tree->directories[i].path);
-    free(tree->directories);
-    tree->directories = NULL;
-    tree->directory_count = 0;
+	struct stat stat;
+	if (fstat(root, &stat) < 0)
+		fail("stat");
+	errno = ENOTDIR;
+	if (!S_ISDIR(stat.st_mode))
+		fail("open");
+	tree.root = root;
+	/* New files are root's without a chown, unless a set-group-id directory may stand above them. */
+	chown_always = tree.apply || geteuid() != 0 || (stat.st_mode & S_ISGID);
+	umask(0);
 }
 
 /* Cut leading, doubled and `.` parts away, in place. `..` is refused even where it would stay inside. */
-static int clean(char *path, struct error *error)
+static void clean(char *path, const char *reason)
 {
-    char *to = path;
-    for (const char *from = path; *from;) {
-        size_t length = strcspn(from, "/");
-        if (length == 2 && from[0] == '.' && from[1] == '.')
-            return refuse(error, "refused", "the path has a '..' component");
-        if (length > 0 && !(length == 1 && from[0] == '.')) {
-            if (to != path)
-                *to++ = '/';
-            memmove(to, from, length);
-            to += length;
-        }
-        from += length;
-        from += *from == '/';
-    }
-    *to = '\0';
-    return 0;
+	char *to = path;
+	for (const char *from = path; *from; from += *from == '/') {
+		size_t length = strcspn(from, "/");
+		if (length == 2 && from[0] == '.' && from[1] == '.')
+			refuse("refused", reason);
+		if (length > 0 && !(length == 1 && from[0] == '.')) {
+			if (to != path)
+				*to++ = '/';
+			memmove(to, from, length);
+			to += length;
+		}
+		from += length;
+	}
+	*to = '\0';
 }
 
-/* --apply: what this layer wrote is not to be removed by its own whiteouts. */
-static int mark(struct tree *tree, const char *path, struct error *error)
+static int compare(const void *one, const void *other)
 {
-    if (!tree->apply)
-        return 0;
-    for (size_t end = strcspn(path, "/");; end += 1 + strcspn(path + end + 1, "/")) {
-        char *key = strndup(path, end);
-        char **node = key ? tsearch(key, &tree->made, compare) : NULL;
-        if (!node || *node != key)
-            free(key);
-        if (!node)
-            return fail(error, "malloc", ENOMEM);
-        if (path[end] == '\0')
-            return 0;
-    }
+	return strcmp(one, other);
 }
 
-static bool made(const struct tree *tree, const char *path)
+/* --apply: what this layer wrote, and the directories above it, are not to be removed by its own whiteouts. */
+static void mark(const char *path)
 {
-    return tfind(path, (void **)(uintptr_t)&tree->made, compare) != NULL;
+	for (size_t end = strcspn(path, "/"); tree.apply; end += 1 + strcspn(path + end + 1, "/")) {
+		char *key = checked(strndup(path, end));
+		if (*(char **)checked(tsearch(key, &made_paths, compare)) != key)
+			free(key);
+		if (path[end] == '\0')
+			return;
+	}
 }
 
 /* Remove `name`. With `path` (its path in the layer), what this layer made stays. */
-static int remove_all(const struct tree *tree, int parent, const char *name, const char *path, struct error *error)
+static void remove_all(int at, const char *name, const char *path)
 {
-    bool keep = path && made(tree, path);
-    if (!keep && unlinkat(parent, name, 0) == 0)
-        return 0;
-    if (!keep && errno != EISDIR && errno != EPERM)
-        return errno == ENOENT ? 0 : fail(error, "remove", errno);
-    int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0)
-        return keep && errno == ENOTDIR ? 0 : fail(error, "remove", errno);
-    DIR *list = fdopendir(fd);
-    if (!list) {
-        close(fd);
-        return fail(error, "remove", errno);
-    }
-    int result = 0;
-    for (struct dirent *child; result == 0 && (child = readdir(list));) {
-        if (strcmp(child->d_name, ".") == 0 || strcmp(child->d_name, "..") == 0)
-            continue;
-        auto_free char *below = NULL;
-        if (path && asprintf(&below, "%s%s%s", path, *path ? "/" : "", child->d_name) < 0)
-            result = fail(error, "malloc", ENOMEM);
-        else
-            result = remove_all(tree, dirfd(list), child->d_name, below, error);
-    }
-    closedir(list);
-    if (result == 0 && !keep && unlinkat(parent, name, AT_REMOVEDIR) < 0)
-        return fail(error, "remove", errno);
-    return result;
+	bool keep = path && tfind(path, &made_paths, compare);
+	if (!keep && (unlinkat(at, name, 0) == 0 || errno == ENOENT))
+		return;
+	if (!keep && errno != EISDIR && errno != EPERM)
+		fail("remove");
+	int fd = open_directory(at, name);
+	if (fd < 0 && keep && errno == ENOTDIR)
+		return;
+	DIR *list = fd < 0 ? NULL : fdopendir(fd);
+	if (!list)
+		fail("remove");
+	for (struct dirent *child; (child = readdir(list));) {
+		char *below = NULL;
+		if (strcmp(child->d_name, ".") == 0 || strcmp(child->d_name, "..") == 0)
+			continue;
+		if (path && asprintf(&below, "%s%s%s", path, *path ? "/" : "", child->d_name) < 0)
+			fail("malloc");
+		remove_all(fd, child->d_name, below);
+		free(below);
+	}
+	closedir(list);
+	if (!keep && unlinkat(at, name, AT_REMOVEDIR) < 0)
+		fail("remove");
 }
 
-static int set_opaque(const struct tree *tree, int parent, const char *name, struct error *error)
+static void set_opaque(int at, const char *name)
 {
-    /* Without CAP_SYS_ADMIN overlay is mounted with `userxattr` and reads this one. */
-    const char *xattr = tree->no_chown ? "user.overlay.opaque" : "trusted.overlay.opaque";
-    auto_close int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 || fsetxattr(fd, xattr, "y", 1, 0) < 0)
-        return fail(error, "set opaque", errno);
-    return 0;
+	/* Without CAP_SYS_ADMIN overlay is mounted with `userxattr` and reads this one. */
+	const char *xattr = tree.no_chown ? "user.overlay.opaque" : "trusted.overlay.opaque";
+	cleanup_fd fd = open_directory(at, name);
+	if (fd < 0 || fsetxattr(fd, xattr, "y", 1, 0) < 0)
+		fail("set opaque");
 }
 
 static bool is_whiteout(const struct stat *stat)
 {
-    return S_ISCHR(stat->st_mode) && stat->st_rdev == 0;
+	return S_ISCHR(stat->st_mode) && stat->st_rdev == 0;
 }
 
 /* Make a directory, or keep the one that is there. What else has its name gives way; a whiteout makes it opaque. */
-static int make_directory(struct tree *tree, int parent, const char *name, struct error *error)
+static void make_directory(int at, const char *name)
 {
-    struct stat stat = {0};
-    if (mkdirat(parent, name, 0755) == 0)
-        return 0;
-    if (errno != EEXIST)
-        return fail(error, "mkdir", errno);
-    if (fstatat(parent, name, &stat, AT_SYMLINK_NOFOLLOW) < 0)
-        return fail(error, "stat", errno);
-    if (S_ISDIR(stat.st_mode))
-        return 0;
-    if (unlinkat(parent, name, 0) < 0 || mkdirat(parent, name, 0755) < 0)
-        return fail(error, "mkdir", errno);
-    return is_whiteout(&stat) && !tree->apply ? set_opaque(tree, parent, name, error) : 0;
+	struct stat stat = { 0 };
+	if (mkdirat(at, name, 0755) == 0)
+		return;
+	if (errno != EEXIST)
+		fail("mkdir");
+	if (fstatat(at, name, &stat, AT_SYMLINK_NOFOLLOW) < 0)
+		fail("stat");
+	if (S_ISDIR(stat.st_mode))
+		return;
+	if (unlinkat(at, name, 0) < 0 || mkdirat(at, name, 0755) < 0)
+		fail("mkdir");
+	if (is_whiteout(&stat) && !tree.apply)
+		set_opaque(at, name);
 }
 
-static int walk_error(struct error *error, int number)
+static void __attribute__((noreturn)) walk_failed(bool link, int number)
 {
-    if (number == EXDEV)
-        return refuse(error, "refused", "a symbolic link in the path leads out of the layer");
-    if (number == ENOENT)
-        return refuse(error, "refused", "a symbolic link in the path leads to nothing in the layer");
-    return fail(error, "open parent", number);
+	if (number == EXDEV)
+		refuse(link ? "hard link refused" : "refused", "a symbolic link in the path leads out of the layer");
+	if (number == ENOENT)
+		refuse(link ? "hard link refused" : "refused", "a symbolic link in the path leads to nothing in the layer");
+	errno = number;
+	fail(link ? "hard link" : "open parent");
 }
 
-/* Open a directory of the layer, making what is missing on the way: an O_PATH descriptor or -1. */
-static int open_parent(struct tree *tree, char *path, bool make, struct error *error)
+/* Open a directory of the layer, making what is missing on the way (but not for a hard link): an O_PATH descriptor. */
+static int open_parent(char *path, bool link)
 {
-    int fd = open_beneath(tree, path, O_PATH | O_DIRECTORY);
-    if (fd >= 0)
-        return fd;
-    if (!make || (errno != ENOENT && errno != ENOTDIR))
-        return walk_error(error, errno);
-    auto_close int above = open_beneath(tree, "", O_PATH | O_DIRECTORY);
-    if (above < 0)
-        return walk_error(error, errno);
-    for (char *name = path, *end; name; name = end ? end + 1 : NULL) {
-        end = strchr(name, '/');
-        if (end)
-            *end = '\0';
-        fd = open_beneath(tree, path, O_PATH | O_DIRECTORY);
-        int number = errno;
-        struct stat stat = {0};
-        bool missing = fd < 0 && number == ENOENT && fstatat(above, name, &stat, AT_SYMLINK_NOFOLLOW) < 0;
-        bool whiteout = fd < 0 && number == ENOTDIR && fstatat(above, name, &stat, AT_SYMLINK_NOFOLLOW) == 0 &&
-                        is_whiteout(&stat);
-        if (missing || whiteout) {
-            if (make_directory(tree, above, name, error) < 0)
-                return -1;
-            fd = openat(above, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-            number = errno;
-        }
-        if (end)
-            *end = '/';
-        if (fd < 0)
-            return walk_error(error, number);
-        close(above);
-        above = fd;
-    }
-    fd = above;
-    above = -1;
-    return fd;
+	int fd = open_beneath(path, O_PATH | O_DIRECTORY), above = -1;
+	if (fd >= 0)
+		return fd;
+	if (link || (errno != ENOENT && errno != ENOTDIR) || (above = open_beneath("", O_PATH | O_DIRECTORY)) < 0)
+		walk_failed(link, errno);
+	for (char *name = path, *end; name; name = end ? end + 1 : NULL) {
+		end = strchr(name, '/');
+		if (end)
+			*end = '\0';
+		fd = open_beneath(path, O_PATH | O_DIRECTORY);
+		int number = errno;
+		if (fd < 0 && (number == ENOENT || number == ENOTDIR)) {
+			struct stat stat = { 0 };
+			bool there = fstatat(above, name, &stat, AT_SYMLINK_NOFOLLOW) == 0;
+			if (number == ENOENT ? !there : there && is_whiteout(&stat)) {
+				make_directory(above, name);
+				fd = openat(above, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+				number = errno;
+			}
+		}
+		if (end)
+			*end = '/';
+		if (fd < 0)
+			walk_failed(false, number);
+		close(above);
+		above = fd;
+	}
+	return above;
 }
 
-/* The parent of a clean path, from the cache if it was the last one too; `*name` is the last component. */
-static int enter(struct tree *tree, char *path, const char **name, struct error *error)
+/* Goes to the parent of a clean path, which is often the last one; gives the last component. */
+static const char *enter(const char *path)
 {
-    char *slash = strrchr(path, '/');
-    size_t length = slash ? (size_t)(slash - path) : 0;
-    *name = slash ? slash + 1 : path;
-    if (tree->parent_path && strlen(tree->parent_path) == length && memcmp(tree->parent_path, path, length) == 0)
-        return 0;
-    forget_parent(tree);
-    char *parent_path = strndup(path, length);
-    if (!parent_path)
-        return fail(error, "malloc", ENOMEM);
-    tree->parent = open_parent(tree, parent_path, true, error);
-    if (tree->parent < 0) {
-        free(parent_path);
-        return -1;
-    }
-    tree->parent_path = parent_path;
-    return 0;
+	const char *slash = strrchr(path, '/');
+	size_t length = slash ? (size_t)(slash - path) : 0;
+	if (parent < 0 || strlen(parent_path) != length || memcmp(parent_path, path, length) != 0) {
+		close_fd(&parent);
+		free(parent_path);
+		parent_path = checked(strndup(path, length));
+		parent = open_parent(parent_path, false);
+	}
+	return slash ? slash + 1 : path;
 }
 
-/* EEXIST: the later entry wins, as with every tar. */
-static int replace(const struct tree *tree, const char *name, struct error *error)
+/* Attributes of the file behind `fd`, or without one of `name`, which is no regular file or directory. */
+static void set_xattrs(int fd, const char *name)
 {
-    return remove_all(tree, tree->parent, name, NULL, error);
+	char link[64 + NAME_MAX];
+	snprintf(link, sizeof link, "/proc/self/fd/%d/%s", parent, name);
+	for (size_t i = 0; i < entry.xattr_count; i++) {
+		const struct xattr *x = &entry.xattrs[i];
+		/* These steer the overlay file system itself (redirect, metacopy, opaque): a layer may not write them. */
+		if (strncmp(x->name, "trusted.overlay.", 16) == 0 || strncmp(x->name, "user.overlay.", 13) == 0)
+			continue;
+		if (tree.no_chown && strncmp(x->name, "user.", 5) != 0)
+			continue;
+		int result = fd >= 0 ? fsetxattr(fd, x->name, x->value, x->length, 0)
+				     : lsetxattr(link, x->name, x->value, x->length, 0);
+		/* A file system without an attribute's kind loses it, as elsewhere; a lost capability breaks the program. */
+		if (result < 0 && (errno != ENOTSUP || strcmp(x->name, "security.capability") == 0))
+			fail("setxattr");
+	}
 }
 
-static bool skip_xattr(const struct tree *tree, const char *name)
+static bool needs_chown(void)
 {
-    /* These steer the overlay file system itself (redirect, metacopy, opaque): a layer may not write them. */
-    if (strncmp(name, "trusted.overlay.", 16) == 0 || strncmp(name, "user.overlay.", 13) == 0)
-        return true;
-    return tree->no_chown && strncmp(name, "user.", 5) != 0;
-}
-
-static int set_xattrs(const struct tree *tree, const struct tar_entry *entry, int fd, const char *name,
-                      struct error *error)
-{
-    char link[64 + NAME_MAX];
-    snprintf(link, sizeof link, "/proc/self/fd/%d/%s", tree->parent, name);
-    for (size_t i = 0; i < entry->xattr_count; i++) {
-        const struct xattr *xattr = &entry->xattrs[i];
-        if (skip_xattr(tree, xattr->name))
-            continue;
-        int result = fd >= 0 ? fsetxattr(fd, xattr->name, xattr->value, xattr->length, 0)
-                             : lsetxattr(link, xattr->name, xattr->value, xattr->length, 0);
-        /* A file system without an attribute's kind loses it, as elsewhere; a lost capability breaks the program. */
-        bool vital = strcmp(xattr->name, "security.capability") == 0;
-        if (result < 0 && (vital || errno != ENOTSUP))
-            return fail(error, "setxattr", errno);
-    }
-    return 0;
-}
-
-static bool needs_chown(const struct tree *tree, const struct tar_entry *entry)
-{
-    return !tree->no_chown && (tree->chown_always || entry->uid != 0 || entry->gid != 0);
+	return !tree.no_chown && (chown_always || entry.uid != 0 || entry.gid != 0);
 }
 
 /* Owner before mode and capabilities: chown clears set-user-id bits and security.capability. */
-static int set_file(const struct tree *tree, const struct tar_entry *entry, int fd, const char *name, struct error *error)
+static void set_attributes(int fd, const char *name)
 {
-    struct timespec times[2] = {entry->atime, entry->mtime};
-    if (needs_chown(tree, entry) && fchown(fd, entry->uid, entry->gid) < 0)
-        return fail(error, "chown", errno);
-    if ((needs_chown(tree, entry) || (entry->mode & 07000)) && fchmod(fd, entry->mode) < 0)
-        return fail(error, "chmod", errno);
-    if (set_xattrs(tree, entry, fd, name, error) < 0)
-        return -1;
-    return futimens(fd, times) < 0 ? fail(error, "utimens", errno) : 0;
+	struct timespec times[2] = { entry.atime, entry.mtime };
+	if (needs_chown() && (fd >= 0 ? fchown(fd, entry.uid, entry.gid)
+				      : fchownat(parent, name, entry.uid, entry.gid, AT_SYMLINK_NOFOLLOW)) < 0)
+		fail("chown");
+	if (fd >= 0 && (needs_chown() || entry.mode & 07000) && fchmod(fd, entry.mode) < 0)
+		fail("chmod");
+	if (fd < 0 && entry.type != TYPE_SYMLINK && fchmodat(parent, name, entry.mode, 0) < 0)
+		fail("chmod");
+	set_xattrs(fd, name);
+	if ((fd >= 0 ? futimens(fd, times) : utimensat(parent, name, times, AT_SYMLINK_NOFOLLOW)) < 0)
+		fail("utimens");
 }
 
-static int set_special(const struct tree *tree, const struct tar_entry *entry, const char *name, struct error *error)
+/* What a hard link points to: its last component, and the directory of that. */
+static const char *find_target(int *directory)
 {
-    struct timespec times[2] = {entry->atime, entry->mtime};
-    if (needs_chown(tree, entry) && fchownat(tree->parent, name, entry->uid, entry->gid, AT_SYMLINK_NOFOLLOW) < 0)
-        return fail(error, "chown", errno);
-    if (entry->type != TYPE_SYMLINK && fchmodat(tree->parent, name, entry->mode, 0) < 0)
-        return fail(error, "chmod", errno);
-    if (set_xattrs(tree, entry, -1, name, error) < 0)
-        return -1;
-    return utimensat(tree->parent, name, times, AT_SYMLINK_NOFOLLOW) < 0 ? fail(error, "utimens", errno) : 0;
+	char *slash = strrchr(entry.link, '/');
+	if (slash)
+		*slash = '\0';
+	*directory = open_parent(slash ? entry.link : (char[]){ "" }, true);
+	return slash ? slash + 1 : entry.link;
 }
 
-static int make_file(struct tree *tree, struct archive *archive, const char *name, struct error *error)
+/* One try: a file's descriptor, 0 for what has none, or -1 and errno. */
+static int make(const char *name, int directory, const char *target)
 {
-    const struct tar_entry *entry = &archive->entry;
-    int flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
-    auto_close int fd = openat(tree->parent, name, flags, entry->mode & 0777);
-    if (fd < 0 && errno == EEXIST) {
-        if (replace(tree, name, error) < 0)
-            return -1;
-        fd = openat(tree->parent, name, flags, entry->mode & 0777);
-    }
-    if (fd < 0)
-        return fail(error, "create", errno);
-    tree->bytes += (uint64_t)entry->size;
-    return archive_data(archive, fd, error) < 0 ? -1 : set_file(tree, entry, fd, name, error);
+	mode_t kind = entry.type == TYPE_CHAR ? S_IFCHR : entry.type == TYPE_BLOCK ? S_IFBLK : S_IFIFO;
+	if (entry.type == TYPE_FILE)
+		return openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, entry.mode & 0777);
+	if (entry.type == TYPE_LINK)
+		return linkat(directory, target, parent, name, 0);
+	if (entry.type == TYPE_SYMLINK)
+		return symlinkat(entry.link, parent, name);
+	return mknodat(parent, name, kind | 0600, makedev(entry.major, entry.minor));
 }
 
-static int make_special(struct tree *tree, const struct tar_entry *entry, const char *name)
+static void extract_other(const char *path, const char *name)
 {
-    if (entry->type == TYPE_SYMLINK)
-        return symlinkat(entry->link, tree->parent, name);
-    mode_t kind = entry->type == TYPE_CHAR ? S_IFCHR : entry->type == TYPE_BLOCK ? S_IFBLK : S_IFIFO;
-    return mknodat(tree->parent, name, kind | 0600, makedev(entry->major, entry->minor));
-}
-
-static int extract_special(struct tree *tree, const struct tar_entry *entry, const char *name, struct error *error)
-{
-    if (tree->no_chown && (entry->type == TYPE_CHAR || entry->type == TYPE_BLOCK))
-        return 0;
-    int result = make_special(tree, entry, name);
-    if (result < 0 && errno == EEXIST) {
-        if (replace(tree, name, error) < 0)
-            return -1;
-        result = make_special(tree, entry, name);
-    }
-    if (result < 0)
-        return fail(error, entry->type == TYPE_SYMLINK ? "symlink" : "mknod", errno);
-    return set_special(tree, entry, name, error);
-}
-
-static int make_link(struct tree *tree, const struct tar_entry *entry, const char *path, const char *name,
-                     struct error *error)
-{
-    if (clean(entry->link, error) < 0)
-        return refuse(error, "refused", "the hard link's target has a '..' component");
-    if (strcmp(entry->link, path) == 0) /* GNU tar writes such a link when a file was added twice */
-        return 0;
-    auto_free char *above = strdup(entry->link);
-    if (!above)
-        return fail(error, "malloc", ENOMEM);
-    char *slash = strrchr(above, '/');
-    const char *target = slash ? slash + 1 : above;
-    if (slash)
-        *slash = '\0';
-    auto_close int fd = open_parent(tree, slash ? above : (char[]){""}, false, error);
-    if (fd < 0) {
-        error->operation = error->reason ? "hard link refused" : "hard link";
-        return -1;
-    }
-    int result = linkat(fd, target, tree->parent, name, 0);
-    if (result < 0 && errno == EEXIST) {
-        if (replace(tree, name, error) < 0)
-            return -1;
-        result = linkat(fd, target, tree->parent, name, 0);
-    }
-    return result < 0 ? fail(error, "hard link", errno) : 0;
+	cleanup_fd directory = -1;
+	const char *target = NULL;
+	if (entry.type == TYPE_LINK) {
+		clean(entry.link, "the hard link's target has a '..' component");
+		if (strcmp(entry.link, path) == 0) /* GNU tar writes such a link when a file was added twice */
+			return;
+		target = find_target(&directory);
+	}
+	int fd = make(name, directory, target);
+	if (fd < 0 && errno == EEXIST) { /* the later entry wins, as with every tar */
+		remove_all(parent, name, NULL);
+		fd = make(name, directory, target);
+	}
+	if (fd < 0)
+		fail(entry.type == TYPE_FILE ? "create" : entry.type == TYPE_LINK ? "hard link"
+		     : entry.type == TYPE_SYMLINK ? "symlink" : "mknod");
+	if (entry.type == TYPE_FILE) {
+		tree.bytes += (uint64_t)entry.size;
+		archive_data(fd);
+		set_attributes(fd, name);
+		close(fd);
+	} else if (entry.type != TYPE_LINK) {
+		set_attributes(-1, name);
+	}
 }
 
 /* Modes and times wait until no entry can be written into the directory any more. */
-static int defer_directory(struct tree *tree, const struct tar_entry *entry, const char *path, struct error *error)
+static void extract_directory(const char *path, const char *name)
 {
-    if (tree->directory_count == tree->directory_room) {
-        size_t room = tree->directory_room ? tree->directory_room * 2 : 256;
-        struct directory *more = realloc(tree->directories, room * sizeof *more);
-        if (!more)
-            return fail(error, "malloc", ENOMEM);
-        tree->directories = more;
-        tree->directory_room = room;
-    }
-    char *copy = strdup(path);
-    if (!copy)
-        return fail(error, "malloc", ENOMEM);
-    tree->directories[tree->directory_count++] =
-        (struct directory){.path = copy, .mode = entry->mode, .times = {entry->atime, entry->mtime}};
-    return 0;
-}
-
-static int extract_directory(struct tree *tree, const struct tar_entry *entry, const char *path, const char *name,
-                             struct error *error)
-{
-    if (*path && make_directory(tree, tree->parent, name, error) < 0)
-        return -1;
-    if (needs_chown(tree, entry) || entry->xattr_count > 0) {
-        auto_close int fd =
-            openat(tree->parent, *path ? name : ".", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        if (fd < 0)
-            return fail(error, "open", errno);
-        if (needs_chown(tree, entry) && fchown(fd, entry->uid, entry->gid) < 0)
-            return fail(error, "chown", errno);
-        if (set_xattrs(tree, entry, fd, name, error) < 0)
-            return -1;
-    }
-    return defer_directory(tree, entry, path, error);
+	if (*path)
+		make_directory(parent, name);
+	if (needs_chown() || entry.xattr_count > 0) {
+		cleanup_fd fd = open_directory(parent, *path ? name : ".");
+		if (fd < 0)
+			fail("open");
+		if (needs_chown() && fchown(fd, entry.uid, entry.gid) < 0)
+			fail("chown");
+		set_xattrs(fd, name);
+	}
+	directories = grow(directories, directory_count, sizeof *directories);
+	directories[directory_count++] = (struct directory){
+		.path = checked(strdup(path)), .mode = entry.mode, .times = { entry.atime, entry.mtime } };
 }
 
 /* OCI image-spec layer.md, "Whiteouts": they speak about lower layers, never about entries of their own layer. */
-static int whiteout(struct tree *tree, char *path, const char *name, struct error *error)
+static void whiteout(char *path, char *name)
 {
-    if (strcmp(name, OPAQUE) == 0) {
-        if (!tree->apply)
-            return set_opaque(tree, tree->parent, ".", error);
-        if (mark(tree, tree->parent_path, error) < 0)
-            return -1;
-        return remove_all(tree, tree->parent, ".", tree->parent_path, error);
-    }
-    if (strncmp(name, AUFS_OWN, strlen(AUFS_OWN)) == 0) /* aufs's own bookkeeping, in layers of old */
-        return 0;
-    const char *hidden = name + strlen(WHITEOUT);
-    if (*hidden == '\0' || strcmp(hidden, ".") == 0 || strcmp(hidden, "..") == 0)
-        return refuse(error, "refused", "the whiteout names no file");
-    if (tree->apply) {
-        char *at = path + (name - path); /* the path without its prefix is that of what goes */
-        memmove(at, hidden, strlen(hidden) + 1);
-        return remove_all(tree, tree->parent, at, path, error);
-    }
-    struct stat stat = {0};
-    if (mknodat(tree->parent, hidden, S_IFCHR, makedev(0, 0)) == 0)
-        return 0;
-    if (errno != EEXIST)
-        return fail(error, "whiteout", errno);
-    if (fstatat(tree->parent, hidden, &stat, AT_SYMLINK_NOFOLLOW) < 0)
-        return fail(error, "stat", errno);
-    return S_ISDIR(stat.st_mode) ? set_opaque(tree, tree->parent, hidden, error) : 0;
+	char *hidden = name + strlen(WHITEOUT);
+	struct stat stat = { 0 };
+	if (strcmp(name, OPAQUE) == 0) {
+		if (!tree.apply) {
+			set_opaque(parent, ".");
+			return;
+		}
+		mark(parent_path);
+		remove_all(parent, ".", parent_path);
+		return;
+	}
+	if (strncmp(name, AUFS_OWN, strlen(AUFS_OWN)) == 0) /* aufs's own bookkeeping, in layers of old */
+		return;
+	if (*hidden == '\0' || strcmp(hidden, ".") == 0 || strcmp(hidden, "..") == 0)
+		refuse("refused", "the whiteout names no file");
+	if (tree.apply) {
+		memmove(name, hidden, strlen(hidden) + 1); /* the path without its prefix is that of what goes */
+		remove_all(parent, name, path);
+		return;
+	}
+	if (mknodat(parent, hidden, S_IFCHR, makedev(0, 0)) == 0)
+		return;
+	if (errno != EEXIST)
+		fail("whiteout");
+	if (fstatat(parent, hidden, &stat, AT_SYMLINK_NOFOLLOW) < 0)
+		fail("stat");
+	if (S_ISDIR(stat.st_mode))
+		set_opaque(parent, hidden);
 }
 
-int tree_extract(struct tree *tree, struct archive *archive, struct error *error)
+void tree_extract(void)
 {
-    const struct tar_entry *entry = &archive->entry;
-    auto_free char *path = strdup(entry->path);
-    const char *name;
-    if (!path)
-        return fail(error, "malloc", ENOMEM);
-    if (clean(path, error) < 0)
-        return -1;
-    if (*path == '\0' && entry->type != TYPE_DIRECTORY)
-        return refuse(error, "refused", "the entry would replace the layer's root");
-    if (enter(tree, path, &name, error) < 0)
-        return -1;
-    tree->entries++;
-    if (strncmp(name, WHITEOUT, strlen(WHITEOUT)) == 0)
-        return whiteout(tree, path, name, error);
-
-    int result;
-    switch (entry->type) {
-    case TYPE_FILE:
-        result = make_file(tree, archive, name, error);
-        break;
-    case TYPE_DIRECTORY:
-        result = extract_directory(tree, entry, path, name, error);
-        break;
-    case TYPE_LINK:
-        result = make_link(tree, entry, path, name, error);
-        break;
-    case TYPE_SYMLINK:
-    case TYPE_CHAR:
-    case TYPE_BLOCK:
-    case TYPE_FIFO:
-        result = extract_special(tree, entry, name, error);
-        break;
-    default:
-        return refuse(error, "read header", "unknown entry type");
-    }
-    return result < 0 ? -1 : mark(tree, path, error);
+	char *path = checked(strdup(entry.path));
+	clean(path, "the path has a '..' component");
+	if (*path == '\0' && entry.type != TYPE_DIRECTORY)
+		refuse("refused", "the entry would replace the layer's root");
+	char *name = path + (enter(path) - path);
+	tree.entries++;
+	if (strncmp(name, WHITEOUT, strlen(WHITEOUT)) == 0) {
+		whiteout(path, name);
+		free(path);
+		return;
+	}
+	bool device = entry.type == TYPE_CHAR || entry.type == TYPE_BLOCK;
+	if (entry.type < TYPE_FILE || entry.type > TYPE_FIFO)
+		refuse("read header", "unknown entry type");
+	if (entry.type == TYPE_DIRECTORY)
+		extract_directory(path, name);
+	else if (!(tree.no_chown && device))
+		extract_other(path, name);
+	mark(path);
+	free(path);
 }
 
-int tree_finish(struct tree *tree, struct error *error)
+void tree_finish(void)
 {
-    for (size_t i = 0; i < tree->directory_count; i++) {
-        const struct directory *directory = &tree->directories[i];
-        auto_close int fd = open_beneath(tree, directory->path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
-        if (fd < 0 && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP || errno == EXDEV))
-            continue; /* a later entry took its place */
-        if (fd < 0)
-            return fail(error, "open", errno);
-        if (fchmod(fd, directory->mode) < 0)
-            return fail(error, "chmod", errno);
-        if (futimens(fd, directory->times) < 0)
-            return fail(error, "utimens", errno);
-    }
-    return 0;
+	for (size_t i = 0; i < directory_count; i++) {
+		const struct directory *directory = &directories[i];
+		cleanup_fd fd = open_beneath(directory->path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+		if (fd < 0 && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP || errno == EXDEV))
+			continue; /* a later entry took its place */
+		if (fd < 0)
+			fail("open");
+		if (fchmod(fd, directory->mode) < 0)
+			fail("chmod");
+		if (futimens(fd, directory->times) < 0)
+			fail("utimens");
+	}
 }

@@ -16,78 +16,78 @@
  */
 #include "untar.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
+static void __attribute__((noreturn)) end(const char *operation, const char *reason, int number)
+{
+	printf("%d\n", number);
+	fputs("untar: ", stderr);
+	/* A hostile name must not write escape sequences to the terminal that shows the message. */
+	for (const unsigned char *byte = (void *)(entry.path ? entry.path : "archive"); *byte; byte++)
+		fprintf(stderr, *byte < 0x20 || *byte == 0x7f ? "\\%03o" : "%c", *byte);
+	fprintf(stderr, ": %s: %s\n", operation, reason);
+	exit(1);
+}
+
+void fail(const char *operation)
+{
+	end(operation, strerror(errno), errno);
+}
+
+void refuse(const char *operation, const char *reason)
+{
+	end(operation, reason, 0);
+}
+
+void *checked(void *memory)
+{
+	if (!memory)
+		fail("malloc");
+	return memory;
+}
+
+void *grow(void *array, size_t count, size_t size)
+{
+	return count & (count - 1) ? array : checked(realloc(array, (count ? count * 2 : 1) * size));
+}
+
 static int open_root(const char *where)
 {
-    char *end;
-    errno = 0;
-    long fd = strtol(where, &end, 10);
-    if (*where >= '0' && *where <= '9' && *end == '\0' && errno == 0 && fd >= 3 && fd <= INT32_MAX)
-        return (int)fd;
-    return open(where, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-}
-
-static int extract(struct tree *tree, struct archive *archive, int root, struct error *error)
-{
-    if (stream_open(&archive->stream, STDIN_FILENO, error) < 0 || tree_open(tree, root, error) < 0)
-        return -1;
-    int more;
-    while ((more = archive_next(archive, error)) > 0) {
-        if (tree_extract(tree, archive, error) < 0)
-            return -1;
-    }
-    if (more < 0 || tree_finish(tree, error) < 0)
-        return -1;
-    return stream_drain(&archive->stream, error);
-}
-
-/* A hostile name must not write escape sequences to the terminal that shows the message. */
-static void print_name(const char *name)
-{
-    for (const unsigned char *byte = (const unsigned char *)name; *byte; byte++)
-        fprintf(stderr, *byte < 0x20 || *byte == 0x7f ? "\\%03o" : "%c", *byte);
+	char *rest;
+	errno = 0;
+	long fd = strtol(where, &rest, 10);
+	if (*where >= '0' && *where <= '9' && *rest == '\0' && errno == 0 && fd >= 3 && fd <= INT32_MAX)
+		return (int)fd;
+	return open(where, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
 int main(int count, char **words)
 {
-    struct tree tree = {.root = -1, .parent = -1};
-    struct archive archive = {0};
-    struct error error = {0};
-    const char *where = NULL;
-    for (int i = 1; i < count; i++) {
-        if (strcmp(words[i], "--apply") == 0)
-            tree.apply = true;
-        else if (strcmp(words[i], "--no-chown") == 0)
-            tree.no_chown = true;
-        else if (!where && words[i][0] != '-')
-            where = words[i];
-        else
-            where = "";
-    }
-    if (!where || !*where) {
-        fputs("usage: dolium-untar [--apply] [--no-chown] DIRECTORY|FD < ARCHIVE\n", stderr);
-        return 2;
-    }
-    auto_close int root = open_root(where);
-    if (root < 0) {
-        fprintf(stderr, "untar: %s: open: %s\n", where, strerror(errno));
-        return 1;
-    }
-    int result = extract(&tree, &archive, root, &error);
-    if (result < 0) {
-        printf("%d\n", error.number);
-        fputs("untar: ", stderr);
-        print_name(archive.entry.path ? archive.entry.path : "archive");
-        fprintf(stderr, ": %s: %s\n", error.operation, error.reason ? error.reason : strerror(error.number));
-    } else {
-        printf("%" PRIu64 " %" PRIu64 "\n", tree.entries, tree.bytes);
-    }
-    archive_close(&archive);
-    tree_close(&tree);
-    return result < 0 ? 1 : 0;
+	const char *where = NULL;
+	for (int i = 1; i < count; i++) {
+		if (strcmp(words[i], "--apply") == 0)
+			tree.apply = true;
+		else if (strcmp(words[i], "--no-chown") == 0)
+			tree.no_chown = true;
+		else
+			where = !where && words[i][0] != '-' ? words[i] : "";
+	}
+	if (!where || !*where) {
+		fputs("usage: dolium-untar [--apply] [--no-chown] DIRECTORY|FD < ARCHIVE\n", stderr);
+		return 2;
+	}
+	int root = open_root(where);
+	if (root < 0) {
+		fprintf(stderr, "untar: %s: open: %s\n", where, strerror(errno));
+		return 1;
+	}
+	tree_open(root);
+	while (archive_next())
+		tree_extract();
+	tree_finish();
+	archive_drain();
+	printf("%" PRIu64 " %" PRIu64 "\n", tree.entries, tree.bytes);
+	return 0;
 }
