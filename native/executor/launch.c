@@ -656,6 +656,8 @@ static int expect(struct launch *launch, uint32_t type)
 
 void launch_abandon(struct launch *launch)
 {
+	int early;
+
 	if (launch->pid > 0) {
 		int status;
 		if (launch->pidfd >= 0)
@@ -665,9 +667,12 @@ void launch_abandon(struct launch *launch)
 			;
 		launch->pid = 0;
 	}
-	if (launch->failure.op < launch->plan->count && launch->plan->ops[launch->failure.op].flags & OP_NOTHING_OURS)
-		return;
-	run_stage(launch, ON_FAILURE, 1);
+	early = launch->failure.op < launch->plan->count && launch->plan->ops[launch->failure.op].flags & OP_NOTHING_OURS;
+	for (uint32_t i = 0; i < launch->plan->count; i++) {
+		const struct op *op = &launch->plan->ops[i];
+		if (op->stage == ON_FAILURE && (early ? i < launch->failure.op : !(op->flags & OP_NOTHING_OURS)))
+			run_op(launch, i);
+	}
 }
 
 int launch_create(struct launch *launch)

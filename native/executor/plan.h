@@ -33,7 +33,8 @@ enum op_code {
 };
 
 #define OP_OPTIONAL 1     /* a failure is recorded, not fatal */
-#define OP_NOTHING_OURS 2 /* a failure here runs no clean-up: nothing it would remove is ours */
+#define OP_NOTHING_OURS 2 /* a failure here runs only the clean-ups before it in the plan: what the others would remove is
+			   * not ours. On a clean-up: it is for that case alone. */
 
 struct string {
 	const char *data; /* NUL-terminated, may hold further NULs */

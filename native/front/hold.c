@@ -27,8 +27,7 @@ static void make_raw(void)
 	if (tcgetattr(0, &saved))
 		return;
 	now = saved;
-	cfmakeraw(&now);
-	now.c_oflag |= OPOST;
+	cfmakeraw(&now); /* output too: the container's own pty has turned line ends into CR LF already */
 	if (tcsetattr(0, TCSADRAIN, &now) == 0) {
 		raw = 1;
 		atexit(restore_terminal);

@@ -63,7 +63,7 @@ def _enable_controllers(plan: Plan, group: str, resources: dict[str, Any]) -> No
     for part in ["", *group.strip("/").split("/")[:-1]]:
         if part:
             above += f"/{part}"
-            plan.add(P.PARENT_BEFORE_CLONE, "cg_mkdir", f"make cgroup {above}", -1, above, 0, 0)
+            plan.add(P.PARENT_BEFORE_CLONE, "cg_mkdir", f"make cgroup {above}", -1, above, 0, 0, nothing_ours=True)
         for controller in wanted:
             plan.add(P.PARENT_BEFORE_CLONE, "cg_write", f"hand {controller} down from {above}",
                      f"{above}/cgroup.subtree_control", f"+{controller}", 1, optional=True)

@@ -106,14 +106,15 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
 
     plan = Plan(compiled.flags)
     add = plan.add
-    # The first cgroup folder shows whether the group is another's: before anything of ours is there.
-    plan.ops.append(compiled.ops[0])
+    # The state folder decides between two of one id. A group that turns out to be another's is left alone, and only
+    # the folder is taken away again.
     add(P.PARENT_BEFORE_CLONE, "mkdir", f"make state folder {folder}", folder, 0o700, 3, nothing_ours=True)
+    add(P.ON_FAILURE, "remove_dir", f"remove state folder {folder}", folder, nothing_ours=True)
     add(P.PARENT_BEFORE_CLONE, "lock", f"lock {folder}", folder)
     add(P.PARENT_BEFORE_CLONE, "write_file", f"write {folder}/config.json", f"{folder}/config.json", text, 0o600, 0)
     if launch.seccomp is not None:
         seccomp_cache.keep(plan, cache, keep, launch.seccomp)
-    plan.ops.extend(compiled.ops[1:])
+    plan.ops.extend(compiled.ops)
     add(P.PARENT_CREATED, "write_file", f"write {folder}/state.json", f"{folder}/state.json", record, 0o600, 1)
     if options.get("pid-file"):
         path = absolute(context.cwd, options["pid-file"])

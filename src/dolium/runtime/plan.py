@@ -39,7 +39,9 @@ STAGES = (
 )
 
 OPTIONAL = 1  # a failure is recorded, not fatal
-NOTHING_OURS = 2  # a failure here runs no clean-up: nothing that it would remove was made by this plan
+# A failure here runs only the clean-ups before it in the plan: what the others would remove was not made by this plan.
+# On a clean-up: it is for that case alone.
+NOTHING_OURS = 2
 
 # The last slots are the shim's: the container's ends of its standard input, output and error.
 SLOTS = 256

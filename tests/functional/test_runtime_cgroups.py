@@ -1,0 +1,113 @@
+"""Limits as the kernel has them, and what happens at them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from bundles import CGROUPS, Bundle, Runtime, bundle, needs, runtime, until
+
+__all__ = ["bundle", "runtime"]
+pytestmark = needs
+V1 = os.path.isdir(f"{CGROUPS}/memory")
+MIB = 1 << 20
+
+
+def limits(bundle: Bundle) -> Bundle:
+    bundle.linux["resources"].update({
+        "memory": {"limit": 64 * MIB, "reservation": 32 * MIB},
+        "pids": {"limit": 33},
+        "cpu": {"shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0"},
+    })
+    return bundle
+
+
+def test_limits_are_in_the_kernel(runtime: Runtime, bundle: Bundle) -> None:
+    runtime.create(limits(bundle))
+    if V1:
+        wanted = {"memory": {"memory.limit_in_bytes": str(64 * MIB), "memory.soft_limit_in_bytes": str(32 * MIB)},
+                  "pids": {"pids.max": "33"}, "cpuset": {"cpuset.cpus": "0"},
+                  "cpu": {"cpu.shares": "512", "cpu.cfs_quota_us": "50000", "cpu.cfs_period_us": "100000"}}
+    else:
+        wanted = {"memory": {"memory.max": str(64 * MIB), "memory.low": str(32 * MIB)}, "pids": {"pids.max": "33"},
+                  "cpuset": {"cpuset.cpus": "0"}, "cpu": {"cpu.weight": "20", "cpu.max": "50000 100000"}}
+    for controller, files in wanted.items():
+        for name, value in files.items():
+            assert Path(bundle.group(controller), name).read_text().strip() == value, name
+    pid = str(runtime.state()["pid"])
+    for folder in bundle.groups():
+        assert Path(folder, "cgroup.procs").read_text().split() == [pid], folder
+
+
+def test_the_callers_own_groups_are_not_touched(runtime: Runtime, bundle: Bundle) -> None:
+    before = Path("/proc/self/cgroup").read_text()
+    runtime.run(limits(bundle).sh("true"))
+    assert Path("/proc/self/cgroup").read_text() == before and bundle.groups() == []
+
+
+def test_pids_limit_is_felt(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.linux["resources"]["pids"] = {"limit": 5}
+    bundle.sh("for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; echo past")
+    result = runtime.run(bundle, code=None)
+    assert "fork" in result.err and "past" not in result.out
+
+
+def test_out_of_memory_kills_in_the_container_only(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.linux["resources"]["memory"] = {"limit": 16 * MIB, "swap": 16 * MIB} if os.path.exists(
+        f"{CGROUPS}/memory/memory.memsw.limit_in_bytes") else {"limit": 16 * MIB}
+    bundle.mount("/big", "tmpfs", "tmpfs", "size=200m")
+    bundle.sh("dd if=/dev/zero of=/big/x bs=1M count=100 2> /dev/null; echo code=$?; rm /big/x")
+    assert runtime.run(bundle).out == "code=137\n"
+
+
+def test_a_memory_limit_too_small_to_start_in_is_told(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.linux["resources"]["memory"] = {"limit": 4096}
+    result = runtime.run(bundle.sh("true"), code=1)
+    assert "memory" in result.err and result.err.count("\n") == 1
+    assert runtime.left() == [] and bundle.groups() == []
+
+
+def test_another_containers_group_is_refused_and_left_alone(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    runtime.started(bundle.sh("exec sleep 1000"), identity="first")
+    second = Bundle(tmp_path / "second", "true")
+    second.linux["cgroupsPath"] = bundle.linux["cgroupsPath"]
+    assert "it holds processes already" in runtime.run(second, identity="second", code=1).err
+    assert runtime.state("first")["status"] == "running" and runtime.left() == ["first"]
+    assert len(bundle.groups()) > 0
+
+
+def test_default_group_is_below_dolium(runtime: Runtime, bundle: Bundle) -> None:
+    del bundle.linux["cgroupsPath"]
+    identity = f"default-{os.getpid()}"
+    bundle.namespace("cgroup", absent=True).process["args"] = ["cat", "/proc/self/cgroup"]
+    lines = runtime.run(bundle, identity=identity).out.split()
+    assert lines and all(line.endswith(f":/dolium/{identity}") for line in lines)
+
+
+def test_groups_made_inside_are_removed_too(runtime: Runtime, bundle: Bundle) -> None:
+    runtime.started(bundle.sh("exec sleep 1000"))
+    for folder in bundle.groups():
+        os.makedirs(f"{folder}/one/two")
+    runtime("delete", "--force", "c")
+    assert bundle.groups() == []
+
+
+@pytest.mark.skipif(not V1, reason="needs cgroup v1 controllers: the unified key is v2's")
+def test_device_rules_are_in_the_kernel(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.linux["resources"]["devices"] = [{"allow": False, "access": "rwm"},
+                                            {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"}]
+    runtime.create(bundle)
+    rules = Path(bundle.group("devices"), "devices.list").read_text().splitlines()
+    assert "c 10:229 rw" in rules and "c 1:3 rwm" in rules and "a *:* rwm" not in rules
+
+
+def test_freezing_a_fork_bomb_and_killing_it(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.linux["resources"]["pids"] = {"limit": 60}
+    bundle.sh("f() { f | f & }; f; while :; do sleep 0.01 || :; done 2> /dev/null")
+    runtime.started(bundle)
+    procs = Path(bundle.group("pids"), "cgroup.procs")
+    until(lambda: len(procs.read_text().split()) > 20, "the bomb grows")
+    runtime("pause", "c")
+    runtime("delete", "--force", "c")
+    assert bundle.groups() == [] and runtime.left() == []
