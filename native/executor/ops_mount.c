@@ -1,4 +1,5 @@
 /* Operations on mounts: trees prepared by the parent as fds, and the child's own root. */
+#include <dirent.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +12,7 @@
 #include "launch.h"
 
 #define DEVPTS_MAGIC 0x1cd1
+#define MOUNT_COPY_UP 0x10000
 #ifndef TIOCGPTPEER
 #define TIOCGPTPEER _IO('T', 0x41)
 #endif
@@ -117,13 +119,96 @@ static char *join_options(const struct list *options)
 	return joined;
 }
 
+static int copy_file(int from, int to, const char *name, const struct stat *st)
+{
+	cleanup_fd in = openat(from, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	cleanup_fd out = -1;
+	char chunk[16384];
+	ssize_t n;
+
+	if (in < 0)
+		return -errno;
+	out = openat(to, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+	if (out < 0)
+		return -errno;
+	while ((n = read(in, chunk, sizeof chunk)) > 0) {
+		int result = write_all(out, chunk, (size_t)n);
+		if (result)
+			return result;
+	}
+	return n < 0 || fchown(out, st->st_uid, st->st_gid) || fchmod(out, st->st_mode & 07777) ? -errno : 0;
+}
+
+/* tmpcopyup: what the folder below held, with owners and modes, no extended attributes. No link is followed. */
+static int copy_tree(int from, int to)
+{
+	int again = openat(from, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), result = 0;
+	DIR *folder = again < 0 ? NULL : fdopendir(again);
+	struct dirent *entry;
+
+	if (!folder)
+		return -errno;
+	while (!result && (entry = readdir(folder))) {
+		const char *name = entry->d_name;
+		char link[PATH_MAX];
+		struct stat st;
+		if (!strcmp(name, ".") || !strcmp(name, ".."))
+			continue;
+		if (fstatat(from, name, &st, AT_SYMLINK_NOFOLLOW)) {
+			result = -errno;
+		} else if (S_ISREG(st.st_mode)) {
+			result = copy_file(from, to, name, &st);
+		} else if (S_ISLNK(st.st_mode)) {
+			ssize_t n = readlinkat(from, name, link, sizeof link - 1);
+			link[n > 0 ? n : 0] = '\0';
+			if (n < 0 || symlinkat(link, to, name) || fchownat(to, name, st.st_uid, st.st_gid, AT_SYMLINK_NOFOLLOW))
+				result = -errno;
+		} else if (S_ISDIR(st.st_mode)) {
+			cleanup_fd below = openat(from, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+			cleanup_fd made = -1;
+			if (below < 0 || mkdirat(to, name, 0700))
+				result = -errno;
+			else if ((made = openat(to, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)) < 0)
+				result = -errno;
+			else if (!(result = copy_tree(below, made)) &&
+				 (fchown(made, st.st_uid, st.st_gid) || fchmod(made, st.st_mode & 07777)))
+				result = -errno;
+		}
+	}
+	closedir(folder);
+	return result;
+}
+
+static int mount_new(struct launch *launch, const struct op *op);
+
 int do_mount_fs(struct launch *launch, const struct op *op)
+{
+	cleanup_fd below = -1;
+	cleanup_fd above = -1;
+	int result;
+
+	if (!(op->a[5].i & MOUNT_COPY_UP))
+		return mount_new(launch, op);
+	below = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
+	if (below < 0 && below != -ENOENT)
+		return below;
+	result = mount_new(launch, op);
+	if (result || below < 0)
+		return result;
+	above = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
+	if (above < 0)
+		return above;
+	result = copy_tree(below, above);
+	return result ? fail_with(launch, -result, "copy what the folder holds") : 0;
+}
+
+static int mount_new(struct launch *launch, const struct op *op)
 {
 	const char *type = op->a[0].s.data, *source = op->a[1].s.data, *target = op->a[4].s.data;
 	cleanup_fd mount_fd = -1;
 	cleanup_fd at = -1;
 
-	at = make_in_root(launch, target, 1, op->a[5].i ? (mode_t)op->a[5].i : 0755);
+	at = make_in_root(launch, target, 1, op->a[5].i & 07777 ? (mode_t)(op->a[5].i & 07777) : 0755);
 	if (at < 0)
 		return fail_with(launch, -at, "target %s", target);
 	mount_fd = new_fs(launch, type, source, &op->a[2].l, op->a[3].i);

@@ -301,6 +301,20 @@ def test_tmpfs_options(runtime: Runtime, bundle: Bundle) -> None:
     assert (mode, full) == ("1770 7", "full")
 
 
+def test_tmpcopyup_keeps_what_was_there(runtime: Runtime, bundle: Bundle) -> None:
+    deep = bundle.rootfs / "etc/deep/er"
+    deep.mkdir(parents=True)
+    (deep / "file").write_text("content\n")
+    (deep / "file").chmod(0o4755)
+    os.chown(deep / "file", 5, 6)
+    os.chmod(deep / "file", 0o4755)
+    (bundle.rootfs / "etc/out").symlink_to("/etc/passwd")
+    bundle.mount("/etc", "tmpfs", "tmpfs", "tmpcopyup", "ro").mount("/new", "tmpfs", "tmpfs", "tmpcopyup")
+    bundle.sh("cat /etc/deep/er/file; stat -c '%a %u %g' /etc/deep/er/file; readlink /etc/out; touch /etc/x || echo ro;"
+              "touch /new/x && echo new")
+    assert runtime.run(bundle).out.splitlines() == ["content", "4755 5 6", "/etc/passwd", "ro", "new"]
+
+
 @pytest.fixture
 def volume(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "volume"

@@ -185,6 +185,16 @@ def test_list(runtime: Runtime, bundle: Bundle) -> None:
     assert line.split()[:4] == ["one", str(pid), "created", str(bundle.path)]
 
 
+def test_ps(runtime: Runtime, bundle: Bundle) -> None:
+    runtime.started(bundle.sh("sleep 1001 & echo up > /tmp/up; wait"))
+    until(lambda: (bundle.rootfs / "tmp/up").exists(), "it runs")
+    pids = json.loads(runtime("ps", "--format", "json", "c").out)
+    assert runtime.state()["pid"] in pids and len(pids) == 2
+    assert "sleep 1001" in runtime("ps", "c").out
+    runtime("kill", "--all", "c", "KILL")
+    assert runtime("ps", "-f", "json", "c").out == "null\n"
+
+
 def test_features(runtime: Runtime) -> None:
     features = json.loads(runtime("features").out)
     assert {"user", "time"} <= set(features["linux"]["namespaces"])

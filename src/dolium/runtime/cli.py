@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[dict[str, bool], dict[str, str], str, str]] = {
              "ID [PROGRAM [ARG ...]]", "run one more process in a container"),
     "pause": ({}, {}, "ID", "freeze all processes of a container"),
     "resume": ({}, {}, "ID", "thaw a paused container"),
+    "ps": ({"format": True}, {"f": "format"}, "ID", "list the processes of a container"),
     "features": ({}, {}, "", "print what this runtime can do, as JSON"),
 }
 REPEATED = {"env", "cap", "additional-gids"}
@@ -222,7 +223,7 @@ def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
             raise InvalidArgument(f"--format: {options['format']!r} is neither table nor json")
         return lifecycle.listing(context, facts, quiet=bool(options.get("quiet")),
                                  as_json=options.get("format") == "json")
-    limit = {"kill": 2, "exec": None}.get(command, 1)
+    limit = {"kill": 2, "exec": None, "ps": None}.get(command, 1)
     if not words.arguments or (limit is not None and len(words.arguments) > limit):
         raise InvalidArgument(f"usage: dolium-runtime {command} [flags] {COMMANDS[command][2]}")
     identity = words.arguments[0]
@@ -241,6 +242,10 @@ def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
         return lifecycle.kill(context, facts, identity, signal, everyone=bool(options.get("all")))
     if command == "delete":
         return lifecycle.delete(context, facts, identity, force=bool(options.get("force")))
+    if command == "ps":
+        if options.get("format", "table") not in ("table", "json"):
+            raise InvalidArgument(f"--format: {options['format']!r} is neither table nor json")
+        return lifecycle.processes(context, facts, identity, as_json=options.get("format") == "json")
     if command in ("pause", "resume"):
         return lifecycle.pause(context, facts, identity, resume=command == "resume")
     simple: dict[str, Callable[[Context, Facts, str], Plan]] = {"start": lifecycle.start, "state": lifecycle.query}

@@ -239,11 +239,13 @@ class _Compiler:
         add(P.CHILD_BEFORE_PIVOT, "mount_tree", f"bind {source} on {target}", slot, target, 1 if folder else 0, 0)
 
     def file_system(self, entry: dict[str, Any], kind: str, options: km.Options, target: str) -> None:
-        if options.copy_up:
-            raise InvalidArgument(f"config.json: mounts: {target}: tmpcopyup is not supported in this version")
         source = entry.get("source") or kind
+        copy_up = options.copy_up and kind == "tmpfs"
+        late = km.ATTR_RDONLY if copy_up else 0  # it is filled first
         self.plan.add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"mount {kind} on {target}", kind, source, options.data,
-                      options.set, target, 0)
+                      options.set & ~late, target, P.MOUNT_COPY_UP if copy_up else 0)
+        if options.set & late:
+            self.plan.add(P.CHILD_BEFORE_PIVOT, "remount", f"make {target} read-only", target, late, 0)
         if options.propagation:
             self.plan.add(P.CHILD_BEFORE_PIVOT, "remount", f"propagation of {target}", target, 0, options.propagation)
 

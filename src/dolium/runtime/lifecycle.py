@@ -308,6 +308,21 @@ def listing(context: Context, facts: Facts, *, quiet: bool, as_json: bool) -> Pl
                          for line in table))
 
 
+def processes(context: Context, facts: Facts, identity: str, *, as_json: bool) -> Plan:
+    """``ps``: the processes in the container's cgroup, as numbers of the caller's pid namespace."""
+    where = state.load(facts, context.root, identity)
+    listed = facts.read(f"{where.folders[0]}/cgroup.procs") if where.folders else None
+    pids = sorted(int(line) for line in (listed or b"").split())
+    if as_json:
+        return _show(json.dumps(pids or None) + "\n")
+    facts.want(*(f"read:/proc/{pid}/cmdline" for pid in pids))
+    lines = ["       PID CMD"]
+    for pid in pids:
+        words = (facts.read(f"/proc/{pid}/cmdline") or b"").rstrip(b"\0").split(b"\0")
+        lines.append(f"{pid:>10} {' '.join(word.decode('utf-8', 'replace') for word in words)}")
+    return _show("\n".join(lines) + "\n")
+
+
 def execute(context: Context, facts: Facts, identity: str, process: dict[str, Any], options: dict[str, Any]) -> Plan:
     """``exec``: one more process. ``process``: the specification's object, or only what differs from the container's.
     Options: detach, pid-file, console-socket, preserve-fds, ignore-paused."""

@@ -43,6 +43,8 @@ OPTIONAL = 1  # a failure is recorded, not fatal
 # On a clean-up: it is for that case alone.
 NOTHING_OURS = 2
 
+MOUNT_COPY_UP = 0x10000  # mount_fs: what the target held is copied into the new file system
+
 # The last slots are the shim's: the container's ends of its standard input, output and error.
 SLOTS = 256
 SLOT_STDIN, SLOT_STDOUT, SLOT_STDERR = 250, 251, 252
