@@ -126,7 +126,8 @@ class Containerd:
         (base / "config.toml").write_text(
             f'version = 2\nroot = "{base}/root"\nstate = "{base}/state"\n'
             'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.devmapper",\n'
-            '  "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.aufs",\n'
+            '  "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.btrfs",\n'
+            '  "io.containerd.snapshotter.v1.aufs",\n'
             '  "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing"]\n'
             f'[grpc]\n  address = "{base}/sock"\n[plugins."io.containerd.internal.v1.opt"]\n  path = "{base}/opt"\n')
         with open(base / "log", "w") as log:
@@ -154,6 +155,9 @@ class Containerd:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            if f" {self.base}/" in line:
+                subprocess.run(["umount", "-l", line.split()[4]], check=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,96 @@
+"""The fallbacks for kernels without the new mount API: the same plan with the flag gives the same mounts."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bundles import Bundle, bundle, needs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "native"))
+from building import build
+
+from dolium.isolation.process import HostFacts
+from dolium.linux.cgroup import tree
+from dolium.runtime import plan as P
+from dolium.runtime.cgroups import layout, remove
+from dolium.runtime.compile import Launch, compile_container
+
+__all__ = ["bundle"]
+pytestmark = needs
+
+EXECUTOR = [f"executor/{name}.c" for name in ("plan", "fields", "launch", "paths", "ops_parent", "ops_mount", "ops_process")]
+
+
+class ListingFacts(HostFacts):
+    """With the listing that the layout needs."""
+
+    def _get(self, query: str) -> tuple[int, list[bytes]]:
+        kind, _, path = query.partition(":")
+        if kind == "list":
+            return 0, [entry.name.encode() for entry in Path(path).iterdir()]
+        return super()._get(query)
+
+
+@pytest.fixture(scope="module")
+def run_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("run_plan"), "run_plan", EXECUTOR, sanitize=False)
+
+
+def execute(run_plan: Path, bundle: Bundle, flags: int) -> str:
+    facts = ListingFacts()
+    where: tree.Layout = layout(facts)
+    plan = compile_container(bundle.config, facts, Launch("old", str(bundle.path), where))
+    remove(plan, P.AFTER_EXIT, where.paths(bundle.linux["cgroupsPath"]))
+    plan.ops.sort(key=lambda op: op.name == "clone")
+    plan.flags = flags
+    path = bundle.path / "plan"
+    path.write_bytes(plan.encode())
+    done = subprocess.run([str(run_plan), str(path)], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+                          check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def mounts(text: str) -> list[str]:
+    """Target, options, type and the file system's options. Not whether the file system itself is ro: mount(2) sets that
+    with the mount's own flag, which is what a container sees."""
+    found = []
+    for line in text.splitlines():
+        fields = line.split()
+        dash = fields.index("-")
+        inner = re.sub(r"^r[ow],?", "", fields[dash + 3])
+        found.append(" ".join([fields[4], fields[5], fields[dash + 1], inner]))
+    return sorted(found)
+
+
+def test_both_ways_give_the_same_mounts(run_plan: Path, bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    bundle.mount("/data", "bind", str(tmp_path / "volume"), "bind", "ro")
+    bundle.mount("/scratch", "tmpfs", "tmpfs", "nosuid", "noexec", "size=64k", "mode=700")
+    bundle.mount("/noatime", "tmpfs", "tmpfs", "noatime", "ro")
+    bundle.mount("/etc", "tmpfs", "tmpfs", "tmpcopyup")
+    (bundle.rootfs / "secret").mkdir()
+    (bundle.rootfs / "secret/file").touch()
+    bundle.linux["maskedPaths"] += ["/secret"]
+    bundle.sh("cat /proc/self/mountinfo")
+    new, old = (mounts(execute(run_plan, bundle, flags)) for flags in (0, P.FLAG_OLD_MOUNT_API))
+    assert len(new) > 15 and any(line.startswith("/scratch") for line in new)
+    assert old == new
+
+
+def test_a_link_out_of_the_root_stays_inside(run_plan: Path, bundle: Bundle) -> None:
+    (bundle.rootfs / "link").symlink_to("../../../../etc")
+    bundle.mount("/link/old-api", "tmpfs", "marker", "size=64k").sh("grep marker /proc/mounts | cut -d' ' -f2")
+    assert execute(run_plan, bundle, P.FLAG_OLD_MOUNT_API) == "/etc/old-api\n"
+    assert not Path("/etc/old-api").exists()
+
+
+def test_a_refused_mount_is_told(run_plan: Path, bundle: Bundle) -> None:
+    bundle.mount("/x", "nosuchfs", "x")
+    with pytest.raises(AssertionError, match=r"mount nosuchfs on /x: ENODEV.*does not know this file system type"):
+        execute(run_plan, bundle, P.FLAG_OLD_MOUNT_API)
+    assert bundle.groups() == []

@@ -1,0 +1,126 @@
+"""What a container can reach of the runtime: no fd, no file of the host, nothing by a changed image."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from bundles import FRONT, Bundle, Runtime, bundle, needs, runtime
+
+__all__ = ["bundle", "runtime"]
+pytestmark = needs
+
+
+def digest() -> str:
+    return hashlib.sha256(Path(FRONT).read_bytes()).hexdigest()
+
+
+def test_no_fd_leaks_into_init_and_exec(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.sh("ls -l /proc/self/fd | tail -n +2 | wc -l")
+    assert runtime.run(bundle).out == "4\n"  # the fourth is ls's own folder
+    runtime.started(bundle.sh("exec sleep 1000"), identity="d")
+    assert runtime("exec", "d", *bundle.process["args"][:2], "ls -l /proc/self/fd | tail -n +2 | wc -l").out == "4\n"
+    pid = runtime.state("d")["pid"]
+    assert sorted(os.listdir(f"/proc/{pid}/fd"), key=int) == ["0", "1", "2"]
+
+
+def test_fds_of_the_caller_do_not_pass(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    with open(tmp_path / "secret", "w+") as secret:
+        os.set_inheritable(secret.fileno(), True)
+        bundle.sh("ls -l /proc/self/fd | tail -n +2 | wc -l")
+        assert runtime.run(bundle, pass_fds=[secret.fileno()]).out == "4\n"
+        runtime.started(bundle.sh("exec sleep 1000"), identity="d")
+        out = runtime("exec", "d", "sh", "-c", "ls -l /proc/self/fd | tail -n +2 | wc -l", pass_fds=[secret.fileno()]).out
+        assert out == "4\n"
+
+
+def test_a_waiting_init_is_a_sealed_copy(runtime: Runtime, bundle: Bundle) -> None:
+    runtime.create(bundle)
+    pid = runtime.state()["pid"]
+    link = os.readlink(f"/proc/{pid}/exe")
+    assert link.startswith("/memfd:") and os.stat(f"/proc/{pid}/exe").st_ino != os.stat(FRONT).st_ino
+    with open(f"/proc/{pid}/exe", "rb") as image:
+        seals = fcntl.fcntl(image, fcntl.F_GET_SEALS)
+        wanted = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        assert seals & wanted == wanted and hashlib.sha256(image.read()).hexdigest() == digest()
+    with pytest.raises(OSError):
+        open(f"/proc/{pid}/exe", "r+b").close()
+
+
+def test_a_waiting_init_cannot_be_looked_into_from_inside(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    """Not dumpable: its /proc files belong to the host's root, and ptrace of the container's own is refused."""
+    runtime.started(bundle.capabilities("CAP_KILL").sh("exec sleep 1000"), identity="first")
+    pid = runtime.state("first")["pid"]
+    second = Bundle(tmp_path / "second").namespace("pid", f"/proc/{pid}/ns/pid")
+    runtime.create(second, identity="second")
+    script = ("for p in /proc/[0-9]*; do case $(readlink $p/exe) in /bin/busybox|'') ;; *) echo seen $p;; esac;"
+              " for f in $(ls $p/fd 2>/dev/null); do case $(readlink $p/fd/$f) in /dev/null|pipe*|/proc*|'') ;;"
+              " *) echo fd $p $f $(readlink $p/fd/$f);; esac; done; done; echo end")
+    assert runtime("exec", "first", "sh", "-c", script).out.splitlines()[-1] == "end"
+    inside = runtime("exec", "first", "sh", "-c", script).out
+    assert "seen" not in inside, inside
+
+
+def test_exec_into_an_image_that_points_at_the_runtime(runtime: Runtime, bundle: Bundle) -> None:
+    """CVE-2019-5736: /bin/evil is /proc/self/exe; what runs, and what can be opened, is never the host's file."""
+    before = digest()
+    (bundle.rootfs / "bin/evil").symlink_to("/proc/self/exe")
+    runtime.started(bundle.capabilities("CAP_DAC_OVERRIDE", "CAP_SYS_PTRACE").sh("exec sleep 1000"))
+    for _ in range(3):
+        runtime("exec", "c", "/bin/evil", "--version", code=None)
+        runtime("exec", "c", "sh", "-c", "for p in /proc/[0-9]*; do echo x > $p/exe; done", code=None)
+    assert digest() == before
+
+
+@pytest.mark.parametrize("cwd", [f"/proc/self/fd/{number}" for number in (3, 5, 7, 9)])
+def test_cwd_through_a_leaked_fd(runtime: Runtime, bundle: Bundle, cwd: str) -> None:
+    """CVE-2024-21626: a working folder that is a fd of the host's file system."""
+    bundle.process["cwd"] = cwd
+    bundle.sh("cat ../../../../../../../../etc/hostname; pwd; ls ..")
+    (bundle.rootfs / "etc/hostname").write_text("inside\n")
+    result = runtime.run(bundle, code=None)
+    host = Path("/etc/hostname").read_text() if os.path.exists("/etc/hostname") else "\0"
+    assert result.code != 0 or result.out.startswith("inside\n"), result
+    assert not host.strip() or host.strip() not in result.out
+    runtime.started(Bundle(bundle.path.parent / "other").sh("exec sleep 1000"), identity="d")
+    result = runtime("exec", "--cwd", cwd, "d", "sh", "-c", "cat ../../../../../../../../etc/hostname", code=None)
+    assert result.code != 0 and host not in result.out
+
+
+def test_cwd_link_swapped_for_proc(runtime: Runtime, bundle: Bundle) -> None:
+    (bundle.rootfs / "work").symlink_to("/proc/1/cwd")
+    bundle.process["cwd"] = "/work"
+    bundle.process["args"] = ["pwd"]
+    result = runtime.run(bundle, code=None)
+    assert result.code != 0 or result.out.startswith("/"), result
+
+
+def test_proc_and_dev_as_links_in_the_image(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    """CVE-2019-19921 and its kin: what the runtime mounts goes where the links lead inside the root, never outside."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("proc", "sys", "dev"):
+        (bundle.rootfs / name).rmdir()
+        (bundle.rootfs / name).symlink_to(f"../../../..{outside}/{name}")
+    result = runtime.run(bundle.sh("echo ok"), code=None)
+    assert list(outside.iterdir()) == []
+    assert result.code == 0 or result.err.startswith("dolium-runtime: "), result
+
+
+def test_masked_path_that_is_a_link_out(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("host")
+    (bundle.rootfs / "leak").symlink_to(target)
+    bundle.linux["maskedPaths"] += ["/leak"]
+    runtime.run(bundle.sh("true"))
+    assert target.read_text() == "host"
+
+
+def test_environment_cannot_name_another_program(runtime: Runtime, bundle: Bundle) -> None:
+    """The variable that tells the sealed copy where it came from is believed only in a sealed copy."""
+    env = {**os.environ, "_DOLIUM_FRONT": "/tmp/evil/dolium-front"}
+    assert runtime.run(bundle.sh("env"), env=env).out.count("_DOLIUM_FRONT") == 0
+
