@@ -61,6 +61,7 @@ class Containers:
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_exec_exit: dict[str, Any] = {}
         self.restarts = Restarts(self)
+        self._closing = False
 
     def task(self, coroutine: Any) -> None:
         """Run something that nobody waits for; its failure is logged."""
@@ -326,6 +327,8 @@ class Containers:
 
     def on_event(self, identity: str, event: Event) -> None:
         """Called on the loop by the sandbox's shim client."""
+        if self._closing:
+            return  # the connection is let go by us; whatever happens now, the next daemon finds out
         if isinstance(event, Exited):
             if event.record.id == INIT:
                 self.task(self._on_exit(identity, event.record))
@@ -582,6 +585,7 @@ class Containers:
 
     async def close(self) -> None:
         """Let go of shims and clients; containers live on."""
+        self._closing = True
         self.restarts.close()
         for task in list(self._tasks):
             task.cancel()

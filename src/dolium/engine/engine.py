@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
@@ -12,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dolium import faults
 from dolium.engine import model
 from dolium.engine.events import Bus
 from dolium.engine.model import Container
@@ -29,7 +27,6 @@ from dolium.network.base import NetworkManager
 from dolium.volumes.store import Volumes
 
 _log = logging.getLogger(__name__)
-faults.register("engine.folder.made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +196,9 @@ class Engine:
 
     def remove_groups(self) -> None:
         """Remove this instance's own cgroup folders when no container and no shim lives in them."""
-        for folder in self.layout.paths(self.group):
-            for path in (f"{folder}/shims", folder):
-                with contextlib.suppress(OSError):
-                    os.rmdir(path)
+        left = manage.kill_and_remove(self.layout.paths(self.group))
+        if left:
+            _log.warning("cgroups remain: %s", ", ".join(left))
 
 
 def cleanup_step(what: str, error: BaseException) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from typing import Any
 
@@ -38,13 +39,16 @@ async def reconcile(engine: Engine, containers: Containers) -> None:
                 live[container.id] = container.network
             else:
                 ended.append((container, record))
+        elif os.path.isdir(engine.paths.shim(container.id)):
+            await _drop_shim(engine, container)  # its end was recorded, and then the daemon died
     await engine.network.start(live)
     for container, record in ended:
         async with engine.lock(container.id):
             await _ended(engine, containers, container, record)
     for container in list(engine.containers.values()):
         if container.status == model.REMOVING or (
-                container.host_config.get("AutoRemove") and not container.live and container.started_at):
+                container.host_config.get("AutoRemove") and not container.live
+                and (container.started_at or container.error)):
             await containers.remove_quietly(container.id)
         elif not container.live and _starts_again(container):
             containers.restarts.resume(container)
@@ -117,10 +121,15 @@ def _spec_for_exec(engine: Engine, container: Container) -> dict[str, Any]:
     return {"linux": linux}
 
 
-async def _ended(engine: Engine, containers: Containers, container: Container, record: ExitRecord | None) -> None:
+async def _drop_shim(engine: Engine, container: Container) -> None:
+    """End what is left of a sandbox whose container has ended."""
     await asyncio.to_thread(manage.kill_and_remove, engine.layout.paths(engine.container_group(container.id)))
     engine.isolation.kill_shim(engine.paths.shim(container.id))
     await engine.isolation.end(None, engine.paths.shim(container.id))
+
+
+async def _ended(engine: Engine, containers: Containers, container: Container, record: ExitRecord | None) -> None:
+    await _drop_shim(engine, container)
     if container.starting and record is None and not container.live:
         # the start never came to its end: the container is as it was, and says why
         container.starting, container.error = False, "the daemon ended while it was starting"

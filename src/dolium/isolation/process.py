@@ -99,11 +99,11 @@ _PHASE_OF = {name: phase for phase, names in _PHASES.items() for name in names}
 def phases_of(plan: Plan, microseconds: Sequence[int]) -> dict[str, float]:
     """Milliseconds by phase: cgroup, namespaces, root file system, exec, hooks."""
     sums: dict[str, float] = {}
-    for op, time in zip(plan.ops, microseconds, strict=False):
+    for op, spent in zip(plan.ops, microseconds, strict=False):
         if op.stage in (P.AFTER_EXIT, P.ON_FAILURE):
             continue
         phase = _PHASE_OF.get(op.name, "root file system")
-        sums[phase] = sums.get(phase, 0.0) + time / 1000
+        sums[phase] = sums.get(phase, 0.0) + spent / 1000
     return {phase: round(value, 3) for phase, value in sums.items()}
 
 

@@ -1,0 +1,192 @@
+"""Crash-only: the daemon is killed -9 at every fault point, then at random moments under load, and a new one started.
+
+A witness container runs all the time: it must keep its init, its log must have no hole, and its end must be recorded.
+Nothing of a half-done operation may be left, and what was acknowledged may not be lost.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+import random
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemon import DOCKER, Daemon, eventually
+
+import dolium
+from dolium import faults
+
+for module in pkgutil.walk_packages(dolium.__path__, "dolium."):
+    if not module.name.startswith("dolium.cli") and not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+
+# Points of a pull are crossed by the image tests against a registry; those of bringing the daemon up by its own start.
+BY_IMAGE_TESTS = {point for point in faults.POINTS if point.split(".")[0] in ("pull", "image", "content", "blob", "layer",
+                                                                             "snapshot", "unpack", "archive")}
+POINTS = sorted(faults.POINTS - BY_IMAGE_TESTS)
+WITNESS = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.02; done"
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    one = Daemon(tmp_path)
+    one.start()
+    one.import_base("base:1", 'CMD ["sh"]')
+    one.docker("run", "-d", "--name", "witness", "base:1", "sh", "-c", WITNESS)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+def check(daemon: Daemon, pid: int) -> None:
+    """The invariants of a daemon that has come back."""
+    state = daemon.inspect("witness")["State"]
+    assert state["Running"], state
+    assert state["Pid"] == pid
+    numbers = [int(line) for line in daemon.docker("logs", "witness").stdout.split()]
+    assert numbers == list(range(len(numbers)))
+    daemon.docker("exec", "witness", "true")
+    known = set(daemon.docker("ps", "-aq", "--no-trunc").stdout.split())
+    data, run = daemon.folder / "data", daemon.folder / "run"
+    assert {path.name for path in (data / "snapshots" / "active").iterdir()} == known
+    assert {path.name for path in (data / "containers").iterdir()} == known
+    live = set(daemon.docker("ps", "-q", "--no-trunc").stdout.split())
+    assert {path.name for path in (run / "shims").iterdir()} == live
+    instance = json.loads(daemon.api("GET", "/info")[1])["ID"]
+    for hierarchy in os.listdir("/sys/fs/cgroup"):
+        group = f"/sys/fs/cgroup/{hierarchy}/dolium/{instance}"
+        if os.path.isdir(group):
+            assert {name for name in os.listdir(group) if os.path.isdir(f"{group}/{name}")} - {"shims"} == live
+    for name in live:
+        assert daemon.inspect(name)["State"]["Pid"] > 0
+
+
+def script(daemon: Daemon) -> None:
+    """One of everything; stops when the daemon is gone."""
+    for words in (("create", "--name", "one", "-v", "vol:/data", "-v", "/anon", "-p", "127.0.0.1::80", "base:1", "sleep", "600"),
+                  ("start", "one"), ("exec", "one", "true"), ("pause", "one"), ("unpause", "one"), ("stop", "-t", "0", "one"),
+                  ("start", "one"), ("rm", "-fv", "one"), ("run", "--rm", "base:1", "echo", "done"),
+                  ("volume", "rm", "vol")):
+        done = daemon.docker(*words, check=False)
+        if done.returncode and daemon.process is not None and daemon.process.poll() is not None:
+            return
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_every_point(daemon: Daemon, point: str) -> None:
+    pid = daemon.inspect("witness")["State"]["Pid"]
+    daemon.stop()
+    daemon.start(fault=point)
+    assert daemon.process is not None
+    if daemon.process.poll() is None:
+        script(daemon)
+    if daemon.process.poll() is None:
+        daemon.process.terminate()  # points on the way down
+    assert daemon.wait() == -9, f"{point} was never passed"
+    daemon.start()
+    check(daemon, pid)
+    # what was going on can be done, or ended, now
+    created = daemon.docker("ps", "-aq", "--filter", "status=created").stdout.split()
+    daemon.docker("rm", "-fv", "one", *created, check=False)
+    daemon.docker("volume", "rm", "vol", check=False)
+    daemon.docker("run", "--name", "one", "-p", "127.0.0.1::80", "base:1", "true")
+    daemon.docker("rm", "one")
+    eventually(lambda: set(daemon.docker("ps", "-a", "--format", "{{.Names}}").stdout.split()) == {"witness"}, "all else is gone")
+    check(daemon, pid)
+
+
+def test_ends_while_no_daemon_runs_are_recorded(daemon: Daemon, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    wait = "while [ ! -e /gate/go ]; do sleep 0.01; done; echo last words; exit 33"
+    daemon.docker("run", "-d", "--name", "ends", "-v", f"{gate}:/gate", "base:1", "sh", "-c", wait)
+    daemon.docker("run", "-d", "--rm", "--name", "goes", "-v", f"{gate}:/gate", "base:1", "sh", "-c", wait)
+    daemon.docker("run", "-d", "--name", "again", "--restart", "always", "-v", f"{gate}:/gate", "base:1", "sh", "-c",
+                  "[ -e /gate/go ] && sleep 600; " + wait)
+    pids = [daemon.inspect(name)["State"]["Pid"] for name in ("ends", "goes", "again")]
+    daemon.kill()
+    (gate / "go").touch()
+    eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), "all have ended")
+    daemon.start()
+    state = daemon.inspect("ends")["State"]
+    assert (state["Status"], state["ExitCode"]) == ("exited", 33)
+    assert daemon.docker("logs", "ends").stdout == "last words\n"
+    eventually(lambda: "goes" not in daemon.docker("ps", "-a", "--format", "{{.Names}}").stdout, "--rm is kept")
+    eventually(lambda: daemon.inspect("again")["State"]["Running"], "the restart policy is kept")
+
+
+def test_a_dead_shim_while_no_daemon_runs(daemon: Daemon) -> None:
+    daemon.docker("run", "-d", "--name", "poor", "base:1", "sleep", "600")
+    pid = daemon.inspect("poor")["State"]["Pid"]
+    with open(f"/proc/{pid}/stat") as file:
+        shim = int(file.read().rpartition(")")[2].split()[1])
+    daemon.kill()
+    os.kill(shim, 9)
+    daemon.start()
+    state = daemon.inspect("poor")["State"]
+    assert state["Status"] == "exited"
+    assert state["Error"]
+    eventually(lambda: not os.path.exists(f"/proc/{pid}"), "its init is dead")
+
+
+def test_an_attach_survives_the_daemon(daemon: Daemon) -> None:
+    with subprocess.Popen([DOCKER, "run", "-i", "--name", "talk", "base:1", "cat"], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, env=daemon.env, text=True) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write("before\n")
+        client.stdin.flush()
+        assert client.stdout.readline() == "before\n"
+        daemon.kill()
+        client.stdin.write("without\n")
+        client.stdin.flush()
+        assert client.stdout.readline() == "without\n"
+        daemon.start()
+        client.stdin.write("after\n")
+        client.stdin.close()
+        assert client.stdout.read() == "after\n"
+        client.wait(30)
+    eventually(lambda: daemon.inspect("talk")["State"]["Status"] == "exited", "its end is recorded")
+    assert daemon.inspect("talk")["State"]["ExitCode"] == 0
+
+
+def test_killed_at_random_moments_under_load(daemon: Daemon) -> None:
+    rng = random.Random(20261124)
+    pid = daemon.inspect("witness")["State"]["Pid"]
+    for turn in range(50):
+        stop = threading.Event()
+
+        def load(worker: int, stop: threading.Event = stop, turn: int = turn) -> None:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                name = f"w{turn}-{worker}-{number}"
+                daemon.docker("run", "-d", "--name", name, "base:1", "sh", "-c", "echo x", check=False)
+                daemon.docker("rm", "-f", name, check=False)
+
+        workers = [threading.Thread(target=load, args=(number,)) for number in range(2)]
+        for worker in workers:
+            worker.start()
+        stop.wait(rng.uniform(0.02, 0.6))  # the random moment itself
+        daemon.kill()
+        stop.set()
+        for worker in workers:
+            worker.join()
+        daemon.start()
+        if turn % 5 == 4:
+            check(daemon, pid)
+    names = daemon.docker("ps", "-aq").stdout.split()
+    assert names
+    for container in json.loads(daemon.docker("inspect", *names).stdout):
+        if container["Name"] != "/witness" and container["State"]["Status"] == "exited":
+            assert container["State"]["ExitCode"] in (0, 137, 255), container["State"]
+    check(daemon, pid)
+
+
