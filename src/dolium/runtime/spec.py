@@ -231,7 +231,7 @@ def _linux(linux: dict[str, Any]) -> None:
     for name, value in (take(linux, "sysctl", "object", "linux") or {}).items():
         if not isinstance(value, str):
             raise wrong(f"linux.sysctl.{name}", "must be a string")
-        if ".." in name.replace("/", ".").split(".") or name.startswith(("/", ".")):
+        if "" in name.replace("/", ".").split("."):  # "..", "//" and a leading or trailing separator too
             raise wrong(f"linux.sysctl.{name}", "is not a sysctl name")
         _sysctl_is_namespaced(linux, name)
     for index, device in enumerate(objects(linux, "devices", "linux")):
