@@ -17,10 +17,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3
 
-.PHONY: help build native packages test-packages run check test-unit test-functional test-sanitize test clean
+.PHONY: bench bench-packages help build native packages test-packages run check test-unit test-functional test-sanitize test clean
 
 help:
-	@echo "make build | run | test | clean; parts of test: check test-unit test-sanitize test-functional"
+	@echo "make build | run | test | bench | clean; parts of test: check test-unit test-sanitize test-functional"
 
 # $(1): lists of packages. A package that dpkg knows is not asked for again.
 define install_packages
@@ -93,3 +93,10 @@ test: test-packages build check
 clean:
 	@rm -rf $(VENV) build dist src/dolium/_native src/dolium/data/seccomp.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
+
+bench-packages:
+	$(call install_packages,packaging/debian-packages.txt packaging/debian-packages-test.txt packaging/debian-packages-bench.txt)
+
+# dolium beside its peers, in one run; writes docs/benchmarks.md
+bench: build bench-packages
+	@$(BIN)/python bench/spine.py

@@ -65,7 +65,7 @@ def test_c_sources_are_short() -> None:
 # The wire to the front, JSON, and what the interpreter itself brings without site.
 COLD = {"json", "json.decoder", "json.encoder", "json.scanner", "_json", "_blake2", "re", "re._casefix", "re._compiler",
         "re._constants", "re._parser", "enum", "types", "functools", "collections", "operator", "_operator", "keyword",
-        "reprlib", "_collections", "_functools", "_sre", "copyreg", "itertools"}
+        "reprlib", "_collections_abc", "_collections", "_functools", "_sre", "copyreg", "itertools"}
 
 
 def test_the_cold_path_imports_nothing_more() -> None:

@@ -1,0 +1,337 @@
+"""The spine's figures: whole `run --rm`, `exec`, the one native request, bundles, starts per second, memory per container.
+
+Every figure is taken from whole processes, the engines in turn (A B C A B C …), after a warm-up; n, median, minimum, maximum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "functional"))
+from daemon import DOLIUM, Daemon, base_tar  # noqa: E402
+
+RUNTIME = ROOT / ".venv" / "bin" / "dolium-runtime"
+DOCKER = "/usr/local/bin/docker" if os.path.exists("/usr/local/bin/docker") else "docker"
+N = int(os.environ.get("BENCH_N", "15"))
+LIMIT = 120.0
+
+
+@dataclass
+class Figure:
+    """Milliseconds (or what the table says) of one engine."""
+
+    values: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def __str__(self) -> str:
+        return f"{self.median:.1f} ({min(self.values):.1f} to {max(self.values):.1f}, n={len(self.values)})"
+
+
+def timed(command: list[str], env: dict[str, str]) -> float:
+    """Wall time of a whole process, milliseconds. Raises when it fails: a failure is no figure."""
+    begun = time.perf_counter()
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=env, timeout=LIMIT, check=False)
+    spent = (time.perf_counter() - begun) * 1000
+    if done.returncode:
+        raise RuntimeError(f"{command}: {done.returncode}: {done.stderr.decode(errors='replace')[-400:]}")
+    return spent
+
+
+def interleaved(jobs: dict[str, Callable[[], float]], n: int = N) -> dict[str, Figure]:
+    """Each job n times, in turn, after one that does not count. One that cannot run is named and left out."""
+    figures: dict[str, Figure] = {}
+    for name, job in jobs.items():
+        try:
+            job()
+            figures[name] = Figure([])
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            print(f"  {name} is left out: {error}")
+    for _ in range(n):
+        for name, figure in figures.items():
+            figure.values.append(jobs[name]())
+    return figures
+
+
+class Dockerd:
+    """Debian's dockerd with its own folders, in its own network namespace."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.env = {**os.environ, "DOCKER_HOST": f"unix://{folder}/docker.sock", "DOCKER_CONFIG": str(folder / "config")}
+        self.process = subprocess.Popen(
+            ["unshare", "-n", "sh", "-c", "ip link set lo up; exec dockerd \"$@\"", "dockerd", "--data-root",
+             str(folder / "data"), "--exec-root", str(folder / "exec"), "--pidfile", str(folder / "pid"), "-H",
+             f"unix://{folder}/docker.sock"],
+            stdout=open(folder / "log", "wb"), stderr=subprocess.STDOUT, start_new_session=True)
+
+    def wait(self) -> None:
+        """Until it answers. Raises RuntimeError."""
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                break
+            if subprocess.run([DOCKER, "version"], env=self.env, capture_output=True, check=False).returncode == 0:
+                return
+            time.sleep(0.2)
+        raise RuntimeError(f"dockerd does not answer: {(self.folder / 'log').read_text(errors='replace')[-600:]}")
+
+    def close(self) -> None:
+        """End it and what it started."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def native_request(path: str) -> Callable[[], float]:
+    """The one request of `dolium run --rm base:1 true`, straight to the socket, to the exit frame."""
+    body = json.dumps({"container": {"Image": "base:1", "Cmd": ["true"], "HostConfig": {"AutoRemove": True}}}).encode()
+    head = (f"POST /dolium/run HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: {len(body)}\r\n"
+            "\r\n").encode()
+
+    def run() -> float:
+        begun = time.perf_counter()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(LIMIT)
+            sock.connect(path)
+            sock.sendall(head + body)
+            data = b""
+            while chunk := sock.recv(65536):
+                data += chunk
+        if b"\x04\x00\x00\x00\x00\x00\x00\x010" not in data:
+            raise RuntimeError(f"no exit frame: {data[-200:]!r}")
+        return (time.perf_counter() - begun) * 1000
+
+    return run
+
+
+def rate(command: list[str], env: dict[str, str], callers: int, seconds: float) -> float:
+    """Runs a second with several callers."""
+    counts = [0] * callers
+    end = time.monotonic() + seconds
+
+    def call(number: int) -> None:
+        while time.monotonic() < end:
+            timed(command, env)
+            counts[number] += 1
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(callers)]
+    begun = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.monotonic() - begun)
+
+
+def pss(names: re.Pattern[str]) -> int:
+    """Kilobytes of all processes whose command line matches."""
+    total = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                line = file.read().replace(b"\0", b" ").decode(errors="replace")
+            if names.search(line):
+                with open(f"/proc/{pid}/smaps_rollup") as file:
+                    total += int(next(text for text in file if text.startswith("Pss:")).split()[1])
+        except (OSError, StopIteration):
+            continue
+    return total
+
+
+def memory_slope(start: Callable[[int], None], remove: Callable[[], None], names: re.Pattern[str], count: int) -> float:
+    """PSS of all the engine's processes per idle container, kilobytes: the slope from 1 to count."""
+    start(0)
+    time.sleep(2)  # shims give their start-up memory back after a quiet second
+    first = pss(names)
+    for number in range(1, count):
+        start(number)
+    time.sleep(2)
+    last = pss(names)
+    remove()
+    return (last - first) / (count - 1)
+
+
+def bundle(folder: Path) -> Path:
+    """A bundle of the base image that runs `true`, as podman and docker have theirs set up."""
+    (folder / "rootfs").mkdir(parents=True)
+    subprocess.run(["tar", "-xf", "-", "-C", str(folder / "rootfs")], input=base_tar(), check=True)
+    subprocess.run(["runc", "spec"], cwd=folder, check=True)
+    config = json.loads((folder / "config.json").read_text())
+    config["process"]["terminal"] = False
+    config["process"]["args"] = ["true"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@contextlib.contextmanager
+def hugetlb() -> Iterator[None]:
+    """Debian's crun refuses this layout without it; taken away after."""
+    path = Path("/sys/fs/cgroup/hugetlb")
+    if path.exists() or os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        yield
+        return
+    path.mkdir()
+    done = subprocess.run(["mount", "-t", "cgroup", "-o", "hugetlb", "cgroup", str(path)], check=False, capture_output=True)
+    try:
+        yield
+    finally:
+        if done.returncode == 0:
+            subprocess.run(["umount", str(path)], check=False)
+        path.rmdir()
+
+
+class Report:
+    """Lines for the page and for the terminal."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+        print(line, flush=True)
+
+    def table(self, title: str, figures: dict[str, Figure]) -> None:
+        self.say(f"\n## {title}\n")
+        self.say("| what | median (min to max, n) |")
+        self.say("|---|---|")
+        for name, figure in figures.items():
+            self.say(f"| {name} | {figure} |")
+        self.say("")
+
+    def budget(self, figures: dict[str, Figure], ours: str, theirs: str, limit: float, text: str) -> None:
+        if ours not in figures or theirs not in figures:
+            self.say(f"- {text}: not measured")
+            return
+        ratio = figures[ours].median / figures[theirs].median
+        self.say(f"- {text}: {ratio:.3f}, budget {limit:.3f}: **{'met' if ratio <= limit else 'missed'}**")
+
+
+def main() -> int:
+    """Run all; write docs/benchmarks.md."""
+    report = Report()
+    folder = Path(tempfile.mkdtemp(prefix="dolium-bench-"))
+    ours = Daemon(folder / "dolium")
+    ours.folder.mkdir()
+    docker_folder = folder / "docker"
+    docker_folder.mkdir()
+    forward = Path("/proc/sys/net/ipv4/ip_forward").read_text()
+    report.say("# Benchmarks\n")
+    report.say("Written by `make bench`; whole processes, milliseconds, engines in turn in one run. "
+               f"Linux {os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the start, "
+               f"{time.strftime('%Y-%m-%d')}.")
+    (folder / "base.tar").write_bytes(base_tar())
+    podman = ["podman", "--root", str(folder / "podman"), "--runroot", str(folder / "podman-run"), "--cgroup-manager",
+              "cgroupfs"]
+    limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
+    env = dict(os.environ)
+    dockerd = Dockerd(docker_folder)
+    try:
+        with hugetlb():
+            ours.start()
+            ours.import_base()
+            with contextlib.suppress(RuntimeError, subprocess.SubprocessError):
+                dockerd.wait()
+                subprocess.run([DOCKER, "import", str(folder / "base.tar"), "base:1"], env=dockerd.env, check=True,
+                               capture_output=True)
+            subprocess.run([*podman, "import", str(folder / "base.tar"), "base:1"], check=False, capture_output=True)
+            measure(report, ours, dockerd, podman, limits, env, bundle(folder / "bundle"), folder)
+    finally:
+        ours.close()
+        dockerd.close()
+        subprocess.run([*podman, "rm", "-fa"], check=False, capture_output=True)
+        subprocess.run(["umount", "-l", str(folder / "podman" / "overlay")], check=False, capture_output=True)
+        Path("/proc/sys/net/ipv4/ip_forward").write_text(forward)
+        shutil.rmtree(folder, ignore_errors=True)
+    (ROOT / "docs" / "benchmarks.md").write_text("\n".join(report.lines) + "\n")
+    return 0
+
+
+def measure(report: Report, ours: Daemon, dockerd: Dockerd, podman: list[str], limits: list[str], env: dict[str, str],
+            path: Path, folder: Path) -> None:
+    """All figures."""
+    runs = interleaved({
+        "dolium run --rm": lambda: timed([DOLIUM, "run", "--rm", "base:1", "true"], ours.env),
+        "the one native request": native_request(ours.socket),
+        "docker command line on doliumd": lambda: timed([DOCKER, "run", "--rm", "base:1", "true"], ours.env),
+        "docker run --rm": lambda: timed([DOCKER, "run", "--rm", "base:1", "true"], dockerd.env),
+        "podman run --rm": lambda: timed([*podman, "run", "--rm", "--network", "none", *limits, "base:1", "true"], env),
+    })
+    report.table("`run --rm IMAGE true`, whole (default network; podman: none)", runs)
+    report.budget(runs, "dolium run --rm", "docker run --rm", 1 / 5, "dolium run against docker run")
+    report.budget(runs, "the one native request", "docker run --rm", 1 / 25, "the native request against docker run")
+    report.budget(runs, "dolium run --rm", "docker run --rm", 1 / 30, "dolium run against docker run, the design's (warm front)")
+
+    subprocess.run([DOLIUM, "run", "-d", "--name", "box", "base:1", "sleep", "3600"], env=ours.env, check=True,
+                   capture_output=True)
+    for command, where in (([DOCKER], dockerd.env), (podman, env)):
+        more = [] if command == [DOCKER] else ["--network", "none", *limits]
+        subprocess.run([*command, "run", "-d", "--name", "box", *more, "base:1", "sleep", "3600"], env=where, check=False,
+                       capture_output=True)
+    execs = interleaved({
+        "dolium exec": lambda: timed([DOLIUM, "exec", "box", "true"], ours.env),
+        "docker exec": lambda: timed([DOCKER, "exec", "box", "true"], dockerd.env),
+        "podman exec": lambda: timed([*podman, "exec", "box", "true"], env),
+    })
+    report.table("`exec`, whole", execs)
+    report.budget(execs, "dolium exec", "docker exec", 1 / 12, "dolium exec against docker exec")
+    for command, where in (([DOLIUM], ours.env), ([DOCKER], dockerd.env), (podman, env)):
+        subprocess.run([*command, "rm", "-f", "box"], env=where, check=False, capture_output=True)
+
+    counter = iter(range(10**9))
+    bundles = interleaved({
+        name: lambda program=program: timed([str(program), "run", "--bundle", str(path), f"bench{next(counter)}"], env)
+        for name, program in (("dolium-runtime run (cold)", RUNTIME), ("crun run", "crun"), ("runc run", "runc"))})
+    report.table("`run` of a bundle, whole", bundles)
+    report.budget(bundles, "dolium-runtime run (cold)", "crun run", 3.0, "dolium-runtime, cold, against crun")
+
+    rates: dict[str, Figure] = {}
+    for name, command, where in (("dolium", [DOLIUM], ours.env), ("docker", [DOCKER], dockerd.env)):
+        with contextlib.suppress(RuntimeError):
+            rates[name] = Figure([rate([*command, "run", "--rm", "base:1", "true"], where, 4, 6.0) for _ in range(3)])
+    report.table("starts per second, 4 callers (whole `run --rm`)", rates)
+    if len(rates) == 2:
+        ratio = rates["dolium"].median / rates["docker"].median
+        report.say(f"- dolium against docker: {ratio:.1f} x, budget of the design 40 x: **{'met' if ratio >= 40 else 'missed'}**")
+
+    def starter(command: list[str], where: dict[str, str]) -> Callable[[int], None]:
+        return lambda number: subprocess.run([*command, "run", "-d", "--name", f"m{number}", "base:1", "sleep", "3600"],
+                                             env=where, check=True, capture_output=True) and None
+
+    def remover(command: list[str], where: dict[str, str], count: int) -> Callable[[], None]:
+        return lambda: subprocess.run([*command, "rm", "-f", *(f"m{number}" for number in range(count))], env=where,
+                                      check=True, capture_output=True) and None
+
+    slopes: dict[str, Figure] = {}
+    for name, command, where, pattern in (
+            ("dolium", [DOLIUM], ours.env, rf"dolium-shim|dolium\.daemon.*{re.escape(str(folder))}"),
+            ("docker", [DOCKER], dockerd.env, r"dockerd|containerd|docker-proxy")):
+        with contextlib.suppress(subprocess.SubprocessError):
+            slopes[name] = Figure([memory_slope(starter(command, where), remover(command, where, 8), re.compile(pattern), 8)])
+    report.table("PSS per idle container, kilobytes: slope of all the engine's processes over 8 containers", slopes)
+    report.budget(slopes, "dolium", "docker", 1 / 50, "dolium against docker")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
