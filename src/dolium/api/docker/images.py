@@ -170,9 +170,13 @@ async def listing(request: web.Request) -> web.Response:
         row = models.image_summary(image, users)
         config = engine.images.config(image.id)
         row["Labels"] = dict(config.labels)
-        if "reference" in wanted and not any(_reference_matches(tag, pattern) for tag in image.repo_tags
-                                             for pattern in wanted["reference"]):
-            continue
+        if "reference" in wanted:  # shows the matching names only, as Docker does
+            row["RepoTags"] = [tag for tag in image.repo_tags
+                               if any(_reference_matches(tag, pattern) for pattern in wanted["reference"])]
+            if not row["RepoTags"]:
+                continue
+            shown = {tag.rpartition(":")[0] for tag in row["RepoTags"]}
+            row["RepoDigests"] = [digest for digest in row["RepoDigests"] if digest.partition("@")[0] in shown]
         if "dangling" in wanted and (wanted["dangling"][0] in ("true", "1")) == bool(image.repo_tags):
             continue
         if not label_matches(row["Labels"], wanted.get("label") or []):
