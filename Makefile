@@ -72,7 +72,7 @@ build: $(VENV)/.installed native
 	@ln -sfn ../../src/dolium/_native/dolium-front $(BIN)/dolium-runtime
 
 run: build
-	@$(BIN)/dolium run --rm --rootfs /:O --timings sh -c 'echo "pid $$$$ on $$(hostname)"; grep -c . /proc/self/mountinfo | sed "s/$$/ mounts:/"; cut -d " " -f 5 /proc/self/mountinfo'
+	@$(BIN)/dolium run --rm --timings --rootfs /:O sh -c 'echo "pid $$$$ on $$(hostname)"; grep -c . /proc/self/mountinfo | sed "s/$$/ mounts:/"; cut -d " " -f 5 /proc/self/mountinfo'
 
 check: build
 	@$(BIN)/ruff check .

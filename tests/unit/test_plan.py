@@ -141,6 +141,12 @@ def test_privileges_go_in_the_only_order_the_kernel_takes() -> None:
     assert order == sorted(order)
 
 
+def test_ambient_capabilities_the_kernel_would_refuse_are_passed_over() -> None:
+    made = config()
+    made["process"]["capabilities"] |= {"ambient": ["CAP_KILL", "CAP_CHOWN"], "inheritable": ["CAP_KILL"]}
+    assert compiled(made).named("capabilities")[0].args[2:] == (1 << 5, 1 << 5)
+
+
 def test_hooks_are_in_their_stages() -> None:
     kinds = ("prestart", "createRuntime", "createContainer", "startContainer")
     plan = compiled(config(hooks={kind: [{"path": f"/{kind}", "timeout": 2}] for kind in kinds}))

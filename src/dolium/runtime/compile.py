@@ -423,9 +423,12 @@ def add_process(plan: Plan, process: dict[str, Any], launch: Launch, *, containe
     uid, gid = user.get("uid") or 0, user.get("gid") or 0
     add(stage, "user", f"become process.user {uid}:{gid}", uid, gid,
         [str(group) for group in user.get("additionalGids") or []])
-    add(stage, "capabilities", "set process.capabilities", capabilities.mask(caps.get("effective") or []),
-        capabilities.mask(caps.get("permitted") or []), capabilities.mask(caps.get("inheritable") or []),
-        capabilities.mask(caps.get("ambient") or []))
+    effective, permitted, inheritable, ambient = (
+        capabilities.mask(caps.get(kind) or []) for kind in ("effective", "permitted", "inheritable", "ambient"))
+    # The kernel raises an ambient capability only when it is permitted and inheritable. `runc spec` itself lists others;
+    # runc and crun pass over them, and so it is here.
+    add(stage, "capabilities", "set process.capabilities", effective, permitted, inheritable,
+        ambient & permitted & inheritable)
     add(stage, "cwd", f"process.cwd {process['cwd']}", process["cwd"])
     add(stage, "find_executable", f"find process.args[0] {process['args'][0]}", process["args"][0],
         process.get("env") or [])

@@ -1,0 +1,54 @@
+"""Does starting an RCU grace period early shorten a start? Two daemons, one without it, in turn, with quiet between.
+
+The pause is the point: only the first cgroup move in a while waits for a grace period.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests" / "functional"), str(ROOT / "bench")]
+from daemon import Daemon, eventually  # noqa: E402
+from spine import Figure, native_request  # noqa: E402
+
+WITHOUT = "import dolium.linux.cgroup.manage as m; m.start_grace_period = lambda path: None; "
+
+
+def daemon(before: str) -> Daemon:
+    """A doliumd after a line of Python."""
+    one = Daemon(Path(tempfile.mkdtemp(prefix="dolium-grace-")))
+    code = f"{before}from dolium.daemon import entry; import sys; sys.exit(entry())"
+    with open(one.log, "wb") as log:
+        one.process = subprocess.Popen(
+            [sys.executable, "-c", code, "-H", f"unix://{one.socket}", "--data-root", f"{one.folder}/data", "--run-root",
+             f"{one.folder}/run"], stdout=log, stderr=log)
+    eventually(one.listening, "it listens")
+    one.import_base()
+    return one
+
+
+def main() -> int:
+    """Print both figures, milliseconds of the one native request."""
+    daemons = {"with": daemon(""), "without": daemon(WITHOUT)}
+    jobs = {name: native_request(one.socket) for name, one in daemons.items()}
+    figures: dict[str, Figure] = {name: Figure([]) for name in jobs}
+    for turn in range(31):
+        for name, job in jobs.items():
+            value = job()
+            if turn:
+                figures[name].values.append(value)
+            time.sleep(0.15)
+    for one in daemons.values():
+        one.close()
+    for name, figure in figures.items():
+        print(f"{name:<8} {figure} ms")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
