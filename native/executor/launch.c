@@ -73,12 +73,6 @@ static const char *hint(uint16_t code, int number)
 		if (number == EBUSY)
 			return "probable cause: the file system is mounted elsewhere with other options";
 		break;
-	case OP_overlay:
-		if (number == EACCES)
-			return "probable cause: the layers' owner is not mapped";
-		if (number == EINVAL)
-			return "probable cause: upper or work is on a file system that cannot hold an overlay's upper layer";
-		break;
 	case OP_rlimit:
 		if (number == EPERM)
 			return "probable cause: above the hard limit without CAP_SYS_RESOURCE";

@@ -42,7 +42,7 @@ struct launch {
 	int joined_mount;        /* the child is in a mount namespace that was there before */
 	int cwd_set;
 	int held_exit;           /* what OP_exit_code asked for */
-	int wants_hold, wants_detach;
+	int wants_hold;
 	int console;             /* parent: the pty's master when no console socket took it; -1 = none */
 	int preserve;
 	int only_slots;          /* the child closes what is in no slot, first thing */
@@ -72,6 +72,9 @@ void launch_end(struct launch *launch);
 
 /* Shared between the files of the executor. */
 typedef int op_function(struct launch *launch, const struct op *op);
+#define OPERATION_ARGS __attribute__((unused)) struct launch *launch, __attribute__((unused)) const struct op *op
+/* An operation that is one expression. */
+#define OPERATION(name, result) int do_##name(OPERATION_ARGS) { return result; }
 #define OP(code, name, signature) op_function do_##name;
 #include "ops.def"
 #undef OP

@@ -7,7 +7,6 @@
 #include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
-#include <sys/wait.h>
 
 #include "launch.h"
 
@@ -251,75 +250,6 @@ int do_open_tree(struct launch *launch, const struct op *op)
 	return take_slot(launch, op->a[0].i, fd);
 }
 
-/* Overlay as a detached mount: no path of the host ever shows it. Lower folders one by one (lowerdir+, 6.5) where the
- * kernel has it, else as one option of at most a page. */
-static int overlay_lowers(int fs, const struct list *lowers)
-{
-	const char *cursor = lowers->encoded;
-	size_t size = 1;
-	char *joined, *out;
-	int result;
-
-	for (uint32_t i = 0; i < lowers->count; i++) {
-		struct string path = list_next(&cursor);
-		if (sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "lowerdir+", path.data, 0)) {
-			if (i == 0 && errno == EINVAL)
-				goto joined_option;
-			return -errno;
-		}
-	}
-	return 0;
-joined_option:
-	cursor = lowers->encoded;
-	for (uint32_t i = 0; i < lowers->count; i++)
-		size += 2 * (size_t)list_next(&cursor).len + 1;
-	joined = out = calloc(1, size);
-	if (!joined)
-		return -ENOMEM;
-	cursor = lowers->encoded;
-	for (uint32_t i = 0; i < lowers->count; i++) {
-		struct string path = list_next(&cursor);
-		if (i)
-			*out++ = ':';
-		for (const char *p = path.data; *p; p++) {
-			if (*p == ':' || *p == '\\')
-				*out++ = '\\';
-			*out++ = *p;
-		}
-	}
-	result = sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "lowerdir", joined, 0) ? -errno : 0;
-	free(joined);
-	return result;
-}
-
-int do_overlay(struct launch *launch, const struct op *op)
-{
-	cleanup_fd fs = sys_fsopen("overlay", DOLIUM_FSOPEN_CLOEXEC);
-	const char *cursor = op->a[4].l.encoded;
-	int result;
-
-	if (fs < 0)
-		return -errno;
-	sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "source", "overlay", 0);
-	result = overlay_lowers(fs, &op->a[1].l);
-	if (result)
-		return explain(launch, fs, -result, "lowerdir");
-	if (op->a[2].s.len && (sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "upperdir", op->a[2].s.data, 0) ||
-			       sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "workdir", op->a[3].s.data, 0)))
-		return explain(launch, fs, errno, "upperdir");
-	for (uint32_t i = 0; i < op->a[4].l.count; i++) {
-		const char *option = list_next(&cursor).data;
-		if (set_option(fs, option))
-			return explain(launch, fs, errno, option);
-	}
-	if (sys_fsconfig(fs, DOLIUM_FSCONFIG_CMD_CREATE, NULL, NULL, 0))
-		return explain(launch, fs, errno, NULL);
-	result = sys_fsmount(fs, DOLIUM_FSMOUNT_CLOEXEC, 0);
-	if (result < 0)
-		return explain(launch, fs, errno, NULL);
-	return take_slot(launch, op->a[0].i, result);
-}
-
 int do_mount_attr(struct launch *launch, const struct op *op)
 {
 	int userns = op->a[5].i < 0 ? -1 : slot_fd(launch, op->a[5].i);
@@ -342,40 +272,7 @@ int do_mount_attr(struct launch *launch, const struct op *op)
 	return 0;
 }
 
-/* A user namespace made only to carry an id map: a short-lived child holds it until its fd is open. */
-int do_userns(struct launch *launch, const struct op *op)
-{
-	struct dolium_clone_args args = { .flags = CLONE_NEWUSER, .exit_signal = SIGCHLD };
-	char path[64];
-	pid_t pid = sys_clone3(&args);
-	int fd = -1, result = 0, status;
-
-	if (pid < 0)
-		return -errno;
-	if (pid == 0)
-		for (;;)
-			pause();
-	snprintf(path, sizeof path, "%d/uid_map", pid);
-	result = write_path(launch->proc, path, op->a[1].s.data, op->a[1].s.len);
-	snprintf(path, sizeof path, "%d/gid_map", pid);
-	if (!result)
-		result = write_path(launch->proc, path, op->a[2].s.data, op->a[2].s.len);
-	snprintf(path, sizeof path, "%d/ns/user", pid);
-	if (!result) {
-		fd = openat(launch->proc, path, O_RDONLY | O_CLOEXEC);
-		result = fd < 0 ? -errno : 0;
-	}
-	kill(pid, SIGKILL);
-	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-		;
-	return result ? result : take_slot(launch, op->a[0].i, fd);
-}
-
-int do_propagation(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return mount(NULL, "/", NULL, (unsigned long)op->a[0].i, NULL) ? -errno : 0;
-}
+OPERATION(propagation, mount(NULL, "/", NULL, (unsigned long)op->a[0].i, NULL) ? -errno : 0)
 
 int do_root_attach(struct launch *launch, const struct op *op)
 {
@@ -485,23 +382,6 @@ int do_mkdir_in_root(struct launch *launch, const struct op *op)
 	if (fstat(fd, &st))
 		return -errno;
 	return S_ISDIR(st.st_mode) ? 0 : -ENOTDIR;
-}
-
-int do_write_in_root(struct launch *launch, const struct op *op)
-{
-	const char *name;
-	cleanup_fd folder = parent_in_root(launch, op->a[0].s.data, 0755, &name);
-	cleanup_fd fd = -1;
-	struct stat st;
-
-	if (folder < 0)
-		return folder;
-	fd = openat(folder, name, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, (mode_t)op->a[2].i);
-	if (fd < 0)
-		return errno == ELOOP ? 0 : -errno; /* the image's own link wins */
-	if (fstat(fd, &st))
-		return -errno;
-	return st.st_size ? 0 : write_all(fd, op->a[1].s.data, op->a[1].s.len);
 }
 
 /* Hidden files show the host's /dev/null, hidden folders an empty read-only tmpfs. Target and source are both fds that

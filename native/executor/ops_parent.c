@@ -69,45 +69,42 @@ int write_path(int dirfd, const char *path, const char *data, size_t len)
 	return write(fd, data, len) < 0 ? -errno : 0;
 }
 
-uint64_t process_start_time(pid_t pid)
+/* The start time, 0 when it is gone; *state is its letter. */
+static uint64_t read_stat(pid_t pid, char *state)
 {
 	char path[64], text[1024], *at;
 	cleanup_fd fd = -1;
 	ssize_t n;
 
+	*state = 'X';
 	snprintf(path, sizeof path, "/proc/%d/stat", pid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return 0;
-	n = read(fd, text, sizeof text - 1);
+	n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
 	if (n <= 0)
 		return 0;
 	text[n] = '\0';
 	at = strrchr(text, ')'); /* the name may hold spaces and brackets */
+	if (at && at[1] == ' ')
+		*state = at[2];
 	for (int field = 2; at && field < 22; field++)
 		at = strchr(at + 1, ' ');
 	return at ? strtoull(at + 1, NULL, 10) : 0;
 }
 
+uint64_t process_start_time(pid_t pid)
+{
+	char state;
+
+	return read_stat(pid, &state);
+}
+
 /* Is the process still the one that was recorded, and not a zombie? */
 static int process_is(pid_t pid, uint64_t start_time)
 {
-	char path[64], text[1024], *at;
-	cleanup_fd fd = -1;
-	ssize_t n;
+	char state;
+	uint64_t now = read_stat(pid, &state);
 
-	snprintf(path, sizeof path, "/proc/%d/stat", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return 0;
-	n = read(fd, text, sizeof text - 1);
-	if (n <= 0)
-		return 0;
-	text[n] = '\0';
-	at = strrchr(text, ')');
-	if (!at || at[1] != ' ' || at[2] == 'Z' || at[2] == 'X')
-		return 0;
-	return start_time == 0 || process_start_time(pid) == start_time;
+	return state != 'Z' && state != 'X' && (start_time == 0 || now == start_time);
 }
 
 char *render(const struct launch *launch, struct string template, size_t *len)
@@ -143,17 +140,9 @@ char *render(const struct launch *launch, struct string template, size_t *len)
 	return out;
 }
 
-int do_print(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return write_all((int)op->a[0].i, op->a[1].s.data, op->a[1].s.len);
-}
+OPERATION(print, write_all((int)op->a[0].i, op->a[1].s.data, op->a[1].s.len))
 
-int do_exit_code(struct launch *launch, const struct op *op)
-{
-	launch->held_exit = (int)op->a[0].i;
-	return 0;
-}
+OPERATION(exit_code, (launch->held_exit = (int)op->a[0].i, 0))
 
 int do_log_file(struct launch *launch, const struct op *op)
 {
@@ -180,9 +169,8 @@ static int make_parents(const char *path, mode_t mode)
 	return 0;
 }
 
-int do_mkdir(struct launch *launch, const struct op *op)
+int do_mkdir(OPERATION_ARGS)
 {
-	(void)launch;
 	if (mkdir(op->a[0].s.data, (mode_t)op->a[1].i) == 0)
 		return 0;
 	if (errno == ENOENT && op->a[2].i & 1) {
@@ -219,19 +207,14 @@ int do_write_file(struct launch *launch, const struct op *op)
 	return result;
 }
 
-int do_unlink(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return unlink(op->a[0].s.data) && errno != ENOENT ? -errno : 0;
-}
+OPERATION(unlink, unlink(op->a[0].s.data) && errno != ENOENT ? -errno : 0)
 
-int do_remove_dir(struct launch *launch, const struct op *op)
+int do_remove_dir(OPERATION_ARGS)
 {
 	const char *path = op->a[0].s.data;
 	DIR *folder = opendir(path);
 	struct dirent *entry;
 
-	(void)launch;
 	if (!folder)
 		return errno == ENOENT ? 0 : -errno;
 	while ((entry = readdir(folder)))
@@ -346,13 +329,6 @@ int do_connect(struct launch *launch, const struct op *op)
 	return take_slot(launch, op->a[0].i, fd);
 }
 
-int do_inherited(struct launch *launch, const struct op *op)
-{
-	int fd = fcntl((int)op->a[1].i, F_DUPFD_CLOEXEC, 3);
-
-	return fd < 0 ? -errno : take_slot(launch, op->a[0].i, fd);
-}
-
 /* By pidfd, after the start time was checked through it: a reused pid is never signalled. */
 int do_signal(struct launch *launch, const struct op *op)
 {
@@ -392,26 +368,7 @@ int do_pidns_init_alive(struct launch *launch, const struct op *op)
 	return 0;
 }
 
-int do_hold(struct launch *launch, const struct op *op)
-{
-	(void)op;
-	launch->wants_hold = 1;
-	return 0;
-}
-
-int do_detach(struct launch *launch, const struct op *op)
-{
-	(void)op;
-	launch->wants_detach = 1;
-	return 0;
-}
-
-int do_become_subreaper(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	(void)op;
-	return prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) ? -errno : 0;
-}
+OPERATION(hold, (launch->wants_hold = 1, 0))
 
 /* ---- hooks ---- */
 
@@ -585,11 +542,10 @@ int do_cg_mkdir(struct launch *launch, const struct op *op)
 	return fd < 0 ? -errno : take_slot(launch, op->a[0].i, fd);
 }
 
-int do_cg_write(struct launch *launch, const struct op *op)
+int do_cg_write(OPERATION_ARGS)
 {
 	int result = write_path(AT_FDCWD, op->a[0].s.data, op->a[1].s.data, op->a[1].s.len);
 
-	(void)launch;
 	return result == -ENOENT && op->a[2].i ? 0 : result;
 }
 
@@ -665,11 +621,7 @@ static int remove_cgroup(const char *path, int64_t deadline)
 	}
 }
 
-int do_cg_rmdir(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return remove_cgroup(op->a[0].s.data, now_ms() + RMDIR_DEADLINE_MS);
-}
+OPERATION(cg_rmdir, remove_cgroup(op->a[0].s.data, now_ms() + RMDIR_DEADLINE_MS))
 
 int do_cg_frozen(struct launch *launch, const struct op *op)
 {
@@ -746,10 +698,7 @@ static int child_file(struct launch *launch, const char *name, const char *data,
 	return write_path(launch->proc, path, data, len);
 }
 
-int do_uid_map(struct launch *launch, const struct op *op)
-{
-	return child_file(launch, "uid_map", op->a[0].s.data, op->a[0].s.len);
-}
+OPERATION(uid_map, child_file(launch, "uid_map", op->a[0].s.data, op->a[0].s.len))
 
 int do_gid_map(struct launch *launch, const struct op *op)
 {
@@ -761,7 +710,4 @@ int do_gid_map(struct launch *launch, const struct op *op)
 	return child_file(launch, "gid_map", op->a[0].s.data, op->a[0].s.len);
 }
 
-int do_proc_write(struct launch *launch, const struct op *op)
-{
-	return child_file(launch, op->a[0].s.data, op->a[1].s.data, op->a[1].s.len);
-}
+OPERATION(proc_write, child_file(launch, op->a[0].s.data, op->a[1].s.data, op->a[1].s.len))

@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -27,21 +26,11 @@ struct sock_program {
 	const void *filter;
 };
 
-int do_ns_join(struct launch *launch, const struct op *op)
-{
-	return setns(slot_fd(launch, op->a[0].i), (int)op->a[1].i) ? -errno : 0;
-}
+OPERATION(ns_join, setns(slot_fd(launch, op->a[0].i), (int)op->a[1].i) ? -errno : 0)
+OPERATION(unshare, unshare((int)op->a[0].i) ? -errno : 0)
 
-int do_unshare(struct launch *launch, const struct op *op)
+int do_become_root(OPERATION_ARGS)
 {
-	(void)launch;
-	return unshare((int)op->a[0].i) ? -errno : 0;
-}
-
-int do_become_root(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	(void)op;
 	/* By the raw call: libc would try to tell other threads. */
 	if (syscall(SYS_setresgid, 0, 0, 0))
 		return -errno;
@@ -65,25 +54,14 @@ int do_sysctl(struct launch *launch, const struct op *op)
 	return write_path(launch->proc, path, op->a[1].s.data, op->a[1].s.len);
 }
 
-int do_hostname(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return sethostname(op->a[0].s.data, op->a[0].s.len) ? -errno : 0;
-}
+OPERATION(hostname, sethostname(op->a[0].s.data, op->a[0].s.len) ? -errno : 0)
+OPERATION(domainname, setdomainname(op->a[0].s.data, op->a[0].s.len) ? -errno : 0)
 
-int do_domainname(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return setdomainname(op->a[0].s.data, op->a[0].s.len) ? -errno : 0;
-}
-
-int do_loopback_up(struct launch *launch, const struct op *op)
+int do_loopback_up(OPERATION_ARGS)
 {
 	cleanup_fd fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	struct ifreq request;
 
-	(void)launch;
-	(void)op;
 	if (fd < 0)
 		return -errno;
 	memset(&request, 0, sizeof request);
@@ -92,33 +70,16 @@ int do_loopback_up(struct launch *launch, const struct op *op)
 	return ioctl(fd, SIOCSIFFLAGS, &request) ? -errno : 0;
 }
 
-int do_rlimit(struct launch *launch, const struct op *op)
+int do_rlimit(OPERATION_ARGS)
 {
 	struct rlimit limit = { (rlim_t)op->a[1].i, (rlim_t)op->a[2].i };
 
-	(void)launch;
 	return setrlimit((int)op->a[0].i, &limit) ? -errno : 0;
 }
 
-int do_umask(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	umask((mode_t)op->a[0].i);
-	return 0;
-}
-
-int do_keyring(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, op->a[0].s.data) < 0 ? -errno : 0;
-}
-
-int do_setsid(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	(void)op;
-	return setsid() < 0 && errno != EPERM ? -errno : 0;
-}
+OPERATION(umask, (umask((mode_t)op->a[0].i), 0))
+OPERATION(keyring, syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, op->a[0].s.data) < 0 ? -errno : 0)
+OPERATION(setsid, setsid() < 0 && errno != EPERM ? -errno : 0)
 
 int do_stdio(struct launch *launch, const struct op *op)
 {
@@ -172,12 +133,7 @@ int do_user(struct launch *launch, const struct op *op)
 	return 0;
 }
 
-int do_keep_caps(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	(void)op;
-	return prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) ? -errno : 0;
-}
+OPERATION(keep_caps, prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) ? -errno : 0)
 
 int do_drop_bounding(struct launch *launch, const struct op *op)
 {
@@ -218,12 +174,7 @@ int do_capabilities(struct launch *launch, const struct op *op)
 	return 0;
 }
 
-int do_no_new_privs(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	(void)op;
-	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ? -errno : 0;
-}
+OPERATION(no_new_privs, prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ? -errno : 0)
 
 int do_seccomp(struct launch *launch, const struct op *op)
 {
@@ -373,10 +324,4 @@ int do_apparmor(struct launch *launch, const struct op *op)
 	if (n < 0 || (size_t)n >= sizeof text)
 		return -ENAMETOOLONG;
 	return write_path(launch->proc, "self/attr/exec", text, (size_t)n);
-}
-
-int do_personality(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return personality((unsigned long)op->a[0].i) < 0 ? -errno : 0;
 }
