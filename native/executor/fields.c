@@ -95,7 +95,6 @@ void put_key(struct buffer *b, const char *key, uint32_t count)
 	put_u32(b, count);
 }
 
-
 void put_number(struct buffer *b, const char *key, long long value)
 {
 	char text[32];

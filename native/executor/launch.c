@@ -36,28 +36,19 @@ static op_function *const functions[256] = {
 #undef OP
 };
 
-static const struct {
-	int number;
-	const char *name;
-} names[] = {
-	{ EPERM, "EPERM" }, { ENOENT, "ENOENT" }, { ESRCH, "ESRCH" }, { EINTR, "EINTR" }, { EIO, "EIO" },
-	{ ENXIO, "ENXIO" }, { E2BIG, "E2BIG" }, { ENOEXEC, "ENOEXEC" }, { EBADF, "EBADF" }, { EAGAIN, "EAGAIN" },
-	{ ENOMEM, "ENOMEM" }, { EACCES, "EACCES" }, { EFAULT, "EFAULT" }, { ENOTBLK, "ENOTBLK" }, { EBUSY, "EBUSY" },
-	{ EEXIST, "EEXIST" }, { EXDEV, "EXDEV" }, { ENODEV, "ENODEV" }, { ENOTDIR, "ENOTDIR" }, { EISDIR, "EISDIR" },
-	{ EINVAL, "EINVAL" }, { ENFILE, "ENFILE" }, { EMFILE, "EMFILE" }, { ENOTTY, "ENOTTY" }, { ETXTBSY, "ETXTBSY" },
-	{ EFBIG, "EFBIG" }, { ENOSPC, "ENOSPC" }, { EROFS, "EROFS" }, { EMLINK, "EMLINK" }, { EPIPE, "EPIPE" },
-	{ ERANGE, "ERANGE" }, { ENAMETOOLONG, "ENAMETOOLONG" }, { ENOSYS, "ENOSYS" }, { ENOTEMPTY, "ENOTEMPTY" },
-	{ ELOOP, "ELOOP" }, { EOPNOTSUPP, "EOPNOTSUPP" }, { ECONNREFUSED, "ECONNREFUSED" }, { ETIMEDOUT, "ETIMEDOUT" },
-	{ EOVERFLOW, "EOVERFLOW" }, { EUSERS, "EUSERS" }, { EDQUOT, "EDQUOT" }, { ESTALE, "ESTALE" },
-	{ EADDRINUSE, "EADDRINUSE" }, { ECANCELED, "ECANCELED" }, { EPROTO, "EPROTO" }, { ENODATA, "ENODATA" },
-};
-
 const char *errno_name(int number)
 {
-	for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-		if (names[i].number == number)
-			return names[i].name;
-	return "errno";
+#define NAME(name) case name: return #name;
+	switch (number) {
+	NAME(EPERM) NAME(ENOENT) NAME(ESRCH) NAME(EINTR) NAME(EIO) NAME(ENXIO) NAME(E2BIG) NAME(ENOEXEC) NAME(EBADF)
+	NAME(EAGAIN) NAME(ENOMEM) NAME(EACCES) NAME(EFAULT) NAME(ENOTBLK) NAME(EBUSY) NAME(EEXIST) NAME(EXDEV)
+	NAME(ENODEV) NAME(ENOTDIR) NAME(EISDIR) NAME(EINVAL) NAME(ENFILE) NAME(EMFILE) NAME(ENOTTY) NAME(ETXTBSY)
+	NAME(EFBIG) NAME(ENOSPC) NAME(EROFS) NAME(EMLINK) NAME(EPIPE) NAME(ERANGE) NAME(ENAMETOOLONG) NAME(ENOSYS)
+	NAME(ENOTEMPTY) NAME(ELOOP) NAME(EOPNOTSUPP) NAME(ECONNREFUSED) NAME(ETIMEDOUT) NAME(EOVERFLOW) NAME(EUSERS)
+	NAME(EDQUOT) NAME(ESTALE) NAME(EADDRINUSE) NAME(ECANCELED) NAME(EPROTO) NAME(ENODATA)
+	default: return "errno";
+	}
+#undef NAME
 }
 
 /* The probable cause of an errno, where one is likely enough to be worth saying. */
@@ -208,7 +199,7 @@ static int has_stage(const struct plan *plan, enum stage stage)
 	return 0;
 }
 
-static const struct op *find_op(const struct plan *plan, uint16_t code)
+const struct op *find_op(const struct plan *plan, uint16_t code)
 {
 	for (uint32_t i = 0; i < plan->count; i++)
 		if (plan->ops[i].code == code)
@@ -251,16 +242,17 @@ void launch_end(struct launch *launch)
 	launch->home = NULL;
 }
 
-static int send_message(int fd, const struct message *m, int pass)
+/* One record, with an fd when pass is one. 0 or -errno. */
+static int send_record(int socket, const void *data, size_t size, int pass)
 {
-	struct iovec iov = { (void *)m, sizeof *m };
+	struct iovec iov = { (void *)data, size };
 	union {
 		char space[CMSG_SPACE(sizeof(int))];
 		struct cmsghdr align;
-	} control;
+	} control = { { 0 } };
 	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+	ssize_t n;
 
-	memset(&control, 0, sizeof control);
 	if (pass >= 0) {
 		msg.msg_control = control.space;
 		msg.msg_controllen = sizeof control.space;
@@ -270,12 +262,10 @@ static int send_message(int fd, const struct message *m, int pass)
 		c->cmsg_len = CMSG_LEN(sizeof(int));
 		memcpy(CMSG_DATA(c), &pass, sizeof(int));
 	}
-	for (;;) {
-		if (sendmsg(fd, &msg, MSG_NOSIGNAL) >= 0)
-			return 0;
-		if (errno != EINTR)
-			return -1;
-	}
+	do
+		n = sendmsg(socket, &msg, MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : 0;
 }
 
 static int send_times(struct launch *launch)
@@ -288,47 +278,25 @@ static int send_times(struct launch *launch)
 	return sendmsg(launch->sync, &msg, MSG_NOSIGNAL) < 0 ? -1 : 0;
 }
 
+/* The console-socket protocol of runc: one record with the name of the pty's master, the fd as SCM_RIGHTS. */
 int send_console(int socket, int fd)
 {
-	/* The console-socket protocol of runc: one record with the name of the pty's master, the fd as SCM_RIGHTS. */
-	char name[] = "/dev/pts/ptmx";
-	struct iovec iov = { name, sizeof name };
-	union {
-		char space[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control;
-	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.space,
-			      .msg_controllen = sizeof control.space };
-	struct cmsghdr *c;
-
-	memset(&control, 0, sizeof control);
-	c = CMSG_FIRSTHDR(&msg);
-	c->cmsg_level = SOL_SOCKET;
-	c->cmsg_type = SCM_RIGHTS;
-	c->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(c), &fd, sizeof(int));
-	return sendmsg(socket, &msg, MSG_NOSIGNAL) < 0 ? -errno : 0;
+	return send_record(socket, "/dev/pts/ptmx", sizeof "/dev/pts/ptmx", fd);
 }
 
 /* The child's pty goes to the parent of this launch. */
 int send_console_message(struct launch *launch, int fd)
 {
-	struct message m;
+	struct message m = { .type = CHILD_CONSOLE };
 
-	memset(&m, 0, sizeof m);
-	m.type = CHILD_CONSOLE;
-	return send_message(launch->sync, &m, fd) ? -errno : 0;
+	return send_record(launch->sync, &m, sizeof m, fd);
 }
 
 static void simple_message(struct launch *launch, uint32_t type)
 {
-	struct message m;
+	struct message m = { .type = type, .pid = launch->pid, .start_time = launch->start_time };
 
-	memset(&m, 0, sizeof m);
-	m.type = type;
-	m.pid = launch->pid;
-	m.start_time = launch->start_time;
-	send_message(launch->sync, &m, -1);
+	send_record(launch->sync, &m, sizeof m, -1);
 }
 
 /* Receives one message; times and the console are taken in on the way. 0 at end of file, -1 on error. */
@@ -397,14 +365,10 @@ static int receive(struct launch *launch, struct message *m)
 
 static void __attribute__((noreturn)) child_fails(struct launch *launch)
 {
-	struct message m;
+	struct message m = { .type = CHILD_FAILED, .op = launch->failure.op, .number = launch->failure.number };
 
-	memset(&m, 0, sizeof m);
-	m.type = CHILD_FAILED;
-	m.op = launch->failure.op;
-	m.number = launch->failure.number;
 	memcpy(m.text, launch->failure.text, sizeof m.text);
-	send_message(launch->sync, &m, -1);
+	send_record(launch->sync, &m, sizeof m, -1);
 	_exit(1);
 }
 
@@ -509,14 +473,18 @@ int do_exec(struct launch *launch, const struct op *op)
 
 /* ---- the parent ---- */
 
+void wait_for(pid_t pid, int *status)
+{
+	while (waitpid(pid, status, 0) < 0 && errno == EINTR)
+		;
+}
+
 static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner)
 {
-	struct dolium_clone_args args;
+	struct dolium_clone_args args = { .flags = flags | DOLIUM_CLONE_CLEAR_SIGHAND };
 	int pidfd = -1;
 	pid_t pid;
 
-	memset(&args, 0, sizeof args);
-	args.flags = flags | DOLIUM_CLONE_CLEAR_SIGHAND;
 	if (from_joiner) {
 		args.flags |= CLONE_PARENT; /* exit_signal comes from the joiner */
 	} else {
@@ -533,8 +501,7 @@ static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner)
 /* Joins the given namespaces in the plan's order (user first) and clones init as a child of our parent. */
 static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_t flags, uint32_t clone_index)
 {
-	struct message m;
-	pid_t pid;
+	struct message m = { .type = JOINER_PID };
 
 	launch->in_child = 1;
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
@@ -545,18 +512,15 @@ static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_
 			close_fd(&launch->slot[launch->plan->ops[i].a[0].i]);
 			launch->joined_mount |= launch->plan->ops[i].a[1].i == CLONE_NEWNS;
 		}
-	pid = clone_child(launch, flags, 1);
-	if (pid < 0) {
+	m.pid = clone_child(launch, flags, 1);
+	if (m.pid < 0) {
 		launch->detail = NULL;
 		blame(launch, clone_index, errno);
 		child_fails(launch);
 	}
-	if (pid == 0)
+	if (m.pid == 0)
 		child_main(launch);
-	memset(&m, 0, sizeof m);
-	m.type = JOINER_PID;
-	m.pid = pid;
-	send_message(launch->sync, &m, -1);
+	send_record(launch->sync, &m, sizeof m, -1);
 	_exit(0);
 }
 
@@ -612,8 +576,7 @@ int do_clone(struct launch *launch, const struct op *op)
 		struct message m;
 		int got = receive(launch, &m), status;
 
-		while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-			;
+		wait_for(pid, &status);
 		close_fd(&launch->pidfd);
 		launch->pid = 0;
 		if (got == 1 && m.type == CHILD_FAILED) {
@@ -657,8 +620,7 @@ void launch_abandon(struct launch *launch)
 		if (launch->pidfd >= 0)
 			sys_pidfd_send_signal(launch->pidfd, SIGKILL);
 		close_fd(&launch->sync);
-		while (waitpid(launch->pid, &status, 0) < 0 && errno == EINTR)
-			;
+		wait_for(launch->pid, &status);
 		launch->pid = 0;
 	}
 	early = launch->failure.op < launch->plan->count && launch->plan->ops[launch->failure.op].flags & OP_NOTHING_OURS;
@@ -720,22 +682,19 @@ int launch_after_exit(struct launch *launch)
 
 int do_start(struct launch *launch, const struct op *op)
 {
-	cleanup_fd fd = -1;
+	cleanup_fd fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	struct message m;
-	int got;
+	int got, saved;
 
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return -errno;
 	got = connect_unix(fd, op->a[0].s.data);
 	if (got < 0)
 		return got;
-	{
-		int saved = launch->sync;
-		launch->sync = fd;
-		got = receive(launch, &m);
-		launch->sync = saved;
-	}
+	saved = launch->sync;
+	launch->sync = fd;
+	got = receive(launch, &m);
+	launch->sync = saved;
 	if (got == 1 && m.type == CHILD_FAILED) {
 		set_failure(launch, (uint32_t)(op - launch->plan->ops), m.number, "%s", m.text);
 		return m.number ? -m.number : -ECANCELED;

@@ -75,6 +75,13 @@ static int set_option(int fs, const char *option)
 	return sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, key, equals + 1, 0);
 }
 
+static int set_attr(int fd, int recursive, int64_t set, int64_t propagation)
+{
+	struct dolium_mount_attr attr = { .attr_set = (uint64_t)set, .propagation = (uint64_t)propagation & ~(uint64_t)MS_REC };
+
+	return sys_mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? DOLIUM_AT_RECURSIVE : 0), &attr) ? -errno : 0;
+}
+
 /* A detached mount of a new file system, or -errno; -ENOSYS asks for the fallback. */
 static int new_fs(struct launch *launch, const char *type, const char *source, const struct list *options, int64_t attrs)
 {
@@ -182,8 +189,7 @@ static int mount_new(struct launch *launch, const struct op *op);
 
 int do_mount_fs(struct launch *launch, const struct op *op)
 {
-	cleanup_fd below = -1;
-	cleanup_fd above = -1;
+	cleanup_fd below = -1, above = -1;
 	int result;
 
 	if (!(op->a[5].i & MOUNT_COPY_UP))
@@ -204,8 +210,7 @@ int do_mount_fs(struct launch *launch, const struct op *op)
 static int mount_new(struct launch *launch, const struct op *op)
 {
 	const char *type = op->a[0].s.data, *source = op->a[1].s.data, *target = op->a[4].s.data;
-	cleanup_fd mount_fd = -1;
-	cleanup_fd at = -1;
+	cleanup_fd mount_fd = -1, at = -1;
 
 	at = make_in_root(launch, target, 1, op->a[5].i & 07777 ? (mode_t)(op->a[5].i & 07777) : 0755);
 	if (at < 0)
@@ -232,8 +237,7 @@ int do_open_tree(struct launch *launch, const struct op *op)
 {
 	const char *path = op->a[1].s.data;
 	struct stat st;
-	int fd = sys_open_tree(AT_FDCWD, path,
-			       DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
+	int fd = sys_open_tree(AT_FDCWD, path, DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
 				       (op->a[2].i ? DOLIUM_AT_RECURSIVE : 0));
 
 	if (fd < 0)
@@ -286,14 +290,7 @@ int do_root_attach(struct launch *launch, const struct op *op)
 	return launch->root < 0 ? -errno : 0;
 }
 
-int do_root_propagation(struct launch *launch, const struct op *op)
-{
-	struct dolium_mount_attr attr = { .propagation = (uint64_t)(op->a[0].i & ~(int64_t)MS_REC) };
-
-	if (sys_mount_setattr(launch->root, "", AT_EMPTY_PATH | (op->a[0].i & MS_REC ? DOLIUM_AT_RECURSIVE : 0), &attr))
-		return -errno;
-	return 0;
-}
+OPERATION(root_propagation, set_attr(launch->root, (op->a[0].i & MS_REC) != 0, 0, op->a[0].i))
 
 /* The slot's tree, or a copy of it when it is in place already (a detached tree can be attached once). */
 static int attach(int tree, int target)
@@ -303,11 +300,16 @@ static int attach(int tree, int target)
 	return -errno;
 }
 
+/* A detached copy of a tree that is in place. */
+static int copy_of(int tree)
+{
+	return sys_open_tree(tree, "", AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC | DOLIUM_AT_RECURSIVE);
+}
+
 static int attach_copy(int tree, int target)
 {
-	cleanup_fd copy = sys_open_tree(tree, "",
-					AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
-						DOLIUM_AT_RECURSIVE);
+	cleanup_fd copy = copy_of(tree);
+
 	return copy < 0 ? -errno : attach(copy, target);
 }
 
@@ -319,14 +321,7 @@ int do_mount_tree(struct launch *launch, const struct op *op)
 	if (at < 0)
 		return fail_with(launch, -at, "target %s", op->a[1].s.data);
 	result = attach(tree, at);
-	if (result)
-		return result;
-	if (op->a[3].i) {
-		struct dolium_mount_attr attr = { .propagation = (uint64_t)(op->a[3].i & ~(int64_t)MS_REC) };
-		if (sys_mount_setattr(tree, "", AT_EMPTY_PATH | (op->a[3].i & MS_REC ? DOLIUM_AT_RECURSIVE : 0), &attr))
-			return -errno;
-	}
-	return 0;
+	return result || !op->a[3].i ? result : set_attr(tree, (op->a[3].i & MS_REC) != 0, 0, op->a[3].i);
 }
 
 int do_bind_device(struct launch *launch, const struct op *op)
@@ -431,40 +426,29 @@ int do_readonly(struct launch *launch, const struct op *op)
 		const char *path = list_next(&cursor).data;
 		cleanup_fd at = open_in_root(launch, path, O_PATH);
 		cleanup_fd copy = -1;
-		struct dolium_mount_attr attr = { .attr_set = DOLIUM_ATTR_RDONLY };
 		int result;
 
 		if (at == -ENOENT || at == -ENOTDIR || at == -EACCES)
 			continue;
 		if (at < 0)
 			return fail_with(launch, -at, "%s", path);
-		copy = sys_open_tree(at, "",
-				     AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
-					     DOLIUM_AT_RECURSIVE);
-		if (copy < 0 || sys_mount_setattr(copy, "", AT_EMPTY_PATH | DOLIUM_AT_RECURSIVE, &attr))
-			return fail_with(launch, errno, "%s", path);
-		result = attach(copy, at);
+		copy = copy_of(at);
+		result = copy < 0 ? -errno : set_attr(copy, 1, DOLIUM_ATTR_RDONLY, 0);
+		if (!result)
+			result = attach(copy, at);
 		if (result)
 			return fail_with(launch, -result, "%s", path);
 	}
 	return 0;
 }
 
-int do_root_attr(struct launch *launch, const struct op *op)
-{
-	struct dolium_mount_attr attr = { .attr_set = (uint64_t)op->a[0].i };
-
-	return sys_mount_setattr(launch->root, "", AT_EMPTY_PATH, &attr) ? -errno : 0;
-}
+OPERATION(root_attr, set_attr(launch->root, 0, op->a[0].i, 0))
 
 int do_remount(struct launch *launch, const struct op *op)
 {
 	cleanup_fd at = open_in_root(launch, op->a[0].s.data, O_PATH);
-	struct dolium_mount_attr attr = { .attr_set = (uint64_t)op->a[1].i, .propagation = (uint64_t)(op->a[2].i & ~(int64_t)MS_REC) };
 
-	if (at < 0)
-		return at;
-	return sys_mount_setattr(at, "", AT_EMPTY_PATH | (op->a[2].i & MS_REC ? DOLIUM_AT_RECURSIVE : 0), &attr) ? -errno : 0;
+	return at < 0 ? at : set_attr(at, (op->a[2].i & MS_REC) != 0, op->a[1].i, op->a[2].i);
 }
 
 int do_pivot(struct launch *launch, const struct op *op)
@@ -490,9 +474,7 @@ int do_console(struct launch *launch, const struct op *op)
 {
 	struct winsize size = { .ws_row = (unsigned short)op->a[1].i, .ws_col = (unsigned short)op->a[2].i };
 	cleanup_fd master = open_in_root(launch, "dev/pts/ptmx", O_RDWR | O_NOCTTY);
-	cleanup_fd slave = -1;
-	cleanup_fd tree = -1;
-	cleanup_fd at = -1;
+	cleanup_fd slave = -1, tree = -1, at = -1;
 	struct statfs fs;
 	int unlock = 0, result;
 

@@ -125,8 +125,7 @@ char *render(const struct launch *launch, struct string template, size_t *len)
 			continue;
 		}
 		if (template.data[i] == '\001' && i + 1 < template.len) {
-			int n = template.data[i + 1] == 'p'
-					? snprintf(number, sizeof number, "%d", launch->pid)
+			int n = template.data[i + 1] == 'p' ? snprintf(number, sizeof number, "%d", launch->pid)
 					: snprintf(number, sizeof number, "%llu", (unsigned long long)launch->start_time);
 			memcpy(out + used, number, (size_t)n);
 			used += (size_t)n;

@@ -96,8 +96,7 @@ static int take_op(struct reader *r, struct op *op, const char **why)
 	signature = table[known].signature;
 	for (int i = 0; signature[i]; i++) {
 		int bad = signature[i] == 'i'   ? take(&body, &op->a[i].i, 8)
-			  : signature[i] == 's' ? take_string(&body, &op->a[i].s)
-						: take_list(&body, &op->a[i].l);
+			  : signature[i] == 's' ? take_string(&body, &op->a[i].s) : take_list(&body, &op->a[i].l);
 		if (bad)
 			return -1;
 	}

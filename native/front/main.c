@@ -46,9 +46,7 @@ static void write_log(const char *path, int json, const char *message)
 	dprintf(fd, "{\"level\":\"error\",\"msg\":\"%s\",\"time\":\"%s\"}\n", line, stamp);
 }
 
-static void report(const char *log_path, int json, const char *format, ...) __attribute__((format(printf, 3, 4)));
-
-static void report(const char *log_path, int json, const char *format, ...)
+static void __attribute__((format(printf, 3, 4))) report(const char *log_path, int json, const char *format, ...)
 {
 	char message[2048];
 	va_list args;
@@ -176,30 +174,13 @@ static int show_error(const struct answer *answer)
 	return atoi(code) ? atoi(code) : 1;
 }
 
-static int has_process(const struct plan *plan)
-{
-	for (uint32_t i = 0; i < plan->count; i++)
-		if (plan->ops[i].code == OP_clone)
-			return 1;
-	return 0;
-}
-
-static int waits_for_start(const struct plan *plan)
-{
-	for (uint32_t i = 0; i < plan->count; i++)
-		if (plan->ops[i].code == OP_wait_start)
-			return 1;
-	return 0;
-}
-
 /* While the container runs, `exec`, `kill` and `delete` must not wait for this process: the lock is given back. Taken
  * again for the clean-up; -1 when somebody else removed the container meanwhile, and there is nothing to clean up. */
 static int lock_again(struct launch *launch)
 {
-	for (uint32_t i = 0; i < launch->plan->count; i++)
-		if (launch->plan->ops[i].code == OP_lock)
-			return do_lock(launch, &launch->plan->ops[i]);
-	return 0;
+	const struct op *lock = find_op(launch->plan, OP_lock);
+
+	return lock ? do_lock(launch, lock) : 0;
 }
 
 static int run_plan(const struct answer *answer)
@@ -222,7 +203,7 @@ static int run_plan(const struct answer *answer)
 	if (launch_create(&launch))
 		goto failed;
 	status = launch.held_exit;
-	if (has_process(&plan) && !waits_for_start(&plan)) {
+	if (find_op(&plan, OP_clone) && !find_op(&plan, OP_wait_start)) {
 		if (launch_start(&launch))
 			goto failed;
 		if (launch.wants_hold) {
@@ -264,8 +245,7 @@ int main(int argc, char **argv)
 	}
 	result = ask(socket, &request, &answer);
 	close(socket);
-	while (waitpid(compiler, &status, 0) < 0 && errno == EINTR)
-		;
+	wait_for(compiler, &status);
 	if (result) {
 		report(NULL, 0, "the compiler broke off: %s (its own message is above)", strerror(-result));
 		return 1;

@@ -56,8 +56,7 @@ static void connection_close(struct connection *c)
 static void send_unsent(struct connection *c)
 {
 	while (c->sent < c->unsent.used) {
-		ssize_t n = send(c->source.fd, c->unsent.data + c->sent, c->unsent.used - c->sent,
-				 MSG_DONTWAIT | MSG_NOSIGNAL);
+		ssize_t n = send(c->source.fd, c->unsent.data + c->sent, c->unsent.used - c->sent, MSG_DONTWAIT | MSG_NOSIGNAL);
 		if (n < 0 && errno == EAGAIN) {
 			watch(&c->source, EPOLLIN | EPOLLOUT);
 			return;
