@@ -95,13 +95,18 @@ void put_key(struct buffer *b, const char *key, uint32_t count)
 	put_u32(b, count);
 }
 
+void put_text(struct buffer *b, const char *key, const char *value)
+{
+	put_key(b, key, 1);
+	put_string(b, value, strlen(value));
+}
+
 void put_number(struct buffer *b, const char *key, long long value)
 {
 	char text[32];
-	int n = snprintf(text, sizeof text, "%lld", value);
 
-	put_key(b, key, 1);
-	put_string(b, text, (size_t)n);
+	snprintf(text, sizeof text, "%lld", value);
+	put_text(b, key, text);
 }
 
 int fields_next(const char **at, const char *end, struct field *field)

@@ -229,17 +229,14 @@ void launch_end(struct launch *launch)
 {
 	for (int i = 0; i < PLAN_SLOTS; i++)
 		close_fd(&launch->slot[i]);
-	close_fd(&launch->pidfd);
-	close_fd(&launch->sync);
-	close_fd(&launch->root);
-	close_fd(&launch->proc);
-	close_fd(&launch->console);
+	int *const fds[] = { &launch->pidfd, &launch->sync, &launch->root, &launch->proc, &launch->console };
+	for (size_t i = 0; i < sizeof fds / sizeof fds[0]; i++)
+		close_fd(fds[i]);
 	free(launch->microseconds);
 	free(launch->program);
 	free(launch->home);
 	launch->microseconds = NULL;
-	launch->program = NULL;
-	launch->home = NULL;
+	launch->program = launch->home = NULL;
 }
 
 /* One record, with an fd when pass is one. 0 or -errno. */

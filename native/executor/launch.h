@@ -96,9 +96,8 @@ int write_all(int fd, const void *data, size_t len);
 int write_path(int dirfd, const char *path, const char *data, size_t len);
 int send_console(int socket, int fd);
 int send_console_message(struct launch *launch, int fd);
-/* Connects or binds by a path of any length (through /proc/self/fd of its folder). 0 or -errno. */
+/* Connects by a path of any length (through /proc/self/fd of its folder). 0 or -errno. */
 int connect_unix(int fd, const char *path);
-int bind_unix(int fd, const char *path);
 
 /* paths.c: an untrusted root is walked only through these */
 int open_in_root(const struct launch *launch, const char *path, uint64_t flags);

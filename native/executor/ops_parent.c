@@ -223,6 +223,15 @@ int do_remove_dir(OPERATION_ARGS)
 	return rmdir(path) && errno != ENOENT ? -errno : 0;
 }
 
+/* The fd goes into the slot, or away when there was an error. */
+static int keep_fd(struct launch *launch, int64_t slot, int fd, int result)
+{
+	if (!result)
+		return take_slot(launch, slot, fd);
+	close(fd);
+	return result;
+}
+
 int do_lock(struct launch *launch, const struct op *op)
 {
 	int fd = open(op->a[0].s.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -230,13 +239,9 @@ int do_lock(struct launch *launch, const struct op *op)
 
 	if (fd < 0)
 		return -errno;
-	while (flock(fd, LOCK_EX)) {
-		if (errno != EINTR) {
-			int number = errno;
-			close(fd);
-			return -number;
-		}
-	}
+	while (flock(fd, LOCK_EX))
+		if (errno != EINTR)
+			return keep_fd(launch, LOCK_SLOT, fd, -errno);
 	if (fstat(fd, &st) || st.st_nlink == 0) {
 		close(fd);
 		return fail_with(launch, ENOENT, "it was removed by another process meanwhile");
@@ -276,26 +281,20 @@ static int unix_address(const char *path, struct sockaddr_un *address, int *fold
 	return 0;
 }
 
-int connect_unix(int fd, const char *path)
+static int with_address(int fd, const char *path, int (*call)(int, const struct sockaddr *, socklen_t))
 {
 	struct sockaddr_un address;
 	int folder, result = unix_address(path, &address, &folder);
 
-	if (!result && connect(fd, (struct sockaddr *)&address, sizeof address))
+	if (!result && call(fd, (struct sockaddr *)&address, sizeof address))
 		result = -errno;
 	close_fd(&folder);
 	return result;
 }
 
-int bind_unix(int fd, const char *path)
+int connect_unix(int fd, const char *path)
 {
-	struct sockaddr_un address;
-	int folder, result = unix_address(path, &address, &folder);
-
-	if (!result && bind(fd, (struct sockaddr *)&address, sizeof address))
-		result = -errno;
-	close_fd(&folder);
-	return result;
+	return with_address(fd, path, connect);
 }
 
 int do_listen(struct launch *launch, const struct op *op)
@@ -304,14 +303,10 @@ int do_listen(struct launch *launch, const struct op *op)
 
 	if (fd < 0)
 		return -errno;
-	result = bind_unix(fd, op->a[1].s.data);
+	result = with_address(fd, op->a[1].s.data, bind);
 	if (!result && listen(fd, 1))
 		result = -errno;
-	if (result) {
-		close(fd);
-		return result;
-	}
-	return take_slot(launch, op->a[0].i, fd);
+	return keep_fd(launch, op->a[0].i, fd, result);
 }
 
 int do_connect(struct launch *launch, const struct op *op)
@@ -321,11 +316,7 @@ int do_connect(struct launch *launch, const struct op *op)
 	if (fd < 0)
 		return -errno;
 	result = connect_unix(fd, op->a[1].s.data);
-	if (result) {
-		close(fd);
-		return result;
-	}
-	return take_slot(launch, op->a[0].i, fd);
+	return keep_fd(launch, op->a[0].i, fd, result);
 }
 
 /* By pidfd, after the start time was checked through it: a reused pid is never signalled. */
@@ -441,9 +432,7 @@ int do_hook(struct launch *launch, const struct op *op)
 	}
 	if (late)
 		kill(-pid, SIGKILL);
-	while (waitpid(pid, &status, 0) < 0)
-		if (errno != EINTR)
-			return -errno;
+	wait_for(pid, &status);
 	kill(-pid, SIGKILL); /* whatever the hook left in its group */
 	if (late)
 		return fail_with(launch, ETIMEDOUT, "no end after %lld ms; its process group was killed", (long long)limit);
@@ -503,22 +492,19 @@ static int has_processes(const char *path)
 static int make_cgroup(char *path, int cpuset, int must_be_new)
 {
 	char *slash = strrchr(path, '/');
-	int result;
+	int result = mkdir(path, 0755) ? -errno : 0;
 
-	if (mkdir(path, 0755) == 0)
-		return cpuset ? inherit_cpuset(path) : 0;
-	if (errno == EEXIST)
-		return must_be_new && has_processes(path) ? -EBUSY : cpuset ? inherit_cpuset(path) : 0;
-	if (errno != ENOENT || !slash || slash == path)
-		return -errno;
-	*slash = '\0';
-	result = make_cgroup(path, cpuset, 0);
-	*slash = '/';
-	if (result)
-		return result;
-	if (mkdir(path, 0755) && errno != EEXIST)
-		return -errno;
-	return cpuset ? inherit_cpuset(path) : 0;
+	if (result == -ENOENT && slash && slash != path) {
+		*slash = '\0';
+		result = make_cgroup(path, cpuset, 0);
+		*slash = '/';
+		if (result)
+			return result;
+		result = mkdir(path, 0755) && errno != EEXIST ? -errno : 0;
+	} else if (result == -EEXIST) {
+		result = must_be_new && has_processes(path) ? -EBUSY : 0;
+	}
+	return result || !cpuset ? result : inherit_cpuset(path);
 }
 
 int do_cg_mkdir(struct launch *launch, const struct op *op)

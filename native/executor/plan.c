@@ -128,16 +128,14 @@ int plan_decode(const char *buffer, size_t size, struct plan *plan, const char *
 	if (!plan->ops)
 		return -1;
 	for (uint32_t i = 0; i < plan->count; i++)
-		if (take_op(&r, &plan->ops[i], why)) {
-			plan_free(plan);
-			return -1;
-		}
+		if (take_op(&r, &plan->ops[i], why))
+			goto malformed;
 	*why = "bytes left over";
-	if (r.at != r.end) {
-		plan_free(plan);
-		return -1;
-	}
-	return 0;
+	if (r.at == r.end)
+		return 0;
+malformed:
+	plan_free(plan);
+	return -1;
 }
 
 void plan_free(struct plan *plan)

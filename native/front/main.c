@@ -120,6 +120,22 @@ struct answer {
 	char kind;
 };
 
+/* The next string of a body; "" and no step when it is malformed. */
+static const char *next_text(const char **at, const char *end)
+{
+	uint32_t len;
+	const char *text;
+
+	if (end - *at < 5)
+		return "";
+	memcpy(&len, *at, 4);
+	text = *at + 4;
+	if ((size_t)(end - text) < (size_t)len + 1 || text[len] != '\0')
+		return "";
+	*at = text + len + 1;
+	return text;
+}
+
 /* Asks, feeding facts, until there is a plan or an error. 0 or -errno. */
 static int ask(int socket, struct buffer *request, struct answer *answer)
 {
@@ -138,30 +154,12 @@ static int ask(int socket, struct buffer *request, struct answer *answer)
 		request->used = 0;
 		const char *at = answer->frame.data + 1, *end = answer->frame.data + answer->frame.used;
 		while (end - at > 4) {
-			uint32_t len;
-			memcpy(&len, at, 4);
-			at += 4;
-			if ((size_t)(end - at) < (size_t)len + 1 || at[len] != '\0')
+			const char *before = at, *query = next_text(&at, end);
+			if (at == before)
 				return -EPROTO;
-			put_fact(request, at);
-			at += len + 1;
+			put_fact(request, query);
 		}
 	}
-}
-
-static const char *next_text(const char **at, const char *end)
-{
-	uint32_t len;
-	const char *text;
-
-	if (end - *at < 5)
-		return "";
-	memcpy(&len, *at, 4);
-	text = *at + 4;
-	if ((size_t)(end - text) < (size_t)len + 1 || text[len] != '\0')
-		return "";
-	*at = text + len + 1;
-	return text;
 }
 
 static int show_error(const struct answer *answer)

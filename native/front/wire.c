@@ -31,19 +31,15 @@ void put_context(struct buffer *b, int argc, char **argv, char **env)
 	umask(mask);
 	put_vector(b, "argv", argv);
 	put_vector(b, "env", env);
-	if (getcwd(cwd, sizeof cwd)) {
-		put_key(b, "cwd", 1);
-		put_string(b, cwd, strlen(cwd));
-	}
+	if (getcwd(cwd, sizeof cwd))
+		put_text(b, "cwd", cwd);
 	put_number(b, "umask", mask);
 	put_number(b, "uid", (long)geteuid());
 	put_number(b, "gid", (long)getegid());
 	put_number(b, "pid", (long)getpid());
 	put_number(b, "now", (long long)time(NULL));
-	if (uname(&host) == 0) {
-		put_key(b, "machine", 1);
-		put_string(b, host.machine, strlen(host.machine));
-	}
+	if (uname(&host) == 0)
+		put_text(b, "machine", host.machine);
 	put_number(b, "tty", isatty(0));
 	if (ioctl(0, TIOCGWINSZ, &size) == 0) {
 		put_number(b, "rows", size.ws_row);

@@ -347,13 +347,19 @@ static void client_ready(struct source *source, uint32_t events)
 	settle(c);
 }
 
-void clients_go_on(struct process *process)
+/* The call may free the client. */
+static void for_each(const struct process *process, void (*call)(struct client *c))
 {
 	for (struct client *c = clients, *next; c; c = next) {
 		next = c->next;
 		if (c->process == process)
-			settle(c);
+			call(c);
 	}
+}
+
+void clients_go_on(struct process *process)
+{
+	for_each(process, settle);
 }
 
 void clients_finish(struct process *process, int exited)
@@ -378,11 +384,7 @@ void clients_finish(struct process *process, int exited)
 /* Nothing ran: the connections stay open for the daemon, which says why. */
 void clients_let_go(struct process *process)
 {
-	for (struct client *c = clients, *next; c; c = next) {
-		next = c->next;
-		if (c->process == process)
-			let_go(c);
-	}
+	for_each(process, let_go);
 }
 
 int unread_clients(void)

@@ -54,12 +54,6 @@ int64_t now_ns(void)
 	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-void put_text(struct buffer *b, const char *key, const char *value)
-{
-	put_key(b, key, 1);
-	put_string(b, value, strlen(value));
-}
-
 void complain(const char *format, ...)
 {
 	cleanup_fd fd = open("shim.log", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
