@@ -97,7 +97,6 @@ static const char *hint(uint16_t code, int number)
 void set_failure(struct launch *launch, uint32_t op, int number, const char *format, ...)
 {
 	va_list args;
-
 	if (launch->failure.set)
 		return;
 	launch->failure.set = 1;
@@ -111,7 +110,6 @@ void set_failure(struct launch *launch, uint32_t op, int number, const char *for
 int fail_with(struct launch *launch, int number, const char *format, ...)
 {
 	va_list args;
-
 	va_start(args, format);
 	vsnprintf(launch->detail_text, sizeof launch->detail_text, format, args);
 	va_end(args);
@@ -125,7 +123,6 @@ static void blame(struct launch *launch, uint32_t index, int number)
 	const struct op *op = &launch->plan->ops[index];
 	const char *more = launch->detail ? launch->detail : hint(op->code, number);
 	int whole = op->code == OP_find_executable && launch->detail != NULL;
-
 	if (number == 0 || whole) /* the detail says all */
 		set_failure(launch, index, number, "%s%s%s", whole ? "" : op->label, whole ? "" : ": ", more ? more : "failed");
 	else
@@ -152,7 +149,6 @@ int slot_fd(const struct launch *launch, int64_t slot)
 static uint64_t now_us(void)
 {
 	struct timespec t;
-
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
 }
@@ -162,7 +158,6 @@ static int run_op(struct launch *launch, uint32_t index)
 	const struct op *op = &launch->plan->ops[index];
 	uint64_t before = now_us();
 	int result;
-
 	launch->detail = NULL;
 	result = functions[op->code](launch, op);
 	launch->microseconds[index] = (uint32_t)(now_us() - before) + 1;
@@ -177,7 +172,6 @@ static int run_op(struct launch *launch, uint32_t index)
 int run_stage(struct launch *launch, enum stage stage, int keep_going)
 {
 	int bad = 0;
-
 	for (uint32_t i = 0; i < launch->plan->count; i++) {
 		const struct op *op = &launch->plan->ops[i];
 		if (op->stage != stage || op->code == OP_ns_join)
@@ -249,7 +243,6 @@ static int send_record(int socket, const void *data, size_t size, int pass)
 	} control = { { 0 } };
 	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
 	ssize_t n;
-
 	if (pass >= 0) {
 		msg.msg_control = control.space;
 		msg.msg_controllen = sizeof control.space;
@@ -271,7 +264,6 @@ static int send_times(struct launch *launch)
 	struct iovec iov[2] = { { &type, sizeof type },
 				{ launch->microseconds, launch->plan->count * sizeof(uint32_t) } };
 	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
-
 	return sendmsg(launch->sync, &msg, MSG_NOSIGNAL) < 0 ? -1 : 0;
 }
 
@@ -285,14 +277,12 @@ int send_console(int socket, int fd)
 int send_console_message(struct launch *launch, int fd)
 {
 	struct message m = { .type = CHILD_CONSOLE };
-
 	return send_record(launch->sync, &m, sizeof m, fd);
 }
 
 static void simple_message(struct launch *launch, uint32_t type)
 {
 	struct message m = { .type = type, .pid = launch->pid, .start_time = launch->start_time };
-
 	send_record(launch->sync, &m, sizeof m, -1);
 }
 
@@ -303,7 +293,6 @@ static int receive(struct launch *launch, struct message *m)
 	__attribute__((cleanup(close_fd))) int passed = -1;
 	char *buffer = malloc(room);
 	int result = -1;
-
 	if (!buffer)
 		return -1;
 	for (;;) {
@@ -363,7 +352,6 @@ static int receive(struct launch *launch, struct message *m)
 static void __attribute__((noreturn)) child_fails(struct launch *launch)
 {
 	struct message m = { .type = CHILD_FAILED, .op = launch->failure.op, .number = launch->failure.number };
-
 	memcpy(m.text, launch->failure.text, sizeof m.text);
 	send_record(launch->sync, &m, sizeof m, -1);
 	_exit(1);
@@ -372,7 +360,6 @@ static void __attribute__((noreturn)) child_fails(struct launch *launch)
 static void wait_for_go(struct launch *launch)
 {
 	struct message m;
-
 	if (receive(launch, &m) != 1 || m.type != PARENT_GO)
 		_exit(1); /* the parent is gone or gave up: nothing to tell, no one to tell it */
 	launch->pid = m.pid;
@@ -382,7 +369,6 @@ static void wait_for_go(struct launch *launch)
 static void __attribute__((noreturn)) child_main(struct launch *launch)
 {
 	int waits = find_op(launch->plan, OP_wait_start) != NULL;
-
 	launch->in_child = 1;
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	close_fd(&launch->pidfd);
@@ -430,7 +416,6 @@ int do_wait_start(struct launch *launch, const struct op *op)
 {
 	int listener = slot_fd(launch, op->a[0].i);
 	int connection;
-
 	close_fd(&launch->sync);
 	do
 		connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
@@ -448,7 +433,6 @@ int do_exec(struct launch *launch, const struct op *op)
 	const char *program = launch->program ? launch->program : op->a[0].s.data;
 	size_t count = op->a[2].l.count;
 	int number;
-
 	if (!argv || !env)
 		return -ENOMEM;
 	if (launch->home) {
@@ -481,7 +465,6 @@ static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner)
 	struct dolium_clone_args args = { .flags = flags | DOLIUM_CLONE_CLEAR_SIGHAND };
 	int pidfd = -1;
 	pid_t pid;
-
 	if (from_joiner) {
 		args.flags |= CLONE_PARENT; /* exit_signal comes from the joiner */
 	} else {
@@ -499,7 +482,6 @@ static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner)
 static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_t flags, uint32_t clone_index)
 {
 	struct message m = { .type = JOINER_PID };
-
 	launch->in_child = 1;
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	for (uint32_t i = 0; i < launch->plan->count; i++)
@@ -545,7 +527,6 @@ int do_clone(struct launch *launch, const struct op *op)
 	uint64_t flags = (uint64_t)op->a[0].i;
 	int pair[2], joins = find_op(launch->plan, OP_ns_join) != NULL;
 	pid_t pid;
-
 	launch->unshare_flags = (int)op->a[1].i;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		return fail_with(launch, errno, "socketpair");
@@ -596,7 +577,6 @@ static int expect(struct launch *launch, uint32_t type)
 {
 	struct message m;
 	int got = receive(launch, &m);
-
 	if (got == 1 && m.type == type)
 		return 0;
 	if (got == 1 && m.type == CHILD_FAILED)
@@ -611,7 +591,6 @@ static int expect(struct launch *launch, uint32_t type)
 void launch_abandon(struct launch *launch)
 {
 	int early;
-
 	if (launch->pid > 0) {
 		int status;
 		if (launch->pidfd >= 0)
@@ -656,7 +635,6 @@ int launch_start(struct launch *launch)
 {
 	struct message m;
 	int got;
-
 	simple_message(launch, PARENT_GO);
 	got = receive(launch, &m);
 	close_fd(&launch->sync);
@@ -682,7 +660,6 @@ int do_start(struct launch *launch, const struct op *op)
 	cleanup_fd fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	struct message m;
 	int got, saved;
-
 	if (fd < 0)
 		return -errno;
 	got = connect_unix(fd, op->a[0].s.data);

@@ -24,7 +24,6 @@ static int old_api(const struct launch *launch)
 static unsigned long ms_flags(int64_t attrs)
 {
 	unsigned long flags = 0;
-
 	flags |= attrs & DOLIUM_ATTR_RDONLY ? MS_RDONLY : 0;
 	flags |= attrs & DOLIUM_ATTR_NOSUID ? MS_NOSUID : 0;
 	flags |= attrs & DOLIUM_ATTR_NODEV ? MS_NODEV : 0;
@@ -48,7 +47,6 @@ static int explain(struct launch *launch, int fs, int number, const char *option
 {
 	char text[200];
 	ssize_t n = read(fs, text, sizeof text - 1);
-
 	if (n > 2) {
 		text[n] = '\0';
 		text[strcspn(text, "\n")] = '\0';
@@ -63,7 +61,6 @@ static int set_option(int fs, const char *option)
 {
 	char key[PATH_MAX];
 	const char *equals = strchr(option, '=');
-
 	if (!equals)
 		return sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_FLAG, option, NULL, 0);
 	if ((size_t)(equals - option) >= sizeof key) {
@@ -78,7 +75,6 @@ static int set_option(int fs, const char *option)
 static int set_attr(int fd, int recursive, int64_t set, int64_t propagation)
 {
 	struct dolium_mount_attr attr = { .attr_set = (uint64_t)set, .propagation = (uint64_t)propagation & ~(uint64_t)MS_REC };
-
 	return sys_mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? DOLIUM_AT_RECURSIVE : 0), &attr) ? -errno : 0;
 }
 
@@ -88,7 +84,6 @@ static int new_fs(struct launch *launch, const char *type, const char *source, c
 	cleanup_fd fs = -1;
 	const char *cursor = options->encoded;
 	int mount;
-
 	if (old_api(launch))
 		return -ENOSYS;
 	fs = sys_fsopen(type, DOLIUM_FSOPEN_CLOEXEC);
@@ -112,7 +107,6 @@ static char *join_options(const struct list *options)
 	const char *cursor = options->encoded;
 	size_t size = 1;
 	char *joined;
-
 	for (uint32_t i = 0; i < options->count; i++)
 		size += list_next(&cursor).len + 1;
 	joined = calloc(1, size);
@@ -131,7 +125,6 @@ static int copy_file(int from, int to, const char *name, const struct stat *st)
 	cleanup_fd out = -1;
 	char chunk[16384];
 	ssize_t n;
-
 	if (in < 0)
 		return -errno;
 	out = openat(to, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
@@ -151,7 +144,6 @@ static int copy_tree(int from, int to)
 	int again = openat(from, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), result = 0;
 	DIR *folder = again < 0 ? NULL : fdopendir(again);
 	struct dirent *entry;
-
 	if (!folder)
 		return -errno;
 	while (!result && (entry = readdir(folder))) {
@@ -191,7 +183,6 @@ int do_mount_fs(struct launch *launch, const struct op *op)
 {
 	cleanup_fd below = -1, above = -1;
 	int result;
-
 	if (!(op->a[5].i & MOUNT_COPY_UP))
 		return mount_new(launch, op);
 	below = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
@@ -211,7 +202,6 @@ static int mount_new(struct launch *launch, const struct op *op)
 {
 	const char *type = op->a[0].s.data, *source = op->a[1].s.data, *target = op->a[4].s.data;
 	cleanup_fd mount_fd = -1, at = -1;
-
 	at = make_in_root(launch, target, 1, op->a[5].i & 07777 ? (mode_t)(op->a[5].i & 07777) : 0755);
 	if (at < 0)
 		return fail_with(launch, -at, "target %s", target);
@@ -239,7 +229,6 @@ int do_open_tree(struct launch *launch, const struct op *op)
 	struct stat st;
 	int fd = sys_open_tree(AT_FDCWD, path, DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
 				       (op->a[2].i ? DOLIUM_AT_RECURSIVE : 0));
-
 	if (fd < 0)
 		return -errno;
 	if (fstat(fd, &st)) {
@@ -262,7 +251,6 @@ int do_mount_attr(struct launch *launch, const struct op *op)
 		.attr_clr = (uint64_t)op->a[2].i,
 		.propagation = (uint64_t)op->a[3].i,
 	};
-
 	if (userns >= 0) {
 		attr.attr_set |= DOLIUM_ATTR_IDMAP;
 		attr.userns_fd = (uint64_t)userns;
@@ -281,7 +269,6 @@ OPERATION(propagation, mount(NULL, "/", NULL, (unsigned long)op->a[0].i, NULL) ?
 int do_root_attach(struct launch *launch, const struct op *op)
 {
 	int tree = slot_fd(launch, op->a[0].i);
-
 	/* On top of the old root: a look-up that starts at "/" does not cross to what lies on it, so the host's paths stay
 	 * reachable until pivot_root, and no folder of the host serves as a mount point. */
 	if (sys_move_mount(tree, "", AT_FDCWD, "/", DOLIUM_MOVE_MOUNT_F_EMPTY_PATH))
@@ -309,7 +296,6 @@ static int copy_of(int tree)
 static int attach_copy(int tree, int target)
 {
 	cleanup_fd copy = copy_of(tree);
-
 	return copy < 0 ? -errno : attach(copy, target);
 }
 
@@ -317,7 +303,6 @@ int do_mount_tree(struct launch *launch, const struct op *op)
 {
 	int tree = slot_fd(launch, op->a[0].i), result;
 	cleanup_fd at = make_in_root(launch, op->a[1].s.data, op->a[2].i == 1, 0755);
-
 	if (at < 0)
 		return fail_with(launch, -at, "target %s", op->a[1].s.data);
 	result = attach(tree, at);
@@ -327,7 +312,6 @@ int do_mount_tree(struct launch *launch, const struct op *op)
 int do_bind_device(struct launch *launch, const struct op *op)
 {
 	cleanup_fd at = make_in_root(launch, op->a[1].s.data, 0, 0666);
-
 	if (at < 0)
 		return -at == EEXIST ? at : fail_with(launch, -at, "target %s", op->a[1].s.data);
 	return attach(slot_fd(launch, op->a[0].i), at);
@@ -339,7 +323,6 @@ int do_mknod(struct launch *launch, const struct op *op)
 	cleanup_fd folder = parent_in_root(launch, op->a[0].s.data, 0755, &name);
 	mode_t mode = (mode_t)op->a[1].i;
 	dev_t device = makedev((unsigned)op->a[2].i, (unsigned)op->a[3].i);
-
 	if (folder < 0)
 		return folder;
 	if (mknodat(folder, name, mode, device)) {
@@ -361,7 +344,6 @@ int do_symlink(struct launch *launch, const struct op *op)
 {
 	const char *name;
 	cleanup_fd folder = parent_in_root(launch, op->a[1].s.data, 0755, &name);
-
 	if (folder < 0)
 		return folder;
 	return symlinkat(op->a[0].s.data, folder, name) && errno != EEXIST ? -errno : 0;
@@ -371,7 +353,6 @@ int do_mkdir_in_root(struct launch *launch, const struct op *op)
 {
 	cleanup_fd fd = make_in_root(launch, op->a[0].s.data, 1, (mode_t)op->a[1].i);
 	struct stat st;
-
 	if (fd < 0)
 		return fd;
 	if (fstat(fd, &st))
@@ -387,7 +368,6 @@ int do_mask(struct launch *launch, const struct op *op)
 	int null_tree = slot_fd(launch, op->a[1].i), null_used = 0;
 	cleanup_fd empty = -1;
 	struct list none = { NULL, 0 };
-
 	for (uint32_t i = 0; i < op->a[0].l.count; i++) {
 		const char *path = list_next(&cursor).data;
 		cleanup_fd at = open_in_root(launch, path, O_PATH);
@@ -421,7 +401,6 @@ int do_mask(struct launch *launch, const struct op *op)
 int do_readonly(struct launch *launch, const struct op *op)
 {
 	const char *cursor = op->a[0].l.encoded;
-
 	for (uint32_t i = 0; i < op->a[0].l.count; i++) {
 		const char *path = list_next(&cursor).data;
 		cleanup_fd at = open_in_root(launch, path, O_PATH);
@@ -447,7 +426,6 @@ OPERATION(root_attr, set_attr(launch->root, 0, op->a[0].i, 0))
 int do_remount(struct launch *launch, const struct op *op)
 {
 	cleanup_fd at = open_in_root(launch, op->a[0].s.data, O_PATH);
-
 	return at < 0 ? at : set_attr(at, (op->a[2].i & MS_REC) != 0, op->a[1].i, op->a[2].i);
 }
 
@@ -477,7 +455,6 @@ int do_console(struct launch *launch, const struct op *op)
 	cleanup_fd slave = -1, tree = -1, at = -1;
 	struct statfs fs;
 	int unlock = 0, result;
-
 	if (master < 0)
 		return fail_with(launch, -master, "a terminal needs a devpts mount at /dev/pts");
 	if (fstatfs(master, &fs) || fs.f_type != DEVPTS_MAGIC)

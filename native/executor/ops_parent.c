@@ -25,7 +25,6 @@
 static int64_t now_ms(void)
 {
 	struct timespec t;
-
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
@@ -34,7 +33,6 @@ static int64_t now_ms(void)
 static int pause_until(int64_t deadline, int *pause_us)
 {
 	struct timespec wait = { 0, *pause_us * 1000L };
-
 	if (now_ms() >= deadline)
 		return 0;
 	nanosleep(&wait, NULL);
@@ -46,7 +44,6 @@ static int pause_until(int64_t deadline, int *pause_us)
 int write_all(int fd, const void *data, size_t len)
 {
 	const char *at = data;
-
 	while (len) {
 		ssize_t n = write(fd, at, len);
 		if (n < 0 && errno == EINTR)
@@ -63,7 +60,6 @@ int write_all(int fd, const void *data, size_t len)
 int write_path(int dirfd, const char *path, const char *data, size_t len)
 {
 	cleanup_fd fd = openat(dirfd, path, O_WRONLY | O_CLOEXEC);
-
 	if (fd < 0)
 		return -errno;
 	return write(fd, data, len) < 0 ? -errno : 0;
@@ -75,7 +71,6 @@ static uint64_t read_stat(pid_t pid, char *state)
 	char path[64], text[1024], *at;
 	cleanup_fd fd = -1;
 	ssize_t n;
-
 	*state = 'X';
 	snprintf(path, sizeof path, "/proc/%d/stat", pid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -94,7 +89,6 @@ static uint64_t read_stat(pid_t pid, char *state)
 uint64_t process_start_time(pid_t pid)
 {
 	char state;
-
 	return read_stat(pid, &state);
 }
 
@@ -103,7 +97,6 @@ static int process_is(pid_t pid, uint64_t start_time)
 {
 	char state;
 	uint64_t now = read_stat(pid, &state);
-
 	return state != 'Z' && state != 'X' && (start_time == 0 || now == start_time);
 }
 
@@ -111,7 +104,6 @@ char *render(const struct launch *launch, struct string template, size_t *len)
 {
 	size_t room = template.len + 1, used = 0;
 	char *out, number[32];
-
 	for (uint32_t i = 0; i < template.len; i++)
 		if (template.data[i] == '\001')
 			room += sizeof number;
@@ -153,7 +145,6 @@ int do_log_file(struct launch *launch, const struct op *op)
 static int make_parents(const char *path, mode_t mode)
 {
 	char part[PATH_MAX];
-
 	if (strlen(path) >= sizeof part)
 		return -ENAMETOOLONG;
 	strcpy(part, path);
@@ -190,7 +181,6 @@ int do_write_file(struct launch *launch, const struct op *op)
 	size_t len;
 	char *text;
 	int by_rename = op->a[3].i & 1, result;
-
 	if ((size_t)snprintf(beside, sizeof beside, by_rename ? "%s.new" : "%s", path) >= sizeof beside)
 		return -ENAMETOOLONG;
 	text = render(launch, op->a[1].s, &len);
@@ -213,7 +203,6 @@ int do_remove_dir(OPERATION_ARGS)
 	const char *path = op->a[0].s.data;
 	DIR *folder = opendir(path);
 	struct dirent *entry;
-
 	if (!folder)
 		return errno == ENOENT ? 0 : -errno;
 	while ((entry = readdir(folder)))
@@ -236,7 +225,6 @@ int do_lock(struct launch *launch, const struct op *op)
 {
 	int fd = open(op->a[0].s.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	struct stat st;
-
 	if (fd < 0)
 		return -errno;
 	while (flock(fd, LOCK_EX))
@@ -252,7 +240,6 @@ int do_lock(struct launch *launch, const struct op *op)
 int do_open_path(struct launch *launch, const struct op *op)
 {
 	int fd = open(op->a[1].s.data, (int)op->a[2].i | O_CLOEXEC);
-
 	return fd < 0 ? -errno : take_slot(launch, op->a[0].i, fd);
 }
 
@@ -262,7 +249,6 @@ static int unix_address(const char *path, struct sockaddr_un *address, int *fold
 	char part[PATH_MAX];
 	const char *slash = strrchr(path, '/');
 	size_t n = slash ? (size_t)(slash - path) : 0;
-
 	*folder = -1;
 	memset(address, 0, sizeof *address);
 	address->sun_family = AF_UNIX;
@@ -285,7 +271,6 @@ static int with_address(int fd, const char *path, int (*call)(int, const struct 
 {
 	struct sockaddr_un address;
 	int folder, result = unix_address(path, &address, &folder);
-
 	if (!result && call(fd, (struct sockaddr *)&address, sizeof address))
 		result = -errno;
 	close_fd(&folder);
@@ -300,7 +285,6 @@ int connect_unix(int fd, const char *path)
 int do_listen(struct launch *launch, const struct op *op)
 {
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), result;
-
 	if (fd < 0)
 		return -errno;
 	result = with_address(fd, op->a[1].s.data, bind);
@@ -312,7 +296,6 @@ int do_listen(struct launch *launch, const struct op *op)
 int do_connect(struct launch *launch, const struct op *op)
 {
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), result;
-
 	if (fd < 0)
 		return -errno;
 	result = connect_unix(fd, op->a[1].s.data);
@@ -324,7 +307,6 @@ int do_signal(struct launch *launch, const struct op *op)
 {
 	pid_t pid = (pid_t)op->a[0].i;
 	cleanup_fd fd = sys_pidfd_open(pid, 0);
-
 	if (fd < 0 || !process_is(pid, (uint64_t)op->a[1].i))
 		return fail_with(launch, ESRCH, "process %d is gone", pid);
 	return sys_pidfd_send_signal(fd, (int)op->a[2].i) ? -errno : 0;
@@ -336,7 +318,6 @@ int do_wait_gone(struct launch *launch, const struct op *op)
 	int64_t deadline = now_ms() + op->a[2].i;
 	cleanup_fd fd = sys_pidfd_open(pid, 0);
 	struct pollfd p = { .fd = fd, .events = POLLIN };
-
 	if (fd < 0 || !process_is(pid, (uint64_t)op->a[1].i))
 		return 0;
 	for (;;) {
@@ -366,7 +347,6 @@ static void __attribute__((noreturn)) hook_child(struct launch *launch, const st
 {
 	char **argv = list_vector(&op->a[1].l), **env = list_vector(&op->a[2].l);
 	int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
-
 	setpgid(0, 0);
 	prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
 	if (dup2(in, 0) < 0 || dup2(null < 0 ? err : null, 1) < 0 || dup2(err, 2) < 0 || !argv || !env)
@@ -382,7 +362,6 @@ static int hook_outcome(struct launch *launch, int status, int err)
 {
 	char said[160];
 	ssize_t n = pread(err, said, sizeof said - 1, 0);
-
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
 		return 0;
 	said[n > 0 ? n : 0] = '\0';
@@ -403,7 +382,6 @@ int do_hook(struct launch *launch, const struct op *op)
 	char *text;
 	int status = 0, late = 0;
 	pid_t pid;
-
 	if (state < 0 || err < 0)
 		return -errno;
 	text = render(launch, op->a[4].s, &len);
@@ -445,7 +423,6 @@ static int read_text(const char *path, char *out, size_t size)
 {
 	cleanup_fd fd = open(path, O_RDONLY | O_CLOEXEC);
 	ssize_t n;
-
 	if (fd < 0)
 		return -errno;
 	n = read(fd, out, size - 1);
@@ -460,7 +437,6 @@ static int inherit_cpuset(const char *path)
 {
 	static const char *const files[] = { "cpuset.cpus", "cpuset.mems" };
 	const char *slash = strrchr(path, '/');
-
 	for (int i = 0; i < 2; i++) {
 		char own[PATH_MAX], above[PATH_MAX], text[4096];
 		int n, result;
@@ -484,7 +460,6 @@ static int inherit_cpuset(const char *path)
 static int has_processes(const char *path)
 {
 	char file[PATH_MAX], text[16];
-
 	snprintf(file, sizeof file, "%s/cgroup.procs", path);
 	return read_text(file, text, sizeof text) > 0;
 }
@@ -493,7 +468,6 @@ static int make_cgroup(char *path, int cpuset, int must_be_new)
 {
 	char *slash = strrchr(path, '/');
 	int result = mkdir(path, 0755) ? -errno : 0;
-
 	if (result == -ENOENT && slash && slash != path) {
 		*slash = '\0';
 		result = make_cgroup(path, cpuset, 0);
@@ -511,7 +485,6 @@ int do_cg_mkdir(struct launch *launch, const struct op *op)
 {
 	char path[PATH_MAX];
 	int fd, result;
-
 	if (op->a[1].s.len + 16 >= sizeof path)
 		return -ENAMETOOLONG;
 	strcpy(path, op->a[1].s.data);
@@ -530,7 +503,6 @@ int do_cg_mkdir(struct launch *launch, const struct op *op)
 int do_cg_write(OPERATION_ARGS)
 {
 	int result = write_path(AT_FDCWD, op->a[0].s.data, op->a[1].s.data, op->a[1].s.len);
-
 	return result == -ENOENT && op->a[2].i ? 0 : result;
 }
 
@@ -540,7 +512,6 @@ static int kill_folder(const char *path)
 	char file[PATH_MAX], line[32];
 	FILE *procs;
 	int any = 0;
-
 	snprintf(file, sizeof file, "%s/cgroup.procs", path);
 	procs = fopen(file, "re");
 	if (!procs)
@@ -567,7 +538,6 @@ int do_cg_kill(struct launch *launch, const struct op *op)
 {
 	int64_t deadline = now_ms() + KILL_DEADLINE_MS;
 	int pause_us = 200;
-
 	for (;;) {
 		const char *cursor = op->a[0].l.encoded;
 		int any = 0;
@@ -586,7 +556,6 @@ static int remove_cgroup(const char *path, int64_t deadline)
 	struct dirent *entry;
 	int pause_us = 200;
 	DIR *folder;
-
 	if (rmdir(path) == 0 || errno == ENOENT)
 		return 0;
 	folder = opendir(path);
@@ -613,7 +582,6 @@ int do_cg_frozen(struct launch *launch, const struct op *op)
 	const char *path = op->a[0].s.data, *want = op->a[1].i ? "FROZEN" : "THAWED";
 	int64_t deadline = now_ms() + FREEZE_DEADLINE_MS;
 	int pause_us = 100;
-
 	for (;;) {
 		char text[64];
 		int result = write_path(AT_FDCWD, path, want, strlen(want));
@@ -635,7 +603,6 @@ int do_cg_bpf_devices(struct launch *launch, const struct op *op)
 	cleanup_fd program = -1;
 	union bpf_attr attr;
 	void *aligned;
-
 	if (folder < 0)
 		return -errno;
 	aligned = malloc(op->a[1].s.len + 1);
@@ -664,7 +631,6 @@ int do_cg_bpf_devices(struct launch *launch, const struct op *op)
 int do_ns_open(struct launch *launch, const struct op *op)
 {
 	int fd = open(op->a[1].s.data, O_RDONLY | O_CLOEXEC), type;
-
 	if (fd < 0)
 		return -errno;
 	type = ioctl(fd, NS_GET_NSTYPE);
@@ -678,7 +644,6 @@ int do_ns_open(struct launch *launch, const struct op *op)
 static int child_file(struct launch *launch, const char *name, const char *data, size_t len)
 {
 	char path[PATH_MAX];
-
 	snprintf(path, sizeof path, "%d/%s", launch->pid, name);
 	return write_path(launch->proc, path, data, len);
 }

@@ -48,7 +48,6 @@ int do_cg_join(struct launch *launch, const struct op *op)
 int do_sysctl(struct launch *launch, const struct op *op)
 {
 	char path[PATH_MAX];
-
 	if ((size_t)snprintf(path, sizeof path, "sys/%s", op->a[0].s.data) >= sizeof path)
 		return -ENAMETOOLONG;
 	return write_path(launch->proc, path, op->a[1].s.data, op->a[1].s.len);
@@ -61,7 +60,6 @@ int do_loopback_up(OPERATION_ARGS)
 {
 	cleanup_fd fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	struct ifreq request;
-
 	if (fd < 0)
 		return -errno;
 	memset(&request, 0, sizeof request);
@@ -73,7 +71,6 @@ int do_loopback_up(OPERATION_ARGS)
 int do_rlimit(OPERATION_ARGS)
 {
 	struct rlimit limit = { (rlim_t)op->a[1].i, (rlim_t)op->a[2].i };
-
 	return setrlimit((int)op->a[0].i, &limit) ? -errno : 0;
 }
 
@@ -113,7 +110,6 @@ int do_user(struct launch *launch, const struct op *op)
 	const char *cursor = op->a[2].l.encoded;
 	gid_t *groups = calloc((size_t)op->a[2].l.count + 1, sizeof *groups);
 	int result;
-
 	if (!groups)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < op->a[2].l.count; i++)
@@ -138,7 +134,6 @@ OPERATION(keep_caps, prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) ? -errno : 0)
 int do_drop_bounding(struct launch *launch, const struct op *op)
 {
 	uint64_t keep = (uint64_t)op->a[0].i;
-
 	for (int cap = 0; cap <= LAST_CAP; cap++) {
 		int has;
 		if (keep & (1ull << cap))
@@ -158,7 +153,6 @@ int do_capabilities(struct launch *launch, const struct op *op)
 	uint64_t inheritable = (uint64_t)op->a[2].i, ambient = (uint64_t)op->a[3].i;
 	struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
 	struct __user_cap_data_struct data[2];
-
 	for (int i = 0; i < 2; i++) {
 		data[i].effective = (uint32_t)(effective >> (32 * i));
 		data[i].permitted = (uint32_t)(permitted >> (32 * i));
@@ -181,7 +175,6 @@ int do_seccomp(struct launch *launch, const struct op *op)
 	struct sock_program program = { (unsigned short)(op->a[1].s.len / 8), NULL };
 	void *aligned;
 	int result;
-
 	if (op->a[1].s.len % 8 || op->a[1].s.len / 8 > 65535)
 		return fail_with(launch, EINVAL, "the program has %u bytes", op->a[1].s.len);
 	aligned = malloc(op->a[1].s.len ? op->a[1].s.len : 1);
@@ -197,7 +190,6 @@ int do_seccomp(struct launch *launch, const struct op *op)
 int do_cwd(struct launch *launch, const struct op *op)
 {
 	char now[PATH_MAX];
-
 	/* Asked for twice: as root first, for a folder the user may not search, then as the user. One of them is enough. */
 	if (launch->cwd_set)
 		return 0;
@@ -213,7 +205,6 @@ int do_cwd(struct launch *launch, const struct op *op)
 static int executable(const char *path)
 {
 	struct stat st;
-
 	if (stat(path, &st))
 		return -errno;
 	if (S_ISDIR(st.st_mode))
@@ -226,7 +217,6 @@ static int executable(const char *path)
 static const char *path_of(const struct list *env)
 {
 	const char *cursor = env->encoded, *found = NULL;
-
 	for (uint32_t i = 0; i < env->count; i++) {
 		struct string s = list_next(&cursor);
 		if (!strncmp(s.data, "PATH=", 5))
@@ -241,7 +231,6 @@ static int find_home(struct launch *launch, const struct list *env)
 	const char *cursor = env->encoded;
 	char line[1024], *home = NULL;
 	FILE *passwd;
-
 	for (uint32_t i = 0; i < env->count; i++)
 		if (!strncmp(list_next(&cursor).data, "HOME=", 5))
 			return 0;
@@ -273,7 +262,6 @@ int do_find_executable(struct launch *launch, const struct op *op)
 {
 	const char *name = op->a[0].s.data, *path = path_of(&op->a[1].l);
 	int denied = 0;
-
 	if (find_home(launch, &op->a[1].l))
 		return -ENOMEM;
 	if (strchr(name, '/')) {
@@ -320,7 +308,6 @@ int do_apparmor(struct launch *launch, const struct op *op)
 {
 	char text[512];
 	int n = snprintf(text, sizeof text, "exec %s", op->a[0].s.data);
-
 	if (n < 0 || (size_t)n >= sizeof text)
 		return -ENAMETOOLONG;
 	return write_path(launch->proc, "self/attr/exec", text, (size_t)n);

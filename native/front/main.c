@@ -24,7 +24,6 @@ static void write_log(const char *path, int json, const char *message)
 	time_t now = time(NULL);
 	struct tm tm;
 	size_t n = 0;
-
 	if (fd < 0)
 		return; /* the message is on standard error too */
 	gmtime_r(&now, &tm);
@@ -50,7 +49,6 @@ static void __attribute__((format(printf, 3, 4))) report(const char *log_path, i
 {
 	char message[2048];
 	va_list args;
-
 	va_start(args, format);
 	vsnprintf(message, sizeof message, format, args);
 	va_end(args);
@@ -68,7 +66,6 @@ static void run_from_sealed_copy(char **argv, char *self, size_t size)
 	struct stat st;
 	ssize_t n;
 	char variable[PATH_MAX + 32];
-
 	for (char **e = environ; *e; e++)
 		if (!strncmp(*e, SELF_VARIABLE, sizeof SELF_VARIABLE - 1)) {
 			snprintf(self, size, "%s", *e + sizeof SELF_VARIABLE - 1);
@@ -125,7 +122,6 @@ static const char *next_text(const char **at, const char *end)
 {
 	uint32_t len;
 	const char *text;
-
 	if (end - *at < 5)
 		return "";
 	memcpy(&len, *at, 4);
@@ -167,7 +163,6 @@ static int show_error(const struct answer *answer)
 	const char *at = answer->frame.data + 1, *end = answer->frame.data + answer->frame.used;
 	const char *code = next_text(&at, end), *message = next_text(&at, end);
 	const char *log = next_text(&at, end), *format = next_text(&at, end);
-
 	report(log, !strcmp(format, "json"), "%s", message);
 	return atoi(code) ? atoi(code) : 1;
 }
@@ -177,7 +172,6 @@ static int show_error(const struct answer *answer)
 static int lock_again(struct launch *launch)
 {
 	const struct op *lock = find_op(launch->plan, OP_lock);
-
 	return lock ? do_lock(launch, lock) : 0;
 }
 
@@ -188,7 +182,6 @@ static int run_plan(const struct answer *answer)
 	const char *why;
 	sigset_t all;
 	int status;
-
 	if (plan_decode(answer->frame.data + 1, answer->frame.used - 1, &plan, &why)) {
 		report(NULL, 0, "the compiler's answer is no plan: %s", why);
 		return 1;
@@ -228,7 +221,6 @@ int main(int argc, char **argv)
 	struct answer answer = { .frame = { 0 } };
 	pid_t compiler = -1;
 	int socket, result, status;
-
 	run_from_sealed_copy(argv, self, sizeof self);
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) {
 		report(NULL, 0, "PR_SET_DUMPABLE: %s", strerror(errno));

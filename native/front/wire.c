@@ -12,7 +12,6 @@
 static void put_vector(struct buffer *b, const char *key, char **vector)
 {
 	uint32_t count = 0;
-
 	while (vector[count])
 		count++;
 	put_key(b, key, count);
@@ -26,7 +25,6 @@ void put_context(struct buffer *b, int argc, char **argv, char **env)
 	mode_t mask = umask(0);
 	struct winsize size;
 	struct utsname host;
-
 	(void)argc;
 	umask(mask);
 	put_vector(b, "argv", argv);
@@ -52,7 +50,6 @@ static int read_fact(struct buffer *out, const char *path)
 	cleanup_fd fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	char chunk[16384];
 	struct stat st;
-
 	if (fd < 0)
 		return -errno;
 	if (fstat(fd, &st))
@@ -77,7 +74,6 @@ static int list_fact(struct buffer *out, const char *path, uint32_t *count)
 {
 	DIR *folder = opendir(path);
 	struct dirent *entry;
-
 	if (!folder)
 		return -errno;
 	while ((entry = readdir(folder))) {
@@ -95,7 +91,6 @@ static int stat_fact(struct buffer *out, const char *path)
 	struct stat st;
 	char text[128];
 	int n;
-
 	if (stat(path, &st))
 		return -errno;
 	n = snprintf(text, sizeof text, "%u %u %u %llu", st.st_mode, st.st_uid, st.st_gid, (unsigned long long)st.st_rdev);
@@ -110,7 +105,6 @@ void put_fact(struct buffer *b, const char *query)
 	const char *path = strchr(query, ':');
 	uint32_t count = 1;
 	int result = -EINVAL, is_list = 0;
-
 	path = path ? path + 1 : query;
 	if (!strncmp(query, "read:", 5)) {
 		result = read_fact(&found, path);

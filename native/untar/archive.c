@@ -284,7 +284,6 @@ static void pax_record(const char *key, const char *value, size_t size)
 {
 	static const char xattr[] = "SCHILY.xattr.", sparse[] = "GNU.sparse.";
 	size_t xattr_size = sizeof xattr - 1, sparse_size = sizeof sparse - 1;
-
 	if (strncmp(key, xattr, xattr_size) == 0 && key[xattr_size]) {
 		add_xattr(key + xattr_size, value, size);
 	} else if (size == 0) { /* "delete any header block field": the field's own value is as good as none */
@@ -495,7 +494,6 @@ static void build_entry(const struct tar_header *header)
 	take_text(&entry.path, &said.sparse_name);
 	if (!entry.has_atime)
 		entry.atime = entry.mtime;
-
 	size_t length = strlen(entry.path);
 	if (entry.type == '\0' || entry.type == '7' || entry.type == 'S')
 		entry.type = TYPE_FILE;
