@@ -54,43 +54,26 @@ const char *errno_name(int number)
 /* The probable cause of an errno, where one is likely enough to be worth saying. */
 static const char *hint(uint16_t code, int number)
 {
-	switch (code) {
-	case OP_mount_fs:
-		if (number == EPERM)
-			return "probable cause: the user namespace does not own the namespace this file system shows, or a "
-			       "mount below is locked";
-		if (number == ENODEV)
-			return "the kernel does not know this file system type";
-		if (number == EBUSY)
-			return "probable cause: the file system is mounted elsewhere with other options";
-		break;
-	case OP_rlimit:
-		if (number == EPERM)
-			return "probable cause: above the hard limit without CAP_SYS_RESOURCE";
-		break;
-	case OP_proc_write:
-		if (number == EACCES)
-			return "probable cause: lowering it needs CAP_SYS_RESOURCE";
-		break;
-	case OP_cg_write:
-		if (number == EINVAL)
-			return "the kernel refused this value";
-		break;
-	case OP_clone:
-		if (number == EPERM)
-			return "probable cause: namespaces need CAP_SYS_ADMIN, or user namespaces are switched off";
-		if (number == ENOSPC)
-			return "probable cause: /proc/sys/user/max_*_namespaces";
-		if (number == EAGAIN)
-			return "probable cause: pids.max or RLIMIT_NPROC";
-		break;
-	case OP_mknod:
-		if (number == EPERM)
-			return "probable cause: CAP_MKNOD is missing in the initial user namespace";
-		break;
-	default:
-		break;
-	}
+	static const struct {
+		uint16_t code;
+		int number;
+		const char *text;
+	} hints[] = {
+		{ OP_mount_fs, EPERM, "probable cause: the user namespace does not own the namespace this file system "
+		  "shows, or a mount below is locked" },
+		{ OP_mount_fs, ENODEV, "the kernel does not know this file system type" },
+		{ OP_mount_fs, EBUSY, "probable cause: the file system is mounted elsewhere with other options" },
+		{ OP_rlimit, EPERM, "probable cause: above the hard limit without CAP_SYS_RESOURCE" },
+		{ OP_proc_write, EACCES, "probable cause: lowering it needs CAP_SYS_RESOURCE" },
+		{ OP_cg_write, EINVAL, "the kernel refused this value" },
+		{ OP_clone, EPERM, "probable cause: namespaces need CAP_SYS_ADMIN, or user namespaces are switched off" },
+		{ OP_clone, ENOSPC, "probable cause: /proc/sys/user/max_*_namespaces" },
+		{ OP_clone, EAGAIN, "probable cause: pids.max or RLIMIT_NPROC" },
+		{ OP_mknod, EPERM, "probable cause: CAP_MKNOD is missing in the initial user namespace" },
+	};
+	for (size_t i = 0; i < sizeof hints / sizeof hints[0]; i++)
+		if (hints[i].code == code && hints[i].number == number)
+			return hints[i].text;
 	return NULL;
 }
 

@@ -34,9 +34,7 @@ int do_become_root(OPERATION_ARGS)
 	/* By the raw call: libc would try to tell other threads. */
 	if (syscall(SYS_setresgid, 0, 0, 0))
 		return -errno;
-	if (syscall(SYS_setresuid, 0, 0, 0))
-		return -errno;
-	return 0;
+	return syscall(SYS_setresuid, 0, 0, 0) ? -errno : 0;
 }
 
 int do_cg_join(struct launch *launch, const struct op *op)

@@ -53,8 +53,7 @@ static bool fill(void)
 	do
 		got = read(STDIN_FILENO, buffer + end, sizeof buffer - end);
 	while (got < 0 && errno == EINTR);
-	if (got < 0)
-		fail("read archive");
+	must(got, "read archive");
 	end += (size_t)got;
 	return got > 0;
 }
@@ -110,8 +109,7 @@ static void copy(int fd, int64_t size, int64_t offset)
 		ssize_t put = pwrite(fd, buffer + start, n, offset);
 		if (put < 0 && errno == EINTR)
 			continue;
-		if (put < 0)
-			fail("write");
+		must(put, "write");
 		start += (size_t)put;
 		offset += put;
 		size -= put;
