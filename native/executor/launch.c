@@ -129,7 +129,7 @@ int slot_fd(const struct launch *launch, int64_t slot)
 	return slot < 0 || slot >= PLAN_SLOTS ? -1 : launch->slot[slot];
 }
 
-static uint64_t now_us(void)
+uint64_t now_us(void)
 {
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);
@@ -380,12 +380,10 @@ static void __attribute__((noreturn)) child_main(struct launch *launch)
 	if (run_stage(launch, CHILD_AFTER_PIVOT, 0))
 		child_fails(launch);
 	send_times(launch);
-	if (waits) {
-		/* From here init belongs to the caller's sub-reaper. It must not die with the runtime. */
+	if (waits) /* From here init belongs to the caller's sub-reaper. It must not die with the runtime. */
 		prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
-		simple_message(launch, CHILD_CREATED);
-	} else {
-		simple_message(launch, CHILD_CREATED);
+	simple_message(launch, CHILD_CREATED);
+	if (!waits) {
 		wait_for_go(launch);
 		prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
 	}
@@ -437,10 +435,12 @@ int do_exec(struct launch *launch, const struct op *op)
 
 /* ---- the parent ---- */
 
-void wait_for(pid_t pid, int *status)
+int wait_for(pid_t pid, int *status)
 {
-	while (waitpid(pid, status, 0) < 0 && errno == EINTR)
-		;
+	while (waitpid(pid, status, 0) < 0)
+		if (errno != EINTR)
+			return -errno;
+	return 0;
 }
 
 static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner)
@@ -621,16 +621,12 @@ int launch_start(struct launch *launch)
 	simple_message(launch, PARENT_GO);
 	got = receive(launch, &m);
 	close_fd(&launch->sync);
-	if (got == 1 && m.type == CHILD_FAILED) {
+	if (got == 1 && m.type == CHILD_FAILED)
 		set_failure(launch, m.op, m.number, "%s", m.text);
-		launch_abandon(launch);
-		return -1;
-	}
-	if (run_stage(launch, PARENT_STARTED, 0)) {
-		launch_abandon(launch); /* a poststart hook that fails takes the container with it, as in runc */
-		return -1;
-	}
-	return 0;
+	else if (!run_stage(launch, PARENT_STARTED, 0))
+		return 0;
+	launch_abandon(launch); /* a poststart hook that fails takes the container with it, as in runc */
+	return -1;
 }
 
 int launch_after_exit(struct launch *launch)

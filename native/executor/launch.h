@@ -87,8 +87,9 @@ int take_slot(struct launch *launch, int64_t slot, int fd);
 int slot_fd(const struct launch *launch, int64_t slot);
 int run_stage(struct launch *launch, enum stage stage, int keep_going);
 const char *errno_name(int number);
+uint64_t now_us(void);
 const struct op *find_op(const struct plan *plan, uint16_t code);
-void wait_for(pid_t pid, int *status);
+int wait_for(pid_t pid, int *status); /* 0 or -errno */
 uint64_t process_start_time(pid_t pid);
 /* Replaces \001p by the pid and \001s by the start time. The caller frees. */
 char *render(const struct launch *launch, struct string template, size_t *len);

@@ -177,25 +177,10 @@ static int copy_tree(int from, int to)
 	return result;
 }
 
-static int mount_new(struct launch *launch, const struct op *op);
-
-int do_mount_fs(struct launch *launch, const struct op *op)
+static int attach(int tree, int target)
 {
-	cleanup_fd below = -1, above = -1;
-	int result;
-	if (!(op->a[5].i & MOUNT_COPY_UP))
-		return mount_new(launch, op);
-	below = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
-	if (below < 0 && below != -ENOENT)
-		return below;
-	result = mount_new(launch, op);
-	if (result || below < 0)
-		return result;
-	above = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
-	if (above < 0)
-		return above;
-	result = copy_tree(below, above);
-	return result ? fail_with(launch, -result, "copy what the folder holds") : 0;
+	unsigned flags = DOLIUM_MOVE_MOUNT_F_EMPTY_PATH | DOLIUM_MOVE_MOUNT_T_EMPTY_PATH;
+	return sys_move_mount(tree, "", target, "", flags) ? -errno : 0;
 }
 
 static int mount_new(struct launch *launch, const struct op *op)
@@ -218,9 +203,26 @@ static int mount_new(struct launch *launch, const struct op *op)
 	}
 	if (mount_fd < 0)
 		return mount_fd;
-	if (sys_move_mount(mount_fd, "", at, "", DOLIUM_MOVE_MOUNT_F_EMPTY_PATH | DOLIUM_MOVE_MOUNT_T_EMPTY_PATH))
-		return -errno;
-	return 0;
+	return attach(mount_fd, at);
+}
+
+int do_mount_fs(struct launch *launch, const struct op *op)
+{
+	cleanup_fd below = -1, above = -1;
+	int result;
+	if (!(op->a[5].i & MOUNT_COPY_UP))
+		return mount_new(launch, op);
+	below = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
+	if (below < 0 && below != -ENOENT)
+		return below;
+	result = mount_new(launch, op);
+	if (result || below < 0)
+		return result;
+	above = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
+	if (above < 0)
+		return above;
+	result = copy_tree(below, above);
+	return result ? fail_with(launch, -result, "copy what the folder holds") : 0;
 }
 
 int do_open_tree(struct launch *launch, const struct op *op)
@@ -232,9 +234,8 @@ int do_open_tree(struct launch *launch, const struct op *op)
 	if (fd < 0)
 		return -errno;
 	if (fstat(fd, &st)) {
-		int number = errno;
-		close(fd);
-		return -number;
+		close_fd(&fd);
+		return -errno;
 	}
 	if ((op->a[3].i == 1 && !S_ISDIR(st.st_mode)) || (op->a[3].i == 2 && S_ISDIR(st.st_mode))) {
 		close(fd);
@@ -279,15 +280,7 @@ int do_root_attach(struct launch *launch, const struct op *op)
 
 OPERATION(root_propagation, set_attr(launch->root, (op->a[0].i & MS_REC) != 0, 0, op->a[0].i))
 
-/* The slot's tree, or a copy of it when it is in place already (a detached tree can be attached once). */
-static int attach(int tree, int target)
-{
-	if (!sys_move_mount(tree, "", target, "", DOLIUM_MOVE_MOUNT_F_EMPTY_PATH | DOLIUM_MOVE_MOUNT_T_EMPTY_PATH))
-		return 0;
-	return -errno;
-}
-
-/* A detached copy of a tree that is in place. */
+/* A copy of a tree that is in place already: a detached tree can be attached once. */
 static int copy_of(int tree)
 {
 	return sys_open_tree(tree, "", AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC | DOLIUM_AT_RECURSIVE);

@@ -24,9 +24,19 @@
 
 static int64_t now_ms(void)
 {
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+	return (int64_t)(now_us() / 1000);
+}
+
+/* 1 when the fd is ready, 0 when the time is over, or -errno. */
+static int poll_until(int fd, int64_t deadline)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	for (;;) {
+		int64_t left = deadline - now_ms();
+		int n = poll(&p, 1, left > 0 ? (int)left : 0);
+		if (n >= 0 || errno != EINTR)
+			return n < 0 ? -errno : n;
+	}
 }
 
 /* The kernel gives no event for these ends (v1 freezer, an emptied cgroup): look again after a growing pause. */
@@ -65,19 +75,27 @@ int write_path(int dirfd, const char *path, const char *data, size_t len)
 	return write(fd, data, len) < 0 ? -errno : 0;
 }
 
+static int read_text(const char *path, char *out, size_t size)
+{
+	cleanup_fd fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n;
+	if (fd < 0)
+		return -errno;
+	n = read(fd, out, size - 1);
+	if (n < 0)
+		return -errno;
+	out[n] = '\0';
+	return (int)n;
+}
+
 /* The start time, 0 when it is gone; *state is its letter. */
 static uint64_t read_stat(pid_t pid, char *state)
 {
 	char path[64], text[1024], *at;
-	cleanup_fd fd = -1;
-	ssize_t n;
 	*state = 'X';
 	snprintf(path, sizeof path, "/proc/%d/stat", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
-	if (n <= 0)
+	if (read_text(path, text, sizeof text) <= 0)
 		return 0;
-	text[n] = '\0';
 	at = strrchr(text, ')'); /* the name may hold spaces and brackets */
 	if (at && at[1] == ' ')
 		*state = at[2];
@@ -317,19 +335,11 @@ int do_wait_gone(struct launch *launch, const struct op *op)
 	pid_t pid = (pid_t)op->a[0].i;
 	int64_t deadline = now_ms() + op->a[2].i;
 	cleanup_fd fd = sys_pidfd_open(pid, 0);
-	struct pollfd p = { .fd = fd, .events = POLLIN };
+	int n;
 	if (fd < 0 || !process_is(pid, (uint64_t)op->a[1].i))
 		return 0;
-	for (;;) {
-		int64_t left = deadline - now_ms();
-		int n = poll(&p, 1, left > 0 ? (int)left : 0);
-		if (n > 0)
-			return 0;
-		if (n < 0 && errno != EINTR)
-			return -errno;
-		if (n == 0)
-			return fail_with(launch, ETIMEDOUT, "process %d did not end", pid);
-	}
+	n = poll_until(fd, deadline);
+	return n == 0 ? fail_with(launch, ETIMEDOUT, "process %d did not end", pid) : n < 0 ? n : 0;
 }
 
 int do_pidns_init_alive(struct launch *launch, const struct op *op)
@@ -377,10 +387,9 @@ int do_hook(struct launch *launch, const struct op *op)
 	cleanup_fd err = memfd_create("stderr", MFD_CLOEXEC);
 	cleanup_fd pidfd = -1;
 	int64_t limit = op->a[3].i, deadline = now_ms() + limit;
-	struct pollfd p;
 	size_t len;
 	char *text;
-	int status = 0, late = 0;
+	int status = 0, late = 0, result;
 	pid_t pid;
 	if (state < 0 || err < 0)
 		return -errno;
@@ -399,18 +408,12 @@ int do_hook(struct launch *launch, const struct op *op)
 		hook_child(launch, op, state, err);
 	setpgid(pid, pid); /* in both, so that the group exists whoever is first */
 	pidfd = sys_pidfd_open(pid, 0);
-	p.fd = pidfd;
-	p.events = POLLIN;
-	while (limit && !late) {
-		int64_t left = deadline - now_ms();
-		int n = poll(&p, 1, left > 0 ? (int)left : 0);
-		if (n > 0 || (n < 0 && errno != EINTR))
-			break;
-		late = n == 0;
-	}
+	late = limit && poll_until(pidfd, deadline) == 0;
 	if (late)
 		kill(-pid, SIGKILL);
-	wait_for(pid, &status);
+	result = wait_for(pid, &status);
+	if (result)
+		return result;
 	kill(-pid, SIGKILL); /* whatever the hook left in its group */
 	if (late)
 		return fail_with(launch, ETIMEDOUT, "no end after %lld ms; its process group was killed", (long long)limit);
@@ -418,19 +421,6 @@ int do_hook(struct launch *launch, const struct op *op)
 }
 
 /* ---- cgroups ---- */
-
-static int read_text(const char *path, char *out, size_t size)
-{
-	cleanup_fd fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t n;
-	if (fd < 0)
-		return -errno;
-	n = read(fd, out, size - 1);
-	if (n < 0)
-		return -errno;
-	out[n] = '\0';
-	return (int)n;
-}
 
 /* A new v1 cpuset has no CPUs and no memory nodes and takes no process until it has. */
 static int inherit_cpuset(const char *path)

@@ -118,9 +118,8 @@ static int make_at_depth(const struct launch *launch, const char *path, int dire
 		if (fd < 0)
 			return fd;
 		if (fstat(fd, &st)) {
-			int number = errno;
-			close(fd);
-			return -number;
+			close_fd(&fd);
+			return -errno;
 		}
 		if (S_ISLNK(st.st_mode)) {
 			close(fd);
