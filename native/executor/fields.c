@@ -47,7 +47,6 @@ int send_frame(int fd, const struct buffer *b)
 {
 	uint32_t len = (uint32_t)b->used;
 	int result;
-
 	if (b->failed || b->used > FRAME_LIMIT)
 		return -ENOMEM;
 	result = write_all(fd, &len, sizeof len);
@@ -57,7 +56,6 @@ int send_frame(int fd, const struct buffer *b)
 static int read_all(int fd, void *data, size_t len)
 {
 	char *at = data;
-
 	while (len) {
 		ssize_t n = read(fd, at, len);
 		if (n < 0 && errno == EINTR)
@@ -76,7 +74,6 @@ int receive_frame(int fd, struct buffer *b)
 {
 	uint32_t len;
 	int result = read_all(fd, &len, sizeof len);
-
 	if (result)
 		return result;
 	if (len > FRAME_LIMIT)
@@ -95,20 +92,22 @@ void put_key(struct buffer *b, const char *key, uint32_t count)
 	put_u32(b, count);
 }
 
+void put_text(struct buffer *b, const char *key, const char *value)
+{
+	put_key(b, key, 1);
+	put_string(b, value, strlen(value));
+}
 
 void put_number(struct buffer *b, const char *key, long long value)
 {
 	char text[32];
-	int n = snprintf(text, sizeof text, "%lld", value);
-
-	put_key(b, key, 1);
-	put_string(b, text, (size_t)n);
+	snprintf(text, sizeof text, "%lld", value);
+	put_text(b, key, text);
 }
 
 int fields_next(const char **at, const char *end, struct field *field)
 {
 	uint32_t len;
-
 	if (end - *at < 4)
 		return *at == end ? 0 : -EPROTO;
 	memcpy(&len, *at, 4);
@@ -134,7 +133,6 @@ struct string fields_get(const struct buffer *b, const char *key)
 	const char *at = b->data, *end = b->data + b->used;
 	struct string none = { "", 0 };
 	struct field field;
-
 	while (fields_next(&at, end, &field) > 0)
 		if (!strcmp(field.key, key) && field.values.count) {
 			const char *cursor = field.values.encoded;
@@ -148,7 +146,6 @@ struct list fields_list(const struct buffer *b, const char *key)
 	const char *at = b->data, *end = b->data + b->used;
 	struct list none = { NULL, 0 };
 	struct field field;
-
 	while (fields_next(&at, end, &field) > 0)
 		if (!strcmp(field.key, key))
 			return field.values;
@@ -158,6 +155,5 @@ struct list fields_list(const struct buffer *b, const char *key)
 int64_t fields_number(const struct buffer *b, const char *key, int64_t otherwise)
 {
 	struct string s = fields_get(b, key);
-
 	return s.len ? strtoll(s.data, NULL, 10) : otherwise;
 }

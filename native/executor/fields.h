@@ -27,6 +27,7 @@ void put_u32(struct buffer *b, uint32_t value);
 void put_string(struct buffer *b, const char *data, size_t len);
 /* A field's key and the number of strings that the caller puts next. */
 void put_key(struct buffer *b, const char *key, uint32_t count);
+void put_text(struct buffer *b, const char *key, const char *value);
 void put_number(struct buffer *b, const char *key, long long value);
 void buffer_free(struct buffer *b);
 

@@ -36,83 +36,50 @@ static op_function *const functions[256] = {
 #undef OP
 };
 
-static const struct {
-	int number;
-	const char *name;
-} names[] = {
-	{ EPERM, "EPERM" }, { ENOENT, "ENOENT" }, { ESRCH, "ESRCH" }, { EINTR, "EINTR" }, { EIO, "EIO" },
-	{ ENXIO, "ENXIO" }, { E2BIG, "E2BIG" }, { ENOEXEC, "ENOEXEC" }, { EBADF, "EBADF" }, { EAGAIN, "EAGAIN" },
-	{ ENOMEM, "ENOMEM" }, { EACCES, "EACCES" }, { EFAULT, "EFAULT" }, { ENOTBLK, "ENOTBLK" }, { EBUSY, "EBUSY" },
-	{ EEXIST, "EEXIST" }, { EXDEV, "EXDEV" }, { ENODEV, "ENODEV" }, { ENOTDIR, "ENOTDIR" }, { EISDIR, "EISDIR" },
-	{ EINVAL, "EINVAL" }, { ENFILE, "ENFILE" }, { EMFILE, "EMFILE" }, { ENOTTY, "ENOTTY" }, { ETXTBSY, "ETXTBSY" },
-	{ EFBIG, "EFBIG" }, { ENOSPC, "ENOSPC" }, { EROFS, "EROFS" }, { EMLINK, "EMLINK" }, { EPIPE, "EPIPE" },
-	{ ERANGE, "ERANGE" }, { ENAMETOOLONG, "ENAMETOOLONG" }, { ENOSYS, "ENOSYS" }, { ENOTEMPTY, "ENOTEMPTY" },
-	{ ELOOP, "ELOOP" }, { EOPNOTSUPP, "EOPNOTSUPP" }, { ECONNREFUSED, "ECONNREFUSED" }, { ETIMEDOUT, "ETIMEDOUT" },
-	{ EOVERFLOW, "EOVERFLOW" }, { EUSERS, "EUSERS" }, { EDQUOT, "EDQUOT" }, { ESTALE, "ESTALE" },
-	{ EADDRINUSE, "EADDRINUSE" }, { ECANCELED, "ECANCELED" }, { EPROTO, "EPROTO" }, { ENODATA, "ENODATA" },
-};
-
 const char *errno_name(int number)
 {
-	for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-		if (names[i].number == number)
-			return names[i].name;
-	return "errno";
+#define NAME(name) case name: return #name;
+	switch (number) {
+	NAME(EPERM) NAME(ENOENT) NAME(ESRCH) NAME(EINTR) NAME(EIO) NAME(ENXIO) NAME(E2BIG) NAME(ENOEXEC) NAME(EBADF)
+	NAME(EAGAIN) NAME(ENOMEM) NAME(EACCES) NAME(EFAULT) NAME(ENOTBLK) NAME(EBUSY) NAME(EEXIST) NAME(EXDEV)
+	NAME(ENODEV) NAME(ENOTDIR) NAME(EISDIR) NAME(EINVAL) NAME(ENFILE) NAME(EMFILE) NAME(ENOTTY) NAME(ETXTBSY)
+	NAME(EFBIG) NAME(ENOSPC) NAME(EROFS) NAME(EMLINK) NAME(EPIPE) NAME(ERANGE) NAME(ENAMETOOLONG) NAME(ENOSYS)
+	NAME(ENOTEMPTY) NAME(ELOOP) NAME(EOPNOTSUPP) NAME(ECONNREFUSED) NAME(ETIMEDOUT) NAME(EOVERFLOW) NAME(EUSERS)
+	NAME(EDQUOT) NAME(ESTALE) NAME(EADDRINUSE) NAME(ECANCELED) NAME(EPROTO) NAME(ENODATA)
+	default: return "errno";
+	}
+#undef NAME
 }
 
 /* The probable cause of an errno, where one is likely enough to be worth saying. */
 static const char *hint(uint16_t code, int number)
 {
-	switch (code) {
-	case OP_mount_fs:
-		if (number == EPERM)
-			return "probable cause: the user namespace does not own the namespace this file system shows, or a "
-			       "mount below is locked";
-		if (number == ENODEV)
-			return "the kernel does not know this file system type";
-		if (number == EBUSY)
-			return "probable cause: the file system is mounted elsewhere with other options";
-		break;
-	case OP_overlay:
-		if (number == EACCES)
-			return "probable cause: the layers' owner is not mapped";
-		if (number == EINVAL)
-			return "probable cause: upper or work is on a file system that cannot hold an overlay's upper layer";
-		break;
-	case OP_rlimit:
-		if (number == EPERM)
-			return "probable cause: above the hard limit without CAP_SYS_RESOURCE";
-		break;
-	case OP_proc_write:
-		if (number == EACCES)
-			return "probable cause: lowering it needs CAP_SYS_RESOURCE";
-		break;
-	case OP_cg_write:
-		if (number == EINVAL)
-			return "the kernel refused this value";
-		break;
-	case OP_clone:
-		if (number == EPERM)
-			return "probable cause: namespaces need CAP_SYS_ADMIN, or user namespaces are switched off";
-		if (number == ENOSPC)
-			return "probable cause: /proc/sys/user/max_*_namespaces";
-		if (number == EAGAIN)
-			return "probable cause: pids.max or RLIMIT_NPROC";
-		break;
-	case OP_mknod:
-		if (number == EPERM)
-			return "probable cause: CAP_MKNOD is missing in the initial user namespace";
-		break;
-	default:
-		break;
-	}
+	static const struct {
+		uint16_t code;
+		int number;
+		const char *text;
+	} hints[] = {
+		{ OP_mount_fs, EPERM, "probable cause: the user namespace does not own the namespace this file system "
+		  "shows, or a mount below is locked" },
+		{ OP_mount_fs, ENODEV, "the kernel does not know this file system type" },
+		{ OP_mount_fs, EBUSY, "probable cause: the file system is mounted elsewhere with other options" },
+		{ OP_rlimit, EPERM, "probable cause: above the hard limit without CAP_SYS_RESOURCE" },
+		{ OP_proc_write, EACCES, "probable cause: lowering it needs CAP_SYS_RESOURCE" },
+		{ OP_cg_write, EINVAL, "the kernel refused this value" },
+		{ OP_clone, EPERM, "probable cause: namespaces need CAP_SYS_ADMIN, or user namespaces are switched off" },
+		{ OP_clone, ENOSPC, "probable cause: /proc/sys/user/max_*_namespaces" },
+		{ OP_clone, EAGAIN, "probable cause: pids.max or RLIMIT_NPROC" },
+		{ OP_mknod, EPERM, "probable cause: CAP_MKNOD is missing in the initial user namespace" },
+	};
+	for (size_t i = 0; i < sizeof hints / sizeof hints[0]; i++)
+		if (hints[i].code == code && hints[i].number == number)
+			return hints[i].text;
 	return NULL;
 }
 
 void set_failure(struct launch *launch, uint32_t op, int number, const char *format, ...)
 {
 	va_list args;
-
 	if (launch->failure.set)
 		return;
 	launch->failure.set = 1;
@@ -126,7 +93,6 @@ void set_failure(struct launch *launch, uint32_t op, int number, const char *for
 int fail_with(struct launch *launch, int number, const char *format, ...)
 {
 	va_list args;
-
 	va_start(args, format);
 	vsnprintf(launch->detail_text, sizeof launch->detail_text, format, args);
 	va_end(args);
@@ -140,7 +106,6 @@ static void blame(struct launch *launch, uint32_t index, int number)
 	const struct op *op = &launch->plan->ops[index];
 	const char *more = launch->detail ? launch->detail : hint(op->code, number);
 	int whole = op->code == OP_find_executable && launch->detail != NULL;
-
 	if (number == 0 || whole) /* the detail says all */
 		set_failure(launch, index, number, "%s%s%s", whole ? "" : op->label, whole ? "" : ": ", more ? more : "failed");
 	else
@@ -164,10 +129,9 @@ int slot_fd(const struct launch *launch, int64_t slot)
 	return slot < 0 || slot >= PLAN_SLOTS ? -1 : launch->slot[slot];
 }
 
-static uint64_t now_us(void)
+uint64_t now_us(void)
 {
 	struct timespec t;
-
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
 }
@@ -177,7 +141,6 @@ static int run_op(struct launch *launch, uint32_t index)
 	const struct op *op = &launch->plan->ops[index];
 	uint64_t before = now_us();
 	int result;
-
 	launch->detail = NULL;
 	result = functions[op->code](launch, op);
 	launch->microseconds[index] = (uint32_t)(now_us() - before) + 1;
@@ -192,7 +155,6 @@ static int run_op(struct launch *launch, uint32_t index)
 int run_stage(struct launch *launch, enum stage stage, int keep_going)
 {
 	int bad = 0;
-
 	for (uint32_t i = 0; i < launch->plan->count; i++) {
 		const struct op *op = &launch->plan->ops[i];
 		if (op->stage != stage || op->code == OP_ns_join)
@@ -214,7 +176,7 @@ static int has_stage(const struct plan *plan, enum stage stage)
 	return 0;
 }
 
-static const struct op *find_op(const struct plan *plan, uint16_t code)
+const struct op *find_op(const struct plan *plan, uint16_t code)
 {
 	for (uint32_t i = 0; i < plan->count; i++)
 		if (plan->ops[i].code == code)
@@ -244,29 +206,26 @@ void launch_end(struct launch *launch)
 {
 	for (int i = 0; i < PLAN_SLOTS; i++)
 		close_fd(&launch->slot[i]);
-	close_fd(&launch->pidfd);
-	close_fd(&launch->sync);
-	close_fd(&launch->root);
-	close_fd(&launch->proc);
-	close_fd(&launch->console);
+	int *const fds[] = { &launch->pidfd, &launch->sync, &launch->root, &launch->proc, &launch->console };
+	for (size_t i = 0; i < sizeof fds / sizeof fds[0]; i++)
+		close_fd(fds[i]);
 	free(launch->microseconds);
 	free(launch->program);
 	free(launch->home);
 	launch->microseconds = NULL;
-	launch->program = NULL;
-	launch->home = NULL;
+	launch->program = launch->home = NULL;
 }
 
-static int send_message(int fd, const struct message *m, int pass)
+/* One record, with an fd when pass is one. 0 or -errno. */
+static int send_record(int socket, const void *data, size_t size, int pass)
 {
-	struct iovec iov = { (void *)m, sizeof *m };
+	struct iovec iov = { (void *)data, size };
 	union {
 		char space[CMSG_SPACE(sizeof(int))];
 		struct cmsghdr align;
-	} control;
+	} control = { { 0 } };
 	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
-
-	memset(&control, 0, sizeof control);
+	ssize_t n;
 	if (pass >= 0) {
 		msg.msg_control = control.space;
 		msg.msg_controllen = sizeof control.space;
@@ -276,12 +235,10 @@ static int send_message(int fd, const struct message *m, int pass)
 		c->cmsg_len = CMSG_LEN(sizeof(int));
 		memcpy(CMSG_DATA(c), &pass, sizeof(int));
 	}
-	for (;;) {
-		if (sendmsg(fd, &msg, MSG_NOSIGNAL) >= 0)
-			return 0;
-		if (errno != EINTR)
-			return -1;
-	}
+	do
+		n = sendmsg(socket, &msg, MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : 0;
 }
 
 static int send_times(struct launch *launch)
@@ -290,51 +247,26 @@ static int send_times(struct launch *launch)
 	struct iovec iov[2] = { { &type, sizeof type },
 				{ launch->microseconds, launch->plan->count * sizeof(uint32_t) } };
 	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
-
 	return sendmsg(launch->sync, &msg, MSG_NOSIGNAL) < 0 ? -1 : 0;
 }
 
+/* The console-socket protocol of runc: one record with the name of the pty's master, the fd as SCM_RIGHTS. */
 int send_console(int socket, int fd)
 {
-	/* The console-socket protocol of runc: one record with the name of the pty's master, the fd as SCM_RIGHTS. */
-	char name[] = "/dev/pts/ptmx";
-	struct iovec iov = { name, sizeof name };
-	union {
-		char space[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control;
-	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.space,
-			      .msg_controllen = sizeof control.space };
-	struct cmsghdr *c;
-
-	memset(&control, 0, sizeof control);
-	c = CMSG_FIRSTHDR(&msg);
-	c->cmsg_level = SOL_SOCKET;
-	c->cmsg_type = SCM_RIGHTS;
-	c->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(c), &fd, sizeof(int));
-	return sendmsg(socket, &msg, MSG_NOSIGNAL) < 0 ? -errno : 0;
+	return send_record(socket, "/dev/pts/ptmx", sizeof "/dev/pts/ptmx", fd);
 }
 
 /* The child's pty goes to the parent of this launch. */
 int send_console_message(struct launch *launch, int fd)
 {
-	struct message m;
-
-	memset(&m, 0, sizeof m);
-	m.type = CHILD_CONSOLE;
-	return send_message(launch->sync, &m, fd) ? -errno : 0;
+	struct message m = { .type = CHILD_CONSOLE };
+	return send_record(launch->sync, &m, sizeof m, fd);
 }
 
 static void simple_message(struct launch *launch, uint32_t type)
 {
-	struct message m;
-
-	memset(&m, 0, sizeof m);
-	m.type = type;
-	m.pid = launch->pid;
-	m.start_time = launch->start_time;
-	send_message(launch->sync, &m, -1);
+	struct message m = { .type = type, .pid = launch->pid, .start_time = launch->start_time };
+	send_record(launch->sync, &m, sizeof m, -1);
 }
 
 /* Receives one message; times and the console are taken in on the way. 0 at end of file, -1 on error. */
@@ -344,7 +276,6 @@ static int receive(struct launch *launch, struct message *m)
 	__attribute__((cleanup(close_fd))) int passed = -1;
 	char *buffer = malloc(room);
 	int result = -1;
-
 	if (!buffer)
 		return -1;
 	for (;;) {
@@ -403,21 +334,15 @@ static int receive(struct launch *launch, struct message *m)
 
 static void __attribute__((noreturn)) child_fails(struct launch *launch)
 {
-	struct message m;
-
-	memset(&m, 0, sizeof m);
-	m.type = CHILD_FAILED;
-	m.op = launch->failure.op;
-	m.number = launch->failure.number;
+	struct message m = { .type = CHILD_FAILED, .op = launch->failure.op, .number = launch->failure.number };
 	memcpy(m.text, launch->failure.text, sizeof m.text);
-	send_message(launch->sync, &m, -1);
+	send_record(launch->sync, &m, sizeof m, -1);
 	_exit(1);
 }
 
 static void wait_for_go(struct launch *launch)
 {
 	struct message m;
-
 	if (receive(launch, &m) != 1 || m.type != PARENT_GO)
 		_exit(1); /* the parent is gone or gave up: nothing to tell, no one to tell it */
 	launch->pid = m.pid;
@@ -427,7 +352,6 @@ static void wait_for_go(struct launch *launch)
 static void __attribute__((noreturn)) child_main(struct launch *launch)
 {
 	int waits = find_op(launch->plan, OP_wait_start) != NULL;
-
 	launch->in_child = 1;
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	close_fd(&launch->pidfd);
@@ -456,12 +380,10 @@ static void __attribute__((noreturn)) child_main(struct launch *launch)
 	if (run_stage(launch, CHILD_AFTER_PIVOT, 0))
 		child_fails(launch);
 	send_times(launch);
-	if (waits) {
-		/* From here init belongs to the caller's sub-reaper. It must not die with the runtime. */
+	if (waits) /* From here init belongs to the caller's sub-reaper. It must not die with the runtime. */
 		prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
-		simple_message(launch, CHILD_CREATED);
-	} else {
-		simple_message(launch, CHILD_CREATED);
+	simple_message(launch, CHILD_CREATED);
+	if (!waits) {
 		wait_for_go(launch);
 		prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
 	}
@@ -475,7 +397,6 @@ int do_wait_start(struct launch *launch, const struct op *op)
 {
 	int listener = slot_fd(launch, op->a[0].i);
 	int connection;
-
 	close_fd(&launch->sync);
 	do
 		connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
@@ -493,7 +414,6 @@ int do_exec(struct launch *launch, const struct op *op)
 	const char *program = launch->program ? launch->program : op->a[0].s.data;
 	size_t count = op->a[2].l.count;
 	int number;
-
 	if (!argv || !env)
 		return -ENOMEM;
 	if (launch->home) {
@@ -515,14 +435,19 @@ int do_exec(struct launch *launch, const struct op *op)
 
 /* ---- the parent ---- */
 
+int wait_for(pid_t pid, int *status)
+{
+	while (waitpid(pid, status, 0) < 0)
+		if (errno != EINTR)
+			return -errno;
+	return 0;
+}
+
 static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner)
 {
-	struct dolium_clone_args args;
+	struct dolium_clone_args args = { .flags = flags | DOLIUM_CLONE_CLEAR_SIGHAND };
 	int pidfd = -1;
 	pid_t pid;
-
-	memset(&args, 0, sizeof args);
-	args.flags = flags | DOLIUM_CLONE_CLEAR_SIGHAND;
 	if (from_joiner) {
 		args.flags |= CLONE_PARENT; /* exit_signal comes from the joiner */
 	} else {
@@ -539,9 +464,7 @@ static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner)
 /* Joins the given namespaces in the plan's order (user first) and clones init as a child of our parent. */
 static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_t flags, uint32_t clone_index)
 {
-	struct message m;
-	pid_t pid;
-
+	struct message m = { .type = JOINER_PID };
 	launch->in_child = 1;
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	for (uint32_t i = 0; i < launch->plan->count; i++)
@@ -551,18 +474,15 @@ static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_
 			close_fd(&launch->slot[launch->plan->ops[i].a[0].i]);
 			launch->joined_mount |= launch->plan->ops[i].a[1].i == CLONE_NEWNS;
 		}
-	pid = clone_child(launch, flags, 1);
-	if (pid < 0) {
+	m.pid = clone_child(launch, flags, 1);
+	if (m.pid < 0) {
 		launch->detail = NULL;
 		blame(launch, clone_index, errno);
 		child_fails(launch);
 	}
-	if (pid == 0)
+	if (m.pid == 0)
 		child_main(launch);
-	memset(&m, 0, sizeof m);
-	m.type = JOINER_PID;
-	m.pid = pid;
-	send_message(launch->sync, &m, -1);
+	send_record(launch->sync, &m, sizeof m, -1);
 	_exit(0);
 }
 
@@ -590,7 +510,6 @@ int do_clone(struct launch *launch, const struct op *op)
 	uint64_t flags = (uint64_t)op->a[0].i;
 	int pair[2], joins = find_op(launch->plan, OP_ns_join) != NULL;
 	pid_t pid;
-
 	launch->unshare_flags = (int)op->a[1].i;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		return fail_with(launch, errno, "socketpair");
@@ -618,8 +537,7 @@ int do_clone(struct launch *launch, const struct op *op)
 		struct message m;
 		int got = receive(launch, &m), status;
 
-		while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-			;
+		wait_for(pid, &status);
 		close_fd(&launch->pidfd);
 		launch->pid = 0;
 		if (got == 1 && m.type == CHILD_FAILED) {
@@ -642,7 +560,6 @@ static int expect(struct launch *launch, uint32_t type)
 {
 	struct message m;
 	int got = receive(launch, &m);
-
 	if (got == 1 && m.type == type)
 		return 0;
 	if (got == 1 && m.type == CHILD_FAILED)
@@ -657,14 +574,12 @@ static int expect(struct launch *launch, uint32_t type)
 void launch_abandon(struct launch *launch)
 {
 	int early;
-
 	if (launch->pid > 0) {
 		int status;
 		if (launch->pidfd >= 0)
 			sys_pidfd_send_signal(launch->pidfd, SIGKILL);
 		close_fd(&launch->sync);
-		while (waitpid(launch->pid, &status, 0) < 0 && errno == EINTR)
-			;
+		wait_for(launch->pid, &status);
 		launch->pid = 0;
 	}
 	early = launch->failure.op < launch->plan->count && launch->plan->ops[launch->failure.op].flags & OP_NOTHING_OURS;
@@ -703,20 +618,15 @@ int launch_start(struct launch *launch)
 {
 	struct message m;
 	int got;
-
 	simple_message(launch, PARENT_GO);
 	got = receive(launch, &m);
 	close_fd(&launch->sync);
-	if (got == 1 && m.type == CHILD_FAILED) {
+	if (got == 1 && m.type == CHILD_FAILED)
 		set_failure(launch, m.op, m.number, "%s", m.text);
-		launch_abandon(launch);
-		return -1;
-	}
-	if (run_stage(launch, PARENT_STARTED, 0)) {
-		launch_abandon(launch); /* a poststart hook that fails takes the container with it, as in runc */
-		return -1;
-	}
-	return 0;
+	else if (!run_stage(launch, PARENT_STARTED, 0))
+		return 0;
+	launch_abandon(launch); /* a poststart hook that fails takes the container with it, as in runc */
+	return -1;
 }
 
 int launch_after_exit(struct launch *launch)
@@ -726,22 +636,18 @@ int launch_after_exit(struct launch *launch)
 
 int do_start(struct launch *launch, const struct op *op)
 {
-	cleanup_fd fd = -1;
+	cleanup_fd fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	struct message m;
-	int got;
-
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	int got, saved;
 	if (fd < 0)
 		return -errno;
 	got = connect_unix(fd, op->a[0].s.data);
 	if (got < 0)
 		return got;
-	{
-		int saved = launch->sync;
-		launch->sync = fd;
-		got = receive(launch, &m);
-		launch->sync = saved;
-	}
+	saved = launch->sync;
+	launch->sync = fd;
+	got = receive(launch, &m);
+	launch->sync = saved;
 	if (got == 1 && m.type == CHILD_FAILED) {
 		set_failure(launch, (uint32_t)(op - launch->plan->ops), m.number, "%s", m.text);
 		return m.number ? -m.number : -ECANCELED;

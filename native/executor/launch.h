@@ -42,7 +42,7 @@ struct launch {
 	int joined_mount;        /* the child is in a mount namespace that was there before */
 	int cwd_set;
 	int held_exit;           /* what OP_exit_code asked for */
-	int wants_hold, wants_detach;
+	int wants_hold;
 	int console;             /* parent: the pty's master when no console socket took it; -1 = none */
 	int preserve;
 	int only_slots;          /* the child closes what is in no slot, first thing */
@@ -72,6 +72,9 @@ void launch_end(struct launch *launch);
 
 /* Shared between the files of the executor. */
 typedef int op_function(struct launch *launch, const struct op *op);
+#define OPERATION_ARGS __attribute__((unused)) struct launch *launch, __attribute__((unused)) const struct op *op
+/* An operation that is one expression. */
+#define OPERATION(name, result) int do_##name(OPERATION_ARGS) { return result; }
 #define OP(code, name, signature) op_function do_##name;
 #include "ops.def"
 #undef OP
@@ -84,6 +87,9 @@ int take_slot(struct launch *launch, int64_t slot, int fd);
 int slot_fd(const struct launch *launch, int64_t slot);
 int run_stage(struct launch *launch, enum stage stage, int keep_going);
 const char *errno_name(int number);
+uint64_t now_us(void);
+const struct op *find_op(const struct plan *plan, uint16_t code);
+int wait_for(pid_t pid, int *status); /* 0 or -errno */
 uint64_t process_start_time(pid_t pid);
 /* Replaces \001p by the pid and \001s by the start time. The caller frees. */
 char *render(const struct launch *launch, struct string template, size_t *len);
@@ -91,9 +97,8 @@ int write_all(int fd, const void *data, size_t len);
 int write_path(int dirfd, const char *path, const char *data, size_t len);
 int send_console(int socket, int fd);
 int send_console_message(struct launch *launch, int fd);
-/* Connects or binds by a path of any length (through /proc/self/fd of its folder). 0 or -errno. */
+/* Connects by a path of any length (through /proc/self/fd of its folder). 0 or -errno. */
 int connect_unix(int fd, const char *path);
-int bind_unix(int fd, const char *path);
 
 /* paths.c: an untrusted root is walked only through these */
 int open_in_root(const struct launch *launch, const char *path, uint64_t flags);

@@ -7,7 +7,6 @@
 #include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
-#include <sys/wait.h>
 
 #include "launch.h"
 
@@ -25,7 +24,6 @@ static int old_api(const struct launch *launch)
 static unsigned long ms_flags(int64_t attrs)
 {
 	unsigned long flags = 0;
-
 	flags |= attrs & DOLIUM_ATTR_RDONLY ? MS_RDONLY : 0;
 	flags |= attrs & DOLIUM_ATTR_NOSUID ? MS_NOSUID : 0;
 	flags |= attrs & DOLIUM_ATTR_NODEV ? MS_NODEV : 0;
@@ -49,7 +47,6 @@ static int explain(struct launch *launch, int fs, int number, const char *option
 {
 	char text[200];
 	ssize_t n = read(fs, text, sizeof text - 1);
-
 	if (n > 2) {
 		text[n] = '\0';
 		text[strcspn(text, "\n")] = '\0';
@@ -64,7 +61,6 @@ static int set_option(int fs, const char *option)
 {
 	char key[PATH_MAX];
 	const char *equals = strchr(option, '=');
-
 	if (!equals)
 		return sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_FLAG, option, NULL, 0);
 	if ((size_t)(equals - option) >= sizeof key) {
@@ -76,13 +72,18 @@ static int set_option(int fs, const char *option)
 	return sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, key, equals + 1, 0);
 }
 
+static int set_attr(int fd, int recursive, int64_t set, int64_t propagation)
+{
+	struct dolium_mount_attr attr = { .attr_set = (uint64_t)set, .propagation = (uint64_t)propagation & ~(uint64_t)MS_REC };
+	return sys_mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? DOLIUM_AT_RECURSIVE : 0), &attr) ? -errno : 0;
+}
+
 /* A detached mount of a new file system, or -errno; -ENOSYS asks for the fallback. */
 static int new_fs(struct launch *launch, const char *type, const char *source, const struct list *options, int64_t attrs)
 {
 	cleanup_fd fs = -1;
 	const char *cursor = options->encoded;
 	int mount;
-
 	if (old_api(launch))
 		return -ENOSYS;
 	fs = sys_fsopen(type, DOLIUM_FSOPEN_CLOEXEC);
@@ -106,7 +107,6 @@ static char *join_options(const struct list *options)
 	const char *cursor = options->encoded;
 	size_t size = 1;
 	char *joined;
-
 	for (uint32_t i = 0; i < options->count; i++)
 		size += list_next(&cursor).len + 1;
 	joined = calloc(1, size);
@@ -125,7 +125,6 @@ static int copy_file(int from, int to, const char *name, const struct stat *st)
 	cleanup_fd out = -1;
 	char chunk[16384];
 	ssize_t n;
-
 	if (in < 0)
 		return -errno;
 	out = openat(to, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
@@ -145,7 +144,6 @@ static int copy_tree(int from, int to)
 	int again = openat(from, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), result = 0;
 	DIR *folder = again < 0 ? NULL : fdopendir(again);
 	struct dirent *entry;
-
 	if (!folder)
 		return -errno;
 	while (!result && (entry = readdir(folder))) {
@@ -179,35 +177,16 @@ static int copy_tree(int from, int to)
 	return result;
 }
 
-static int mount_new(struct launch *launch, const struct op *op);
-
-int do_mount_fs(struct launch *launch, const struct op *op)
+static int attach(int tree, int target)
 {
-	cleanup_fd below = -1;
-	cleanup_fd above = -1;
-	int result;
-
-	if (!(op->a[5].i & MOUNT_COPY_UP))
-		return mount_new(launch, op);
-	below = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
-	if (below < 0 && below != -ENOENT)
-		return below;
-	result = mount_new(launch, op);
-	if (result || below < 0)
-		return result;
-	above = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
-	if (above < 0)
-		return above;
-	result = copy_tree(below, above);
-	return result ? fail_with(launch, -result, "copy what the folder holds") : 0;
+	unsigned flags = DOLIUM_MOVE_MOUNT_F_EMPTY_PATH | DOLIUM_MOVE_MOUNT_T_EMPTY_PATH;
+	return sys_move_mount(tree, "", target, "", flags) ? -errno : 0;
 }
 
 static int mount_new(struct launch *launch, const struct op *op)
 {
 	const char *type = op->a[0].s.data, *source = op->a[1].s.data, *target = op->a[4].s.data;
-	cleanup_fd mount_fd = -1;
-	cleanup_fd at = -1;
-
+	cleanup_fd mount_fd = -1, at = -1;
 	at = make_in_root(launch, target, 1, op->a[5].i & 07777 ? (mode_t)(op->a[5].i & 07777) : 0755);
 	if (at < 0)
 		return fail_with(launch, -at, "target %s", target);
@@ -224,100 +203,45 @@ static int mount_new(struct launch *launch, const struct op *op)
 	}
 	if (mount_fd < 0)
 		return mount_fd;
-	if (sys_move_mount(mount_fd, "", at, "", DOLIUM_MOVE_MOUNT_F_EMPTY_PATH | DOLIUM_MOVE_MOUNT_T_EMPTY_PATH))
-		return -errno;
-	return 0;
+	return attach(mount_fd, at);
+}
+
+int do_mount_fs(struct launch *launch, const struct op *op)
+{
+	cleanup_fd below = -1, above = -1;
+	int result;
+	if (!(op->a[5].i & MOUNT_COPY_UP))
+		return mount_new(launch, op);
+	below = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
+	if (below < 0 && below != -ENOENT)
+		return below;
+	result = mount_new(launch, op);
+	if (result || below < 0)
+		return result;
+	above = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
+	if (above < 0)
+		return above;
+	result = copy_tree(below, above);
+	return result ? fail_with(launch, -result, "copy what the folder holds") : 0;
 }
 
 int do_open_tree(struct launch *launch, const struct op *op)
 {
 	const char *path = op->a[1].s.data;
 	struct stat st;
-	int fd = sys_open_tree(AT_FDCWD, path,
-			       DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
+	int fd = sys_open_tree(AT_FDCWD, path, DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
 				       (op->a[2].i ? DOLIUM_AT_RECURSIVE : 0));
-
 	if (fd < 0)
 		return -errno;
 	if (fstat(fd, &st)) {
-		int number = errno;
-		close(fd);
-		return -number;
+		close_fd(&fd);
+		return -errno;
 	}
 	if ((op->a[3].i == 1 && !S_ISDIR(st.st_mode)) || (op->a[3].i == 2 && S_ISDIR(st.st_mode))) {
 		close(fd);
 		return fail_with(launch, op->a[3].i == 1 ? ENOTDIR : EISDIR, "%s", path);
 	}
 	return take_slot(launch, op->a[0].i, fd);
-}
-
-/* Overlay as a detached mount: no path of the host ever shows it. Lower folders one by one (lowerdir+, 6.5) where the
- * kernel has it, else as one option of at most a page. */
-static int overlay_lowers(int fs, const struct list *lowers)
-{
-	const char *cursor = lowers->encoded;
-	size_t size = 1;
-	char *joined, *out;
-	int result;
-
-	for (uint32_t i = 0; i < lowers->count; i++) {
-		struct string path = list_next(&cursor);
-		if (sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "lowerdir+", path.data, 0)) {
-			if (i == 0 && errno == EINVAL)
-				goto joined_option;
-			return -errno;
-		}
-	}
-	return 0;
-joined_option:
-	cursor = lowers->encoded;
-	for (uint32_t i = 0; i < lowers->count; i++)
-		size += 2 * (size_t)list_next(&cursor).len + 1;
-	joined = out = calloc(1, size);
-	if (!joined)
-		return -ENOMEM;
-	cursor = lowers->encoded;
-	for (uint32_t i = 0; i < lowers->count; i++) {
-		struct string path = list_next(&cursor);
-		if (i)
-			*out++ = ':';
-		for (const char *p = path.data; *p; p++) {
-			if (*p == ':' || *p == '\\')
-				*out++ = '\\';
-			*out++ = *p;
-		}
-	}
-	result = sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "lowerdir", joined, 0) ? -errno : 0;
-	free(joined);
-	return result;
-}
-
-int do_overlay(struct launch *launch, const struct op *op)
-{
-	cleanup_fd fs = sys_fsopen("overlay", DOLIUM_FSOPEN_CLOEXEC);
-	const char *cursor = op->a[4].l.encoded;
-	int result;
-
-	if (fs < 0)
-		return -errno;
-	sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "source", "overlay", 0);
-	result = overlay_lowers(fs, &op->a[1].l);
-	if (result)
-		return explain(launch, fs, -result, "lowerdir");
-	if (op->a[2].s.len && (sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "upperdir", op->a[2].s.data, 0) ||
-			       sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "workdir", op->a[3].s.data, 0)))
-		return explain(launch, fs, errno, "upperdir");
-	for (uint32_t i = 0; i < op->a[4].l.count; i++) {
-		const char *option = list_next(&cursor).data;
-		if (set_option(fs, option))
-			return explain(launch, fs, errno, option);
-	}
-	if (sys_fsconfig(fs, DOLIUM_FSCONFIG_CMD_CREATE, NULL, NULL, 0))
-		return explain(launch, fs, errno, NULL);
-	result = sys_fsmount(fs, DOLIUM_FSMOUNT_CLOEXEC, 0);
-	if (result < 0)
-		return explain(launch, fs, errno, NULL);
-	return take_slot(launch, op->a[0].i, result);
 }
 
 int do_mount_attr(struct launch *launch, const struct op *op)
@@ -328,7 +252,6 @@ int do_mount_attr(struct launch *launch, const struct op *op)
 		.attr_clr = (uint64_t)op->a[2].i,
 		.propagation = (uint64_t)op->a[3].i,
 	};
-
 	if (userns >= 0) {
 		attr.attr_set |= DOLIUM_ATTR_IDMAP;
 		attr.userns_fd = (uint64_t)userns;
@@ -342,45 +265,11 @@ int do_mount_attr(struct launch *launch, const struct op *op)
 	return 0;
 }
 
-/* A user namespace made only to carry an id map: a short-lived child holds it until its fd is open. */
-int do_userns(struct launch *launch, const struct op *op)
-{
-	struct dolium_clone_args args = { .flags = CLONE_NEWUSER, .exit_signal = SIGCHLD };
-	char path[64];
-	pid_t pid = sys_clone3(&args);
-	int fd = -1, result = 0, status;
-
-	if (pid < 0)
-		return -errno;
-	if (pid == 0)
-		for (;;)
-			pause();
-	snprintf(path, sizeof path, "%d/uid_map", pid);
-	result = write_path(launch->proc, path, op->a[1].s.data, op->a[1].s.len);
-	snprintf(path, sizeof path, "%d/gid_map", pid);
-	if (!result)
-		result = write_path(launch->proc, path, op->a[2].s.data, op->a[2].s.len);
-	snprintf(path, sizeof path, "%d/ns/user", pid);
-	if (!result) {
-		fd = openat(launch->proc, path, O_RDONLY | O_CLOEXEC);
-		result = fd < 0 ? -errno : 0;
-	}
-	kill(pid, SIGKILL);
-	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-		;
-	return result ? result : take_slot(launch, op->a[0].i, fd);
-}
-
-int do_propagation(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return mount(NULL, "/", NULL, (unsigned long)op->a[0].i, NULL) ? -errno : 0;
-}
+OPERATION(propagation, mount(NULL, "/", NULL, (unsigned long)op->a[0].i, NULL) ? -errno : 0)
 
 int do_root_attach(struct launch *launch, const struct op *op)
 {
 	int tree = slot_fd(launch, op->a[0].i);
-
 	/* On top of the old root: a look-up that starts at "/" does not cross to what lies on it, so the host's paths stay
 	 * reachable until pivot_root, and no folder of the host serves as a mount point. */
 	if (sys_move_mount(tree, "", AT_FDCWD, "/", DOLIUM_MOVE_MOUNT_F_EMPTY_PATH))
@@ -389,28 +278,17 @@ int do_root_attach(struct launch *launch, const struct op *op)
 	return launch->root < 0 ? -errno : 0;
 }
 
-int do_root_propagation(struct launch *launch, const struct op *op)
-{
-	struct dolium_mount_attr attr = { .propagation = (uint64_t)(op->a[0].i & ~(int64_t)MS_REC) };
+OPERATION(root_propagation, set_attr(launch->root, (op->a[0].i & MS_REC) != 0, 0, op->a[0].i))
 
-	if (sys_mount_setattr(launch->root, "", AT_EMPTY_PATH | (op->a[0].i & MS_REC ? DOLIUM_AT_RECURSIVE : 0), &attr))
-		return -errno;
-	return 0;
-}
-
-/* The slot's tree, or a copy of it when it is in place already (a detached tree can be attached once). */
-static int attach(int tree, int target)
+/* A copy of a tree that is in place already: a detached tree can be attached once. */
+static int copy_of(int tree)
 {
-	if (!sys_move_mount(tree, "", target, "", DOLIUM_MOVE_MOUNT_F_EMPTY_PATH | DOLIUM_MOVE_MOUNT_T_EMPTY_PATH))
-		return 0;
-	return -errno;
+	return sys_open_tree(tree, "", AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC | DOLIUM_AT_RECURSIVE);
 }
 
 static int attach_copy(int tree, int target)
 {
-	cleanup_fd copy = sys_open_tree(tree, "",
-					AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
-						DOLIUM_AT_RECURSIVE);
+	cleanup_fd copy = copy_of(tree);
 	return copy < 0 ? -errno : attach(copy, target);
 }
 
@@ -418,24 +296,15 @@ int do_mount_tree(struct launch *launch, const struct op *op)
 {
 	int tree = slot_fd(launch, op->a[0].i), result;
 	cleanup_fd at = make_in_root(launch, op->a[1].s.data, op->a[2].i == 1, 0755);
-
 	if (at < 0)
 		return fail_with(launch, -at, "target %s", op->a[1].s.data);
 	result = attach(tree, at);
-	if (result)
-		return result;
-	if (op->a[3].i) {
-		struct dolium_mount_attr attr = { .propagation = (uint64_t)(op->a[3].i & ~(int64_t)MS_REC) };
-		if (sys_mount_setattr(tree, "", AT_EMPTY_PATH | (op->a[3].i & MS_REC ? DOLIUM_AT_RECURSIVE : 0), &attr))
-			return -errno;
-	}
-	return 0;
+	return result || !op->a[3].i ? result : set_attr(tree, (op->a[3].i & MS_REC) != 0, 0, op->a[3].i);
 }
 
 int do_bind_device(struct launch *launch, const struct op *op)
 {
 	cleanup_fd at = make_in_root(launch, op->a[1].s.data, 0, 0666);
-
 	if (at < 0)
 		return -at == EEXIST ? at : fail_with(launch, -at, "target %s", op->a[1].s.data);
 	return attach(slot_fd(launch, op->a[0].i), at);
@@ -447,7 +316,6 @@ int do_mknod(struct launch *launch, const struct op *op)
 	cleanup_fd folder = parent_in_root(launch, op->a[0].s.data, 0755, &name);
 	mode_t mode = (mode_t)op->a[1].i;
 	dev_t device = makedev((unsigned)op->a[2].i, (unsigned)op->a[3].i);
-
 	if (folder < 0)
 		return folder;
 	if (mknodat(folder, name, mode, device)) {
@@ -469,7 +337,6 @@ int do_symlink(struct launch *launch, const struct op *op)
 {
 	const char *name;
 	cleanup_fd folder = parent_in_root(launch, op->a[1].s.data, 0755, &name);
-
 	if (folder < 0)
 		return folder;
 	return symlinkat(op->a[0].s.data, folder, name) && errno != EEXIST ? -errno : 0;
@@ -479,29 +346,11 @@ int do_mkdir_in_root(struct launch *launch, const struct op *op)
 {
 	cleanup_fd fd = make_in_root(launch, op->a[0].s.data, 1, (mode_t)op->a[1].i);
 	struct stat st;
-
 	if (fd < 0)
 		return fd;
 	if (fstat(fd, &st))
 		return -errno;
 	return S_ISDIR(st.st_mode) ? 0 : -ENOTDIR;
-}
-
-int do_write_in_root(struct launch *launch, const struct op *op)
-{
-	const char *name;
-	cleanup_fd folder = parent_in_root(launch, op->a[0].s.data, 0755, &name);
-	cleanup_fd fd = -1;
-	struct stat st;
-
-	if (folder < 0)
-		return folder;
-	fd = openat(folder, name, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, (mode_t)op->a[2].i);
-	if (fd < 0)
-		return errno == ELOOP ? 0 : -errno; /* the image's own link wins */
-	if (fstat(fd, &st))
-		return -errno;
-	return st.st_size ? 0 : write_all(fd, op->a[1].s.data, op->a[1].s.len);
 }
 
 /* Hidden files show the host's /dev/null, hidden folders an empty read-only tmpfs. Target and source are both fds that
@@ -512,7 +361,6 @@ int do_mask(struct launch *launch, const struct op *op)
 	int null_tree = slot_fd(launch, op->a[1].i), null_used = 0;
 	cleanup_fd empty = -1;
 	struct list none = { NULL, 0 };
-
 	for (uint32_t i = 0; i < op->a[0].l.count; i++) {
 		const char *path = list_next(&cursor).data;
 		cleanup_fd at = open_in_root(launch, path, O_PATH);
@@ -546,45 +394,32 @@ int do_mask(struct launch *launch, const struct op *op)
 int do_readonly(struct launch *launch, const struct op *op)
 {
 	const char *cursor = op->a[0].l.encoded;
-
 	for (uint32_t i = 0; i < op->a[0].l.count; i++) {
 		const char *path = list_next(&cursor).data;
 		cleanup_fd at = open_in_root(launch, path, O_PATH);
 		cleanup_fd copy = -1;
-		struct dolium_mount_attr attr = { .attr_set = DOLIUM_ATTR_RDONLY };
 		int result;
 
 		if (at == -ENOENT || at == -ENOTDIR || at == -EACCES)
 			continue;
 		if (at < 0)
 			return fail_with(launch, -at, "%s", path);
-		copy = sys_open_tree(at, "",
-				     AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
-					     DOLIUM_AT_RECURSIVE);
-		if (copy < 0 || sys_mount_setattr(copy, "", AT_EMPTY_PATH | DOLIUM_AT_RECURSIVE, &attr))
-			return fail_with(launch, errno, "%s", path);
-		result = attach(copy, at);
+		copy = copy_of(at);
+		result = copy < 0 ? -errno : set_attr(copy, 1, DOLIUM_ATTR_RDONLY, 0);
+		if (!result)
+			result = attach(copy, at);
 		if (result)
 			return fail_with(launch, -result, "%s", path);
 	}
 	return 0;
 }
 
-int do_root_attr(struct launch *launch, const struct op *op)
-{
-	struct dolium_mount_attr attr = { .attr_set = (uint64_t)op->a[0].i };
-
-	return sys_mount_setattr(launch->root, "", AT_EMPTY_PATH, &attr) ? -errno : 0;
-}
+OPERATION(root_attr, set_attr(launch->root, 0, op->a[0].i, 0))
 
 int do_remount(struct launch *launch, const struct op *op)
 {
 	cleanup_fd at = open_in_root(launch, op->a[0].s.data, O_PATH);
-	struct dolium_mount_attr attr = { .attr_set = (uint64_t)op->a[1].i, .propagation = (uint64_t)(op->a[2].i & ~(int64_t)MS_REC) };
-
-	if (at < 0)
-		return at;
-	return sys_mount_setattr(at, "", AT_EMPTY_PATH | (op->a[2].i & MS_REC ? DOLIUM_AT_RECURSIVE : 0), &attr) ? -errno : 0;
+	return at < 0 ? at : set_attr(at, (op->a[2].i & MS_REC) != 0, op->a[1].i, op->a[2].i);
 }
 
 int do_pivot(struct launch *launch, const struct op *op)
@@ -610,12 +445,9 @@ int do_console(struct launch *launch, const struct op *op)
 {
 	struct winsize size = { .ws_row = (unsigned short)op->a[1].i, .ws_col = (unsigned short)op->a[2].i };
 	cleanup_fd master = open_in_root(launch, "dev/pts/ptmx", O_RDWR | O_NOCTTY);
-	cleanup_fd slave = -1;
-	cleanup_fd tree = -1;
-	cleanup_fd at = -1;
+	cleanup_fd slave = -1, tree = -1, at = -1;
 	struct statfs fs;
 	int unlock = 0, result;
-
 	if (master < 0)
 		return fail_with(launch, -master, "a terminal needs a devpts mount at /dev/pts");
 	if (fstatfs(master, &fs) || fs.f_type != DEVPTS_MAGIC)

@@ -24,17 +24,25 @@
 
 static int64_t now_ms(void)
 {
-	struct timespec t;
+	return (int64_t)(now_us() / 1000);
+}
 
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+/* 1 when the fd is ready, 0 when the time is over, or -errno. */
+static int poll_until(int fd, int64_t deadline)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	for (;;) {
+		int64_t left = deadline - now_ms();
+		int n = poll(&p, 1, left > 0 ? (int)left : 0);
+		if (n >= 0 || errno != EINTR)
+			return n < 0 ? -errno : n;
+	}
 }
 
 /* The kernel gives no event for these ends (v1 freezer, an emptied cgroup): look again after a growing pause. */
 static int pause_until(int64_t deadline, int *pause_us)
 {
 	struct timespec wait = { 0, *pause_us * 1000L };
-
 	if (now_ms() >= deadline)
 		return 0;
 	nanosleep(&wait, NULL);
@@ -46,7 +54,6 @@ static int pause_until(int64_t deadline, int *pause_us)
 int write_all(int fd, const void *data, size_t len)
 {
 	const char *at = data;
-
 	while (len) {
 		ssize_t n = write(fd, at, len);
 		if (n < 0 && errno == EINTR)
@@ -63,58 +70,58 @@ int write_all(int fd, const void *data, size_t len)
 int write_path(int dirfd, const char *path, const char *data, size_t len)
 {
 	cleanup_fd fd = openat(dirfd, path, O_WRONLY | O_CLOEXEC);
-
 	if (fd < 0)
 		return -errno;
 	return write(fd, data, len) < 0 ? -errno : 0;
 }
 
-uint64_t process_start_time(pid_t pid)
+static int read_text(const char *path, char *out, size_t size)
+{
+	cleanup_fd fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n;
+	if (fd < 0)
+		return -errno;
+	n = read(fd, out, size - 1);
+	if (n < 0)
+		return -errno;
+	out[n] = '\0';
+	return (int)n;
+}
+
+/* The start time, 0 when it is gone; *state is its letter. */
+static uint64_t read_stat(pid_t pid, char *state)
 {
 	char path[64], text[1024], *at;
-	cleanup_fd fd = -1;
-	ssize_t n;
-
+	*state = 'X';
 	snprintf(path, sizeof path, "/proc/%d/stat", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
+	if (read_text(path, text, sizeof text) <= 0)
 		return 0;
-	n = read(fd, text, sizeof text - 1);
-	if (n <= 0)
-		return 0;
-	text[n] = '\0';
 	at = strrchr(text, ')'); /* the name may hold spaces and brackets */
+	if (at && at[1] == ' ')
+		*state = at[2];
 	for (int field = 2; at && field < 22; field++)
 		at = strchr(at + 1, ' ');
 	return at ? strtoull(at + 1, NULL, 10) : 0;
 }
 
+uint64_t process_start_time(pid_t pid)
+{
+	char state;
+	return read_stat(pid, &state);
+}
+
 /* Is the process still the one that was recorded, and not a zombie? */
 static int process_is(pid_t pid, uint64_t start_time)
 {
-	char path[64], text[1024], *at;
-	cleanup_fd fd = -1;
-	ssize_t n;
-
-	snprintf(path, sizeof path, "/proc/%d/stat", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return 0;
-	n = read(fd, text, sizeof text - 1);
-	if (n <= 0)
-		return 0;
-	text[n] = '\0';
-	at = strrchr(text, ')');
-	if (!at || at[1] != ' ' || at[2] == 'Z' || at[2] == 'X')
-		return 0;
-	return start_time == 0 || process_start_time(pid) == start_time;
+	char state;
+	uint64_t now = read_stat(pid, &state);
+	return state != 'Z' && state != 'X' && (start_time == 0 || now == start_time);
 }
 
 char *render(const struct launch *launch, struct string template, size_t *len)
 {
 	size_t room = template.len + 1, used = 0;
 	char *out, number[32];
-
 	for (uint32_t i = 0; i < template.len; i++)
 		if (template.data[i] == '\001')
 			room += sizeof number;
@@ -128,8 +135,7 @@ char *render(const struct launch *launch, struct string template, size_t *len)
 			continue;
 		}
 		if (template.data[i] == '\001' && i + 1 < template.len) {
-			int n = template.data[i + 1] == 'p'
-					? snprintf(number, sizeof number, "%d", launch->pid)
+			int n = template.data[i + 1] == 'p' ? snprintf(number, sizeof number, "%d", launch->pid)
 					: snprintf(number, sizeof number, "%llu", (unsigned long long)launch->start_time);
 			memcpy(out + used, number, (size_t)n);
 			used += (size_t)n;
@@ -143,17 +149,9 @@ char *render(const struct launch *launch, struct string template, size_t *len)
 	return out;
 }
 
-int do_print(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return write_all((int)op->a[0].i, op->a[1].s.data, op->a[1].s.len);
-}
+OPERATION(print, write_all((int)op->a[0].i, op->a[1].s.data, op->a[1].s.len))
 
-int do_exit_code(struct launch *launch, const struct op *op)
-{
-	launch->held_exit = (int)op->a[0].i;
-	return 0;
-}
+OPERATION(exit_code, (launch->held_exit = (int)op->a[0].i, 0))
 
 int do_log_file(struct launch *launch, const struct op *op)
 {
@@ -165,7 +163,6 @@ int do_log_file(struct launch *launch, const struct op *op)
 static int make_parents(const char *path, mode_t mode)
 {
 	char part[PATH_MAX];
-
 	if (strlen(path) >= sizeof part)
 		return -ENAMETOOLONG;
 	strcpy(part, path);
@@ -180,9 +177,8 @@ static int make_parents(const char *path, mode_t mode)
 	return 0;
 }
 
-int do_mkdir(struct launch *launch, const struct op *op)
+int do_mkdir(OPERATION_ARGS)
 {
-	(void)launch;
 	if (mkdir(op->a[0].s.data, (mode_t)op->a[1].i) == 0)
 		return 0;
 	if (errno == ENOENT && op->a[2].i & 1) {
@@ -203,7 +199,6 @@ int do_write_file(struct launch *launch, const struct op *op)
 	size_t len;
 	char *text;
 	int by_rename = op->a[3].i & 1, result;
-
 	if ((size_t)snprintf(beside, sizeof beside, by_rename ? "%s.new" : "%s", path) >= sizeof beside)
 		return -ENAMETOOLONG;
 	text = render(launch, op->a[1].s, &len);
@@ -219,19 +214,13 @@ int do_write_file(struct launch *launch, const struct op *op)
 	return result;
 }
 
-int do_unlink(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return unlink(op->a[0].s.data) && errno != ENOENT ? -errno : 0;
-}
+OPERATION(unlink, unlink(op->a[0].s.data) && errno != ENOENT ? -errno : 0)
 
-int do_remove_dir(struct launch *launch, const struct op *op)
+int do_remove_dir(OPERATION_ARGS)
 {
 	const char *path = op->a[0].s.data;
 	DIR *folder = opendir(path);
 	struct dirent *entry;
-
-	(void)launch;
 	if (!folder)
 		return errno == ENOENT ? 0 : -errno;
 	while ((entry = readdir(folder)))
@@ -241,20 +230,24 @@ int do_remove_dir(struct launch *launch, const struct op *op)
 	return rmdir(path) && errno != ENOENT ? -errno : 0;
 }
 
+/* The fd goes into the slot, or away when there was an error. */
+static int keep_fd(struct launch *launch, int64_t slot, int fd, int result)
+{
+	if (!result)
+		return take_slot(launch, slot, fd);
+	close(fd);
+	return result;
+}
+
 int do_lock(struct launch *launch, const struct op *op)
 {
 	int fd = open(op->a[0].s.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	struct stat st;
-
 	if (fd < 0)
 		return -errno;
-	while (flock(fd, LOCK_EX)) {
-		if (errno != EINTR) {
-			int number = errno;
-			close(fd);
-			return -number;
-		}
-	}
+	while (flock(fd, LOCK_EX))
+		if (errno != EINTR)
+			return keep_fd(launch, LOCK_SLOT, fd, -errno);
 	if (fstat(fd, &st) || st.st_nlink == 0) {
 		close(fd);
 		return fail_with(launch, ENOENT, "it was removed by another process meanwhile");
@@ -265,7 +258,6 @@ int do_lock(struct launch *launch, const struct op *op)
 int do_open_path(struct launch *launch, const struct op *op)
 {
 	int fd = open(op->a[1].s.data, (int)op->a[2].i | O_CLOEXEC);
-
 	return fd < 0 ? -errno : take_slot(launch, op->a[0].i, fd);
 }
 
@@ -275,7 +267,6 @@ static int unix_address(const char *path, struct sockaddr_un *address, int *fold
 	char part[PATH_MAX];
 	const char *slash = strrchr(path, '/');
 	size_t n = slash ? (size_t)(slash - path) : 0;
-
 	*folder = -1;
 	memset(address, 0, sizeof *address);
 	address->sun_family = AF_UNIX;
@@ -294,63 +285,39 @@ static int unix_address(const char *path, struct sockaddr_un *address, int *fold
 	return 0;
 }
 
-int connect_unix(int fd, const char *path)
+static int with_address(int fd, const char *path, int (*call)(int, const struct sockaddr *, socklen_t))
 {
 	struct sockaddr_un address;
 	int folder, result = unix_address(path, &address, &folder);
-
-	if (!result && connect(fd, (struct sockaddr *)&address, sizeof address))
+	if (!result && call(fd, (struct sockaddr *)&address, sizeof address))
 		result = -errno;
 	close_fd(&folder);
 	return result;
 }
 
-int bind_unix(int fd, const char *path)
+int connect_unix(int fd, const char *path)
 {
-	struct sockaddr_un address;
-	int folder, result = unix_address(path, &address, &folder);
-
-	if (!result && bind(fd, (struct sockaddr *)&address, sizeof address))
-		result = -errno;
-	close_fd(&folder);
-	return result;
+	return with_address(fd, path, connect);
 }
 
 int do_listen(struct launch *launch, const struct op *op)
 {
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), result;
-
 	if (fd < 0)
 		return -errno;
-	result = bind_unix(fd, op->a[1].s.data);
+	result = with_address(fd, op->a[1].s.data, bind);
 	if (!result && listen(fd, 1))
 		result = -errno;
-	if (result) {
-		close(fd);
-		return result;
-	}
-	return take_slot(launch, op->a[0].i, fd);
+	return keep_fd(launch, op->a[0].i, fd, result);
 }
 
 int do_connect(struct launch *launch, const struct op *op)
 {
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), result;
-
 	if (fd < 0)
 		return -errno;
 	result = connect_unix(fd, op->a[1].s.data);
-	if (result) {
-		close(fd);
-		return result;
-	}
-	return take_slot(launch, op->a[0].i, fd);
-}
-
-int do_inherited(struct launch *launch, const struct op *op)
-{
-	int fd = fcntl((int)op->a[1].i, F_DUPFD_CLOEXEC, 3);
-
-	return fd < 0 ? -errno : take_slot(launch, op->a[0].i, fd);
+	return keep_fd(launch, op->a[0].i, fd, result);
 }
 
 /* By pidfd, after the start time was checked through it: a reused pid is never signalled. */
@@ -358,7 +325,6 @@ int do_signal(struct launch *launch, const struct op *op)
 {
 	pid_t pid = (pid_t)op->a[0].i;
 	cleanup_fd fd = sys_pidfd_open(pid, 0);
-
 	if (fd < 0 || !process_is(pid, (uint64_t)op->a[1].i))
 		return fail_with(launch, ESRCH, "process %d is gone", pid);
 	return sys_pidfd_send_signal(fd, (int)op->a[2].i) ? -errno : 0;
@@ -369,20 +335,11 @@ int do_wait_gone(struct launch *launch, const struct op *op)
 	pid_t pid = (pid_t)op->a[0].i;
 	int64_t deadline = now_ms() + op->a[2].i;
 	cleanup_fd fd = sys_pidfd_open(pid, 0);
-	struct pollfd p = { .fd = fd, .events = POLLIN };
-
+	int n;
 	if (fd < 0 || !process_is(pid, (uint64_t)op->a[1].i))
 		return 0;
-	for (;;) {
-		int64_t left = deadline - now_ms();
-		int n = poll(&p, 1, left > 0 ? (int)left : 0);
-		if (n > 0)
-			return 0;
-		if (n < 0 && errno != EINTR)
-			return -errno;
-		if (n == 0)
-			return fail_with(launch, ETIMEDOUT, "process %d did not end", pid);
-	}
+	n = poll_until(fd, deadline);
+	return n == 0 ? fail_with(launch, ETIMEDOUT, "process %d did not end", pid) : n < 0 ? n : 0;
 }
 
 int do_pidns_init_alive(struct launch *launch, const struct op *op)
@@ -392,26 +349,7 @@ int do_pidns_init_alive(struct launch *launch, const struct op *op)
 	return 0;
 }
 
-int do_hold(struct launch *launch, const struct op *op)
-{
-	(void)op;
-	launch->wants_hold = 1;
-	return 0;
-}
-
-int do_detach(struct launch *launch, const struct op *op)
-{
-	(void)op;
-	launch->wants_detach = 1;
-	return 0;
-}
-
-int do_become_subreaper(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	(void)op;
-	return prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) ? -errno : 0;
-}
+OPERATION(hold, (launch->wants_hold = 1, 0))
 
 /* ---- hooks ---- */
 
@@ -419,7 +357,6 @@ static void __attribute__((noreturn)) hook_child(struct launch *launch, const st
 {
 	char **argv = list_vector(&op->a[1].l), **env = list_vector(&op->a[2].l);
 	int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
-
 	setpgid(0, 0);
 	prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
 	if (dup2(in, 0) < 0 || dup2(null < 0 ? err : null, 1) < 0 || dup2(err, 2) < 0 || !argv || !env)
@@ -435,7 +372,6 @@ static int hook_outcome(struct launch *launch, int status, int err)
 {
 	char said[160];
 	ssize_t n = pread(err, said, sizeof said - 1, 0);
-
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
 		return 0;
 	said[n > 0 ? n : 0] = '\0';
@@ -451,12 +387,10 @@ int do_hook(struct launch *launch, const struct op *op)
 	cleanup_fd err = memfd_create("stderr", MFD_CLOEXEC);
 	cleanup_fd pidfd = -1;
 	int64_t limit = op->a[3].i, deadline = now_ms() + limit;
-	struct pollfd p;
 	size_t len;
 	char *text;
-	int status = 0, late = 0;
+	int status = 0, late = 0, result;
 	pid_t pid;
-
 	if (state < 0 || err < 0)
 		return -errno;
 	text = render(launch, op->a[4].s, &len);
@@ -474,20 +408,12 @@ int do_hook(struct launch *launch, const struct op *op)
 		hook_child(launch, op, state, err);
 	setpgid(pid, pid); /* in both, so that the group exists whoever is first */
 	pidfd = sys_pidfd_open(pid, 0);
-	p.fd = pidfd;
-	p.events = POLLIN;
-	while (limit && !late) {
-		int64_t left = deadline - now_ms();
-		int n = poll(&p, 1, left > 0 ? (int)left : 0);
-		if (n > 0 || (n < 0 && errno != EINTR))
-			break;
-		late = n == 0;
-	}
+	late = limit && poll_until(pidfd, deadline) == 0;
 	if (late)
 		kill(-pid, SIGKILL);
-	while (waitpid(pid, &status, 0) < 0)
-		if (errno != EINTR)
-			return -errno;
+	result = wait_for(pid, &status);
+	if (result)
+		return result;
 	kill(-pid, SIGKILL); /* whatever the hook left in its group */
 	if (late)
 		return fail_with(launch, ETIMEDOUT, "no end after %lld ms; its process group was killed", (long long)limit);
@@ -496,26 +422,11 @@ int do_hook(struct launch *launch, const struct op *op)
 
 /* ---- cgroups ---- */
 
-static int read_text(const char *path, char *out, size_t size)
-{
-	cleanup_fd fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t n;
-
-	if (fd < 0)
-		return -errno;
-	n = read(fd, out, size - 1);
-	if (n < 0)
-		return -errno;
-	out[n] = '\0';
-	return (int)n;
-}
-
 /* A new v1 cpuset has no CPUs and no memory nodes and takes no process until it has. */
 static int inherit_cpuset(const char *path)
 {
 	static const char *const files[] = { "cpuset.cpus", "cpuset.mems" };
 	const char *slash = strrchr(path, '/');
-
 	for (int i = 0; i < 2; i++) {
 		char own[PATH_MAX], above[PATH_MAX], text[4096];
 		int n, result;
@@ -539,7 +450,6 @@ static int inherit_cpuset(const char *path)
 static int has_processes(const char *path)
 {
 	char file[PATH_MAX], text[16];
-
 	snprintf(file, sizeof file, "%s/cgroup.procs", path);
 	return read_text(file, text, sizeof text) > 0;
 }
@@ -547,29 +457,24 @@ static int has_processes(const char *path)
 static int make_cgroup(char *path, int cpuset, int must_be_new)
 {
 	char *slash = strrchr(path, '/');
-	int result;
-
-	if (mkdir(path, 0755) == 0)
-		return cpuset ? inherit_cpuset(path) : 0;
-	if (errno == EEXIST)
-		return must_be_new && has_processes(path) ? -EBUSY : cpuset ? inherit_cpuset(path) : 0;
-	if (errno != ENOENT || !slash || slash == path)
-		return -errno;
-	*slash = '\0';
-	result = make_cgroup(path, cpuset, 0);
-	*slash = '/';
-	if (result)
-		return result;
-	if (mkdir(path, 0755) && errno != EEXIST)
-		return -errno;
-	return cpuset ? inherit_cpuset(path) : 0;
+	int result = mkdir(path, 0755) ? -errno : 0;
+	if (result == -ENOENT && slash && slash != path) {
+		*slash = '\0';
+		result = make_cgroup(path, cpuset, 0);
+		*slash = '/';
+		if (result)
+			return result;
+		result = mkdir(path, 0755) && errno != EEXIST ? -errno : 0;
+	} else if (result == -EEXIST) {
+		result = must_be_new && has_processes(path) ? -EBUSY : 0;
+	}
+	return result || !cpuset ? result : inherit_cpuset(path);
 }
 
 int do_cg_mkdir(struct launch *launch, const struct op *op)
 {
 	char path[PATH_MAX];
 	int fd, result;
-
 	if (op->a[1].s.len + 16 >= sizeof path)
 		return -ENAMETOOLONG;
 	strcpy(path, op->a[1].s.data);
@@ -585,11 +490,9 @@ int do_cg_mkdir(struct launch *launch, const struct op *op)
 	return fd < 0 ? -errno : take_slot(launch, op->a[0].i, fd);
 }
 
-int do_cg_write(struct launch *launch, const struct op *op)
+int do_cg_write(OPERATION_ARGS)
 {
 	int result = write_path(AT_FDCWD, op->a[0].s.data, op->a[1].s.data, op->a[1].s.len);
-
-	(void)launch;
 	return result == -ENOENT && op->a[2].i ? 0 : result;
 }
 
@@ -599,7 +502,6 @@ static int kill_folder(const char *path)
 	char file[PATH_MAX], line[32];
 	FILE *procs;
 	int any = 0;
-
 	snprintf(file, sizeof file, "%s/cgroup.procs", path);
 	procs = fopen(file, "re");
 	if (!procs)
@@ -626,7 +528,6 @@ int do_cg_kill(struct launch *launch, const struct op *op)
 {
 	int64_t deadline = now_ms() + KILL_DEADLINE_MS;
 	int pause_us = 200;
-
 	for (;;) {
 		const char *cursor = op->a[0].l.encoded;
 		int any = 0;
@@ -645,7 +546,6 @@ static int remove_cgroup(const char *path, int64_t deadline)
 	struct dirent *entry;
 	int pause_us = 200;
 	DIR *folder;
-
 	if (rmdir(path) == 0 || errno == ENOENT)
 		return 0;
 	folder = opendir(path);
@@ -665,18 +565,13 @@ static int remove_cgroup(const char *path, int64_t deadline)
 	}
 }
 
-int do_cg_rmdir(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return remove_cgroup(op->a[0].s.data, now_ms() + RMDIR_DEADLINE_MS);
-}
+OPERATION(cg_rmdir, remove_cgroup(op->a[0].s.data, now_ms() + RMDIR_DEADLINE_MS))
 
 int do_cg_frozen(struct launch *launch, const struct op *op)
 {
 	const char *path = op->a[0].s.data, *want = op->a[1].i ? "FROZEN" : "THAWED";
 	int64_t deadline = now_ms() + FREEZE_DEADLINE_MS;
 	int pause_us = 100;
-
 	for (;;) {
 		char text[64];
 		int result = write_path(AT_FDCWD, path, want, strlen(want));
@@ -698,7 +593,6 @@ int do_cg_bpf_devices(struct launch *launch, const struct op *op)
 	cleanup_fd program = -1;
 	union bpf_attr attr;
 	void *aligned;
-
 	if (folder < 0)
 		return -errno;
 	aligned = malloc(op->a[1].s.len + 1);
@@ -727,7 +621,6 @@ int do_cg_bpf_devices(struct launch *launch, const struct op *op)
 int do_ns_open(struct launch *launch, const struct op *op)
 {
 	int fd = open(op->a[1].s.data, O_RDONLY | O_CLOEXEC), type;
-
 	if (fd < 0)
 		return -errno;
 	type = ioctl(fd, NS_GET_NSTYPE);
@@ -741,15 +634,11 @@ int do_ns_open(struct launch *launch, const struct op *op)
 static int child_file(struct launch *launch, const char *name, const char *data, size_t len)
 {
 	char path[PATH_MAX];
-
 	snprintf(path, sizeof path, "%d/%s", launch->pid, name);
 	return write_path(launch->proc, path, data, len);
 }
 
-int do_uid_map(struct launch *launch, const struct op *op)
-{
-	return child_file(launch, "uid_map", op->a[0].s.data, op->a[0].s.len);
-}
+OPERATION(uid_map, child_file(launch, "uid_map", op->a[0].s.data, op->a[0].s.len))
 
 int do_gid_map(struct launch *launch, const struct op *op)
 {
@@ -761,7 +650,4 @@ int do_gid_map(struct launch *launch, const struct op *op)
 	return child_file(launch, "gid_map", op->a[0].s.data, op->a[0].s.len);
 }
 
-int do_proc_write(struct launch *launch, const struct op *op)
-{
-	return child_file(launch, op->a[0].s.data, op->a[1].s.data, op->a[1].s.len);
-}
+OPERATION(proc_write, child_file(launch, op->a[0].s.data, op->a[1].s.data, op->a[1].s.len))

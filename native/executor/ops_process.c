@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -27,27 +26,15 @@ struct sock_program {
 	const void *filter;
 };
 
-int do_ns_join(struct launch *launch, const struct op *op)
-{
-	return setns(slot_fd(launch, op->a[0].i), (int)op->a[1].i) ? -errno : 0;
-}
+OPERATION(ns_join, setns(slot_fd(launch, op->a[0].i), (int)op->a[1].i) ? -errno : 0)
+OPERATION(unshare, unshare((int)op->a[0].i) ? -errno : 0)
 
-int do_unshare(struct launch *launch, const struct op *op)
+int do_become_root(OPERATION_ARGS)
 {
-	(void)launch;
-	return unshare((int)op->a[0].i) ? -errno : 0;
-}
-
-int do_become_root(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	(void)op;
 	/* By the raw call: libc would try to tell other threads. */
 	if (syscall(SYS_setresgid, 0, 0, 0))
 		return -errno;
-	if (syscall(SYS_setresuid, 0, 0, 0))
-		return -errno;
-	return 0;
+	return syscall(SYS_setresuid, 0, 0, 0) ? -errno : 0;
 }
 
 int do_cg_join(struct launch *launch, const struct op *op)
@@ -59,31 +46,18 @@ int do_cg_join(struct launch *launch, const struct op *op)
 int do_sysctl(struct launch *launch, const struct op *op)
 {
 	char path[PATH_MAX];
-
 	if ((size_t)snprintf(path, sizeof path, "sys/%s", op->a[0].s.data) >= sizeof path)
 		return -ENAMETOOLONG;
 	return write_path(launch->proc, path, op->a[1].s.data, op->a[1].s.len);
 }
 
-int do_hostname(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return sethostname(op->a[0].s.data, op->a[0].s.len) ? -errno : 0;
-}
+OPERATION(hostname, sethostname(op->a[0].s.data, op->a[0].s.len) ? -errno : 0)
+OPERATION(domainname, setdomainname(op->a[0].s.data, op->a[0].s.len) ? -errno : 0)
 
-int do_domainname(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return setdomainname(op->a[0].s.data, op->a[0].s.len) ? -errno : 0;
-}
-
-int do_loopback_up(struct launch *launch, const struct op *op)
+int do_loopback_up(OPERATION_ARGS)
 {
 	cleanup_fd fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	struct ifreq request;
-
-	(void)launch;
-	(void)op;
 	if (fd < 0)
 		return -errno;
 	memset(&request, 0, sizeof request);
@@ -92,33 +66,15 @@ int do_loopback_up(struct launch *launch, const struct op *op)
 	return ioctl(fd, SIOCSIFFLAGS, &request) ? -errno : 0;
 }
 
-int do_rlimit(struct launch *launch, const struct op *op)
+int do_rlimit(OPERATION_ARGS)
 {
 	struct rlimit limit = { (rlim_t)op->a[1].i, (rlim_t)op->a[2].i };
-
-	(void)launch;
 	return setrlimit((int)op->a[0].i, &limit) ? -errno : 0;
 }
 
-int do_umask(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	umask((mode_t)op->a[0].i);
-	return 0;
-}
-
-int do_keyring(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, op->a[0].s.data) < 0 ? -errno : 0;
-}
-
-int do_setsid(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	(void)op;
-	return setsid() < 0 && errno != EPERM ? -errno : 0;
-}
+OPERATION(umask, (umask((mode_t)op->a[0].i), 0))
+OPERATION(keyring, syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, op->a[0].s.data) < 0 ? -errno : 0)
+OPERATION(setsid, setsid() < 0 && errno != EPERM ? -errno : 0)
 
 int do_stdio(struct launch *launch, const struct op *op)
 {
@@ -152,7 +108,6 @@ int do_user(struct launch *launch, const struct op *op)
 	const char *cursor = op->a[2].l.encoded;
 	gid_t *groups = calloc((size_t)op->a[2].l.count + 1, sizeof *groups);
 	int result;
-
 	if (!groups)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < op->a[2].l.count; i++)
@@ -172,17 +127,11 @@ int do_user(struct launch *launch, const struct op *op)
 	return 0;
 }
 
-int do_keep_caps(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	(void)op;
-	return prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) ? -errno : 0;
-}
+OPERATION(keep_caps, prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) ? -errno : 0)
 
 int do_drop_bounding(struct launch *launch, const struct op *op)
 {
 	uint64_t keep = (uint64_t)op->a[0].i;
-
 	for (int cap = 0; cap <= LAST_CAP; cap++) {
 		int has;
 		if (keep & (1ull << cap))
@@ -202,7 +151,6 @@ int do_capabilities(struct launch *launch, const struct op *op)
 	uint64_t inheritable = (uint64_t)op->a[2].i, ambient = (uint64_t)op->a[3].i;
 	struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
 	struct __user_cap_data_struct data[2];
-
 	for (int i = 0; i < 2; i++) {
 		data[i].effective = (uint32_t)(effective >> (32 * i));
 		data[i].permitted = (uint32_t)(permitted >> (32 * i));
@@ -218,19 +166,13 @@ int do_capabilities(struct launch *launch, const struct op *op)
 	return 0;
 }
 
-int do_no_new_privs(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	(void)op;
-	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ? -errno : 0;
-}
+OPERATION(no_new_privs, prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ? -errno : 0)
 
 int do_seccomp(struct launch *launch, const struct op *op)
 {
 	struct sock_program program = { (unsigned short)(op->a[1].s.len / 8), NULL };
 	void *aligned;
 	int result;
-
 	if (op->a[1].s.len % 8 || op->a[1].s.len / 8 > 65535)
 		return fail_with(launch, EINVAL, "the program has %u bytes", op->a[1].s.len);
 	aligned = malloc(op->a[1].s.len ? op->a[1].s.len : 1);
@@ -246,7 +188,6 @@ int do_seccomp(struct launch *launch, const struct op *op)
 int do_cwd(struct launch *launch, const struct op *op)
 {
 	char now[PATH_MAX];
-
 	/* Asked for twice: as root first, for a folder the user may not search, then as the user. One of them is enough. */
 	if (launch->cwd_set)
 		return 0;
@@ -262,7 +203,6 @@ int do_cwd(struct launch *launch, const struct op *op)
 static int executable(const char *path)
 {
 	struct stat st;
-
 	if (stat(path, &st))
 		return -errno;
 	if (S_ISDIR(st.st_mode))
@@ -275,7 +215,6 @@ static int executable(const char *path)
 static const char *path_of(const struct list *env)
 {
 	const char *cursor = env->encoded, *found = NULL;
-
 	for (uint32_t i = 0; i < env->count; i++) {
 		struct string s = list_next(&cursor);
 		if (!strncmp(s.data, "PATH=", 5))
@@ -290,7 +229,6 @@ static int find_home(struct launch *launch, const struct list *env)
 	const char *cursor = env->encoded;
 	char line[1024], *home = NULL;
 	FILE *passwd;
-
 	for (uint32_t i = 0; i < env->count; i++)
 		if (!strncmp(list_next(&cursor).data, "HOME=", 5))
 			return 0;
@@ -322,7 +260,6 @@ int do_find_executable(struct launch *launch, const struct op *op)
 {
 	const char *name = op->a[0].s.data, *path = path_of(&op->a[1].l);
 	int denied = 0;
-
 	if (find_home(launch, &op->a[1].l))
 		return -ENOMEM;
 	if (strchr(name, '/')) {
@@ -369,14 +306,7 @@ int do_apparmor(struct launch *launch, const struct op *op)
 {
 	char text[512];
 	int n = snprintf(text, sizeof text, "exec %s", op->a[0].s.data);
-
 	if (n < 0 || (size_t)n >= sizeof text)
 		return -ENAMETOOLONG;
 	return write_path(launch->proc, "self/attr/exec", text, (size_t)n);
-}
-
-int do_personality(struct launch *launch, const struct op *op)
-{
-	(void)launch;
-	return personality((unsigned long)op->a[0].i) < 0 ? -errno : 0;
 }

@@ -58,7 +58,6 @@ static int make_through_link(const struct launch *launch, int dir, const char *p
 	char target[PATH_MAX], joined[PATH_MAX];
 	ssize_t n = readlinkat(dir, name, target, sizeof target - 1);
 	int written;
-
 	if (n < 0)
 		return -errno;
 	target[n] = '\0';
@@ -74,7 +73,6 @@ static int make_at_depth(const struct launch *launch, const char *path, int dire
 	cleanup_fd dir = -1;
 	char prefix[PATH_MAX], *rest;
 	size_t cut;
-
 	if (depth > LINK_LIMIT)
 		return -ELOOP;
 	if (strlen(path) >= sizeof prefix)
@@ -120,9 +118,8 @@ static int make_at_depth(const struct launch *launch, const char *path, int dire
 		if (fd < 0)
 			return fd;
 		if (fstat(fd, &st)) {
-			int number = errno;
-			close(fd);
-			return -number;
+			close_fd(&fd);
+			return -errno;
 		}
 		if (S_ISLNK(st.st_mode)) {
 			close(fd);
@@ -153,7 +150,6 @@ int parent_in_root(const struct launch *launch, const char *path, mode_t mode, c
 	char folder[PATH_MAX];
 	const char *slash = strrchr(path, '/');
 	size_t n = slash ? (size_t)(slash - path) : 0;
-
 	*last = slash ? slash + 1 : path;
 	if (n >= sizeof folder)
 		return -ENAMETOOLONG;

@@ -42,7 +42,6 @@ static int take(struct reader *r, void *out, size_t n)
 static int take_string(struct reader *r, struct string *s)
 {
 	uint32_t len;
-
 	if (take(r, &len, sizeof len))
 		return -1;
 	if ((size_t)(r->end - r->at) < (size_t)len + 1 || r->at[len] != '\0')
@@ -56,7 +55,6 @@ static int take_string(struct reader *r, struct string *s)
 static int take_list(struct reader *r, struct list *l)
 {
 	struct string ignored;
-
 	if (take(r, &l->count, sizeof l->count))
 		return -1;
 	l->encoded = r->at;
@@ -73,7 +71,6 @@ static int take_op(struct reader *r, struct op *op, const char **why)
 	uint32_t size;
 	const char *signature;
 	int known;
-
 	*why = "cut short";
 	if (take(r, &op->code, 2) || take(r, &op->stage, 1) || take(r, &op->flags, 1) || take(r, &size, 4))
 		return -1;
@@ -96,8 +93,7 @@ static int take_op(struct reader *r, struct op *op, const char **why)
 	signature = table[known].signature;
 	for (int i = 0; signature[i]; i++) {
 		int bad = signature[i] == 'i'   ? take(&body, &op->a[i].i, 8)
-			  : signature[i] == 's' ? take_string(&body, &op->a[i].s)
-						: take_list(&body, &op->a[i].l);
+			  : signature[i] == 's' ? take_string(&body, &op->a[i].s) : take_list(&body, &op->a[i].l);
 		if (bad)
 			return -1;
 	}
@@ -110,7 +106,6 @@ int plan_decode(const char *buffer, size_t size, struct plan *plan, const char *
 	struct reader r = { buffer, buffer + size };
 	char magic[4];
 	uint16_t version;
-
 	memset(plan, 0, sizeof *plan);
 	*why = "not a launch plan";
 	if (take(&r, magic, 4) || memcmp(magic, PLAN_MAGIC, 4) != 0)
@@ -129,16 +124,14 @@ int plan_decode(const char *buffer, size_t size, struct plan *plan, const char *
 	if (!plan->ops)
 		return -1;
 	for (uint32_t i = 0; i < plan->count; i++)
-		if (take_op(&r, &plan->ops[i], why)) {
-			plan_free(plan);
-			return -1;
-		}
+		if (take_op(&r, &plan->ops[i], why))
+			goto malformed;
 	*why = "bytes left over";
-	if (r.at != r.end) {
-		plan_free(plan);
-		return -1;
-	}
-	return 0;
+	if (r.at == r.end)
+		return 0;
+malformed:
+	plan_free(plan);
+	return -1;
 }
 
 void plan_free(struct plan *plan)
@@ -151,7 +144,6 @@ void plan_free(struct plan *plan)
 struct string list_next(const char **cursor)
 {
 	struct string s;
-
 	memcpy(&s.len, *cursor, 4);
 	s.data = *cursor + 4;
 	*cursor = s.data + s.len + 1;
@@ -162,7 +154,6 @@ char **list_vector(const struct list *list)
 {
 	char **vector = calloc((size_t)list->count + 1, sizeof *vector);
 	const char *cursor = list->encoded;
-
 	if (!vector)
 		return NULL;
 	for (uint32_t i = 0; i < list->count; i++)

@@ -115,11 +115,7 @@ static inline int sys_move_mount(int from, const char *from_path, int to, const 
 	return (int)syscall(SYS_move_mount, from, from_path, to, to_path, flags);
 }
 
-static inline int sys_fsopen(const char *type, unsigned flags)
-{
-	return (int)syscall(SYS_fsopen, type, flags);
-}
-
+static inline int sys_fsopen(const char *type, unsigned flags) { return (int)syscall(SYS_fsopen, type, flags); }
 static inline int sys_fsconfig(int fd, unsigned cmd, const char *key, const void *value, int aux)
 {
 	return (int)syscall(SYS_fsconfig, fd, cmd, key, value, aux);
@@ -130,11 +126,7 @@ static inline int sys_fsmount(int fd, unsigned flags, unsigned attrs)
 	return (int)syscall(SYS_fsmount, fd, flags, attrs);
 }
 
-static inline int sys_pidfd_open(pid_t pid, unsigned flags)
-{
-	return (int)syscall(SYS_pidfd_open, pid, flags);
-}
-
+static inline int sys_pidfd_open(pid_t pid, unsigned flags) { return (int)syscall(SYS_pidfd_open, pid, flags); }
 static inline int sys_pidfd_send_signal(int fd, int sig)
 {
 	return (int)syscall(SYS_pidfd_send_signal, fd, sig, NULL, 0);

@@ -20,7 +20,6 @@ static int package_root(const char *self, char *root, size_t size)
 	char pattern[PATH_MAX], *cut;
 	glob_t found;
 	int n, result = -1;
-
 	n = snprintf(root, size, "%s", self);
 	if (n < 0 || (size_t)n >= size || !(cut = strrchr(root, '/')))
 		return -1;
@@ -46,7 +45,6 @@ static void find_python(const char *self, const char *root, const char *called, 
 {
 	char folder[PATH_MAX], *cut;
 	const char *from[] = { called, self };
-
 	for (int i = 0; i < 2; i++) {
 		snprintf(folder, sizeof folder, "%s", from[i] ? from[i] : "");
 		if (!(cut = strrchr(folder, '/')))
@@ -67,7 +65,6 @@ int start_cold_compiler(const char *self, pid_t *pid)
 {
 	char root[PATH_MAX], python[PATH_MAX], code[PATH_MAX + 128];
 	int pair[2];
-
 	if (package_root(self, root, sizeof root))
 		return -ENOENT;
 	find_python(self, root, getenv("_"), python, sizeof python);

@@ -23,7 +23,6 @@ static void restore_terminal(void)
 static void make_raw(void)
 {
 	struct termios now;
-
 	if (tcgetattr(0, &saved))
 		return;
 	now = saved;
@@ -37,7 +36,6 @@ static void make_raw(void)
 static void copy_size(int console)
 {
 	struct winsize size;
-
 	if (ioctl(0, TIOCGWINSZ, &size) == 0)
 		ioctl(console, TIOCSWINSZ, &size);
 }
@@ -47,7 +45,6 @@ static ssize_t relay(int from, int to)
 {
 	char chunk[16384];
 	ssize_t n = read(from, chunk, sizeof chunk);
-
 	if (n < 0)
 		return errno == EAGAIN || errno == EINTR ? -1 : 0;
 	if (n > 0 && write_all(to, chunk, (size_t)n))
@@ -60,7 +57,6 @@ static int reap(struct launch *launch, int *status)
 {
 	int seen = 0, one;
 	pid_t pid;
-
 	while ((pid = waitpid(-1, &one, WNOHANG)) > 0)
 		if (pid == launch->pid) {
 			*status = one;
@@ -72,7 +68,6 @@ static int reap(struct launch *launch, int *status)
 static void take_signal(struct launch *launch, int fd)
 {
 	struct signalfd_siginfo info;
-
 	if (read(fd, &info, sizeof info) != sizeof info)
 		return;
 	if (info.ssi_signo == SIGCHLD)
@@ -90,7 +85,6 @@ int hold_until_exit(struct launch *launch)
 	cleanup_fd signals = -1;
 	sigset_t set;
 	int status = 0, ended = 0;
-
 	sigfillset(&set);
 	signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (signals < 0)

@@ -24,7 +24,6 @@ static void write_log(const char *path, int json, const char *message)
 	time_t now = time(NULL);
 	struct tm tm;
 	size_t n = 0;
-
 	if (fd < 0)
 		return; /* the message is on standard error too */
 	gmtime_r(&now, &tm);
@@ -46,13 +45,10 @@ static void write_log(const char *path, int json, const char *message)
 	dprintf(fd, "{\"level\":\"error\",\"msg\":\"%s\",\"time\":\"%s\"}\n", line, stamp);
 }
 
-static void report(const char *log_path, int json, const char *format, ...) __attribute__((format(printf, 3, 4)));
-
-static void report(const char *log_path, int json, const char *format, ...)
+static void __attribute__((format(printf, 3, 4))) report(const char *log_path, int json, const char *format, ...)
 {
 	char message[2048];
 	va_list args;
-
 	va_start(args, format);
 	vsnprintf(message, sizeof message, format, args);
 	va_end(args);
@@ -70,7 +66,6 @@ static void run_from_sealed_copy(char **argv, char *self, size_t size)
 	struct stat st;
 	ssize_t n;
 	char variable[PATH_MAX + 32];
-
 	for (char **e = environ; *e; e++)
 		if (!strncmp(*e, SELF_VARIABLE, sizeof SELF_VARIABLE - 1)) {
 			snprintf(self, size, "%s", *e + sizeof SELF_VARIABLE - 1);
@@ -122,6 +117,21 @@ struct answer {
 	char kind;
 };
 
+/* The next string of a body; "" and no step when it is malformed. */
+static const char *next_text(const char **at, const char *end)
+{
+	uint32_t len;
+	const char *text;
+	if (end - *at < 5)
+		return "";
+	memcpy(&len, *at, 4);
+	text = *at + 4;
+	if ((size_t)(end - text) < (size_t)len + 1 || text[len] != '\0')
+		return "";
+	*at = text + len + 1;
+	return text;
+}
+
 /* Asks, feeding facts, until there is a plan or an error. 0 or -errno. */
 static int ask(int socket, struct buffer *request, struct answer *answer)
 {
@@ -140,30 +150,12 @@ static int ask(int socket, struct buffer *request, struct answer *answer)
 		request->used = 0;
 		const char *at = answer->frame.data + 1, *end = answer->frame.data + answer->frame.used;
 		while (end - at > 4) {
-			uint32_t len;
-			memcpy(&len, at, 4);
-			at += 4;
-			if ((size_t)(end - at) < (size_t)len + 1 || at[len] != '\0')
+			const char *before = at, *query = next_text(&at, end);
+			if (at == before)
 				return -EPROTO;
-			put_fact(request, at);
-			at += len + 1;
+			put_fact(request, query);
 		}
 	}
-}
-
-static const char *next_text(const char **at, const char *end)
-{
-	uint32_t len;
-	const char *text;
-
-	if (end - *at < 5)
-		return "";
-	memcpy(&len, *at, 4);
-	text = *at + 4;
-	if ((size_t)(end - text) < (size_t)len + 1 || text[len] != '\0')
-		return "";
-	*at = text + len + 1;
-	return text;
 }
 
 static int show_error(const struct answer *answer)
@@ -171,35 +163,16 @@ static int show_error(const struct answer *answer)
 	const char *at = answer->frame.data + 1, *end = answer->frame.data + answer->frame.used;
 	const char *code = next_text(&at, end), *message = next_text(&at, end);
 	const char *log = next_text(&at, end), *format = next_text(&at, end);
-
 	report(log, !strcmp(format, "json"), "%s", message);
 	return atoi(code) ? atoi(code) : 1;
-}
-
-static int has_process(const struct plan *plan)
-{
-	for (uint32_t i = 0; i < plan->count; i++)
-		if (plan->ops[i].code == OP_clone)
-			return 1;
-	return 0;
-}
-
-static int waits_for_start(const struct plan *plan)
-{
-	for (uint32_t i = 0; i < plan->count; i++)
-		if (plan->ops[i].code == OP_wait_start)
-			return 1;
-	return 0;
 }
 
 /* While the container runs, `exec`, `kill` and `delete` must not wait for this process: the lock is given back. Taken
  * again for the clean-up; -1 when somebody else removed the container meanwhile, and there is nothing to clean up. */
 static int lock_again(struct launch *launch)
 {
-	for (uint32_t i = 0; i < launch->plan->count; i++)
-		if (launch->plan->ops[i].code == OP_lock)
-			return do_lock(launch, &launch->plan->ops[i]);
-	return 0;
+	const struct op *lock = find_op(launch->plan, OP_lock);
+	return lock ? do_lock(launch, lock) : 0;
 }
 
 static int run_plan(const struct answer *answer)
@@ -209,7 +182,6 @@ static int run_plan(const struct answer *answer)
 	const char *why;
 	sigset_t all;
 	int status;
-
 	if (plan_decode(answer->frame.data + 1, answer->frame.used - 1, &plan, &why)) {
 		report(NULL, 0, "the compiler's answer is no plan: %s", why);
 		return 1;
@@ -222,7 +194,7 @@ static int run_plan(const struct answer *answer)
 	if (launch_create(&launch))
 		goto failed;
 	status = launch.held_exit;
-	if (has_process(&plan) && !waits_for_start(&plan)) {
+	if (find_op(&plan, OP_clone) && !find_op(&plan, OP_wait_start)) {
 		if (launch_start(&launch))
 			goto failed;
 		if (launch.wants_hold) {
@@ -249,7 +221,6 @@ int main(int argc, char **argv)
 	struct answer answer = { .frame = { 0 } };
 	pid_t compiler = -1;
 	int socket, result, status;
-
 	run_from_sealed_copy(argv, self, sizeof self);
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) {
 		report(NULL, 0, "PR_SET_DUMPABLE: %s", strerror(errno));
@@ -264,8 +235,7 @@ int main(int argc, char **argv)
 	}
 	result = ask(socket, &request, &answer);
 	close(socket);
-	while (waitpid(compiler, &status, 0) < 0 && errno == EINTR)
-		;
+	wait_for(compiler, &status);
 	if (result) {
 		report(NULL, 0, "the compiler broke off: %s (its own message is above)", strerror(-result));
 		return 1;

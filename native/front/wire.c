@@ -12,7 +12,6 @@
 static void put_vector(struct buffer *b, const char *key, char **vector)
 {
 	uint32_t count = 0;
-
 	while (vector[count])
 		count++;
 	put_key(b, key, count);
@@ -26,24 +25,19 @@ void put_context(struct buffer *b, int argc, char **argv, char **env)
 	mode_t mask = umask(0);
 	struct winsize size;
 	struct utsname host;
-
 	(void)argc;
 	umask(mask);
 	put_vector(b, "argv", argv);
 	put_vector(b, "env", env);
-	if (getcwd(cwd, sizeof cwd)) {
-		put_key(b, "cwd", 1);
-		put_string(b, cwd, strlen(cwd));
-	}
+	if (getcwd(cwd, sizeof cwd))
+		put_text(b, "cwd", cwd);
 	put_number(b, "umask", mask);
 	put_number(b, "uid", (long)geteuid());
 	put_number(b, "gid", (long)getegid());
 	put_number(b, "pid", (long)getpid());
 	put_number(b, "now", (long long)time(NULL));
-	if (uname(&host) == 0) {
-		put_key(b, "machine", 1);
-		put_string(b, host.machine, strlen(host.machine));
-	}
+	if (uname(&host) == 0)
+		put_text(b, "machine", host.machine);
 	put_number(b, "tty", isatty(0));
 	if (ioctl(0, TIOCGWINSZ, &size) == 0) {
 		put_number(b, "rows", size.ws_row);
@@ -56,7 +50,6 @@ static int read_fact(struct buffer *out, const char *path)
 	cleanup_fd fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	char chunk[16384];
 	struct stat st;
-
 	if (fd < 0)
 		return -errno;
 	if (fstat(fd, &st))
@@ -81,7 +74,6 @@ static int list_fact(struct buffer *out, const char *path, uint32_t *count)
 {
 	DIR *folder = opendir(path);
 	struct dirent *entry;
-
 	if (!folder)
 		return -errno;
 	while ((entry = readdir(folder))) {
@@ -99,7 +91,6 @@ static int stat_fact(struct buffer *out, const char *path)
 	struct stat st;
 	char text[128];
 	int n;
-
 	if (stat(path, &st))
 		return -errno;
 	n = snprintf(text, sizeof text, "%u %u %u %llu", st.st_mode, st.st_uid, st.st_gid, (unsigned long long)st.st_rdev);
@@ -114,7 +105,6 @@ void put_fact(struct buffer *b, const char *query)
 	const char *path = strchr(query, ':');
 	uint32_t count = 1;
 	int result = -EINVAL, is_list = 0;
-
 	path = path ? path + 1 : query;
 	if (!strncmp(query, "read:", 5)) {
 		result = read_fact(&found, path);

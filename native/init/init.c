@@ -37,7 +37,6 @@ static int reap(pid_t program)
 {
 	int status, code = -1;
 	pid_t pid;
-
 	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
 		if (pid == program)
 			code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
@@ -49,7 +48,6 @@ int main(int argc, char **argv)
 	sigset_t waited, before;
 	int code = -1, skip = argc > 1 && !strcmp(argv[1], "--") ? 2 : 1;
 	pid_t program;
-
 	if (argc <= skip) {
 		dprintf(2, "usage: dolium-init [--] PROGRAM [ARGUMENT ...]\n");
 		return 2;

@@ -47,7 +47,6 @@ static int may_type(const struct client *c)
 static void let_go(struct client *c)
 {
 	struct client **at = &clients;
-
 	while (*at != c)
 		at = &(*at)->next;
 	*at = c->next;
@@ -67,7 +66,6 @@ static void drop(struct client *c)
 static void settle(struct client *c)
 {
 	uint32_t events = (may_type(c) ? EPOLLIN : 0u) | (backlog(c) ? EPOLLOUT : 0u);
-
 	if (c->eof && (c->deaf || (c->finished && !backlog(c)))) {
 		drop(c);
 		return;
@@ -116,7 +114,6 @@ static void put(struct client *c, int stream, const char *data, size_t len)
 	size_t head_size = c->mux ? sizeof head : 0, sent = 0;
 	struct iovec iov[2] = { { head, head_size }, { (void *)data, len } };
 	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
-
 	if (c->deaf)
 		return;
 	if (!backlog(c)) {
@@ -138,7 +135,6 @@ static void put(struct client *c, int stream, const char *data, size_t len)
 static void send_spilled(struct client *c)
 {
 	ssize_t got = pread(c->spill, shim.scratch, SCRATCH_SIZE, c->head), n;
-
 	if (got <= 0) {
 		cut_off(c, "what it did not read is unreadable");
 		return;
@@ -164,7 +160,6 @@ static void send_spilled(struct client *c)
 static void deliver(struct stream *stream, const char *data, size_t len)
 {
 	struct process *p = stream->process;
-
 	for (struct client *c = clients, *next; c; c = next) {
 		next = c->next;
 		if (c->process != p || !(c->out & (unsigned)stream->number))
@@ -180,7 +175,6 @@ void stream_ready(struct source *source, uint32_t events)
 {
 	struct stream *stream = container_of(source, struct stream, source);
 	ssize_t n = read(source->fd, shim.scratch, SCRATCH_SIZE);
-
 	(void)events;
 	if (n > 0)
 		deliver(stream, shim.scratch, (size_t)n);
@@ -218,7 +212,6 @@ void input_close(struct process *process)
 static void feed(struct process *p, const char *data, size_t len)
 {
 	ssize_t n = len ? write(p->input.fd, data, len) : 0;
-
 	if (n < 0 && errno != EAGAIN) {
 		source_close(&p->input); /* the container closed its end: what is typed has no reader */
 		return;
@@ -240,7 +233,6 @@ void input_ready(struct source *source, uint32_t events)
 {
 	struct process *p = container_of(source, struct process, input);
 	ssize_t n = write(source->fd, p->pending, p->pending_size);
-
 	(void)events;
 	if (n < 0 && errno == EAGAIN)
 		return;
@@ -283,7 +275,6 @@ static int filter_keys(struct client *c, const char *in, size_t n, char *out, si
 static void detach(struct client *c)
 {
 	struct buffer b = { 0 };
-
 	put_text(&b, "event", "detached");
 	put_text(&b, "id", c->process->id);
 	put_number(&b, "client", c->number);
@@ -294,7 +285,6 @@ static void detach(struct client *c)
 static void input_ended(struct client *c)
 {
 	struct process *p = c->process;
-
 	c->eof = 1;
 	if (!c->in || !p || p->input.fd < 0)
 		return;
@@ -316,7 +306,6 @@ static void take_input(struct client *c)
 	char *data = shim.scratch;
 	size_t len = n > 0 ? (size_t)n : 0;
 	int detaches = 0;
-
 	if (n < 0 && errno == EAGAIN)
 		return;
 	if (n <= 0) {
@@ -337,7 +326,6 @@ static void take_input(struct client *c)
 static void client_ready(struct source *source, uint32_t events)
 {
 	struct client *c = container_of(source, struct client, source);
-
 	if (events & EPOLLOUT && backlog(c))
 		send_spilled(c);
 	if (events & (EPOLLIN | EPOLLHUP | EPOLLERR) && may_type(c))
@@ -347,20 +335,25 @@ static void client_ready(struct source *source, uint32_t events)
 	settle(c);
 }
 
-void clients_go_on(struct process *process)
+/* The call may free the client. */
+static void for_each(const struct process *process, void (*call)(struct client *c))
 {
 	for (struct client *c = clients, *next; c; c = next) {
 		next = c->next;
 		if (c->process == process)
-			settle(c);
+			call(c);
 	}
+}
+
+void clients_go_on(struct process *process)
+{
+	for_each(process, settle);
 }
 
 void clients_finish(struct process *process, int exited)
 {
 	char code[16];
 	int n = snprintf(code, sizeof code, "%d", process->exit_code);
-
 	for (struct client *c = clients, *next; c; c = next) {
 		next = c->next;
 		if (c->process != process)
@@ -378,11 +371,7 @@ void clients_finish(struct process *process, int exited)
 /* Nothing ran: the connections stay open for the daemon, which says why. */
 void clients_let_go(struct process *process)
 {
-	for (struct client *c = clients, *next; c; c = next) {
-		next = c->next;
-		if (c->process == process)
-			let_go(c);
-	}
+	for_each(process, let_go);
 }
 
 int unread_clients(void)
@@ -397,7 +386,6 @@ static int is_stream_socket(int fd)
 {
 	int type = 0;
 	socklen_t len = sizeof type;
-
 	return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_STREAM;
 }
 
@@ -407,7 +395,6 @@ int request_attach(struct request *r)
 	struct process *p;
 	struct client *c;
 	int result;
-
 	if (r->fd_count != 1 || !is_stream_socket(r->fds[0]))
 		return refuse(r, -EINVAL, "attach takes one stream socket");
 	if (keys.len > KEYS_LIMIT)

@@ -39,7 +39,6 @@ static void drop_frame(struct connection *c)
 static void connection_close(struct connection *c)
 {
 	struct connection **at = &connections;
-
 	while (*at != c)
 		at = &(*at)->next;
 	*at = c->next;
@@ -56,8 +55,7 @@ static void connection_close(struct connection *c)
 static void send_unsent(struct connection *c)
 {
 	while (c->sent < c->unsent.used) {
-		ssize_t n = send(c->source.fd, c->unsent.data + c->sent, c->unsent.used - c->sent,
-				 MSG_DONTWAIT | MSG_NOSIGNAL);
+		ssize_t n = send(c->source.fd, c->unsent.data + c->sent, c->unsent.used - c->sent, MSG_DONTWAIT | MSG_NOSIGNAL);
 		if (n < 0 && errno == EAGAIN) {
 			watch(&c->source, EPOLLIN | EPOLLOUT);
 			return;
@@ -102,7 +100,6 @@ int unsent_answers(void)
 int refuse(struct request *r, int result, const char *format, ...)
 {
 	va_list args;
-
 	va_start(args, format);
 	vsnprintf(r->why, sizeof r->why, format, args);
 	va_end(args);
@@ -145,7 +142,6 @@ static int handle(struct connection *c, struct request *r)
 {
 	const char *type = fields_get(&r->frame, "type").data;
 	int hello = !strcmp(type, "hello"), result;
-
 	if (current != c && !hello)
 		return refuse(r, -EPERM, "say hello first");
 	for (size_t i = 0; i < sizeof handlers / sizeof handlers[0]; i++) {
@@ -167,7 +163,6 @@ static void answer(struct connection *c)
 	struct request r = { .frame = c->frame, .fds = c->fds, .fd_count = c->fd_count, .op = UINT32_MAX };
 	int64_t number = fields_number(&r.frame, "request", 0);
 	int result;
-
 	put_number(&r.answer, "answer", number);
 	put_number(&r.answer, "ok", 1);
 	result = handle(c, &r);
@@ -190,7 +185,6 @@ static int take_fds(struct connection *c, struct msghdr *msg)
 {
 	struct cmsghdr *m = CMSG_FIRSTHDR(msg);
 	size_t size = m && m->cmsg_level == SOL_SOCKET && m->cmsg_type == SCM_RIGHTS ? m->cmsg_len - CMSG_LEN(0) : 0;
-
 	if (!size)
 		return 0;
 	if (!c->fds && !(msg->msg_flags & MSG_CTRUNC))
@@ -210,7 +204,6 @@ static int well_formed(const struct buffer *b)
 	const char *at = b->data;
 	struct field field;
 	int more;
-
 	do
 		more = fields_next(&at, b->data + b->used, &field);
 	while (more > 0);
@@ -233,7 +226,6 @@ static int receive(struct connection *c)
 		char space[CMSG_SPACE(sizeof(int) * MAX_FDS)];
 		struct cmsghdr align;
 	} control;
-
 	for (;;) {
 		struct iovec iov = { (char *)&c->size + c->have, 4 - c->have };
 		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.space,
@@ -261,7 +253,6 @@ static void connection_ready(struct source *source, uint32_t events)
 {
 	struct connection *c = container_of(source, struct connection, source);
 	int result;
-
 	if (events & EPOLLOUT && c->unsent.used) {
 		send_unsent(c);
 		return;
@@ -279,7 +270,6 @@ static void listener_ready(struct source *source, uint32_t events)
 	socklen_t len = sizeof peer;
 	int fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	struct connection *c = NULL;
-
 	(void)events;
 	if (fd < 0)
 		return;
@@ -303,7 +293,6 @@ int listen_for_daemon(void)
 	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = "shim.sock" };
 	mode_t before = umask(0177);
 	int result = 0;
-
 	listener.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (listener.fd < 0 || (unlink("shim.sock") && errno != ENOENT) ||
 	    bind(listener.fd, (struct sockaddr *)&address, sizeof address) || listen(listener.fd, 16))

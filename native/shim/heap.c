@@ -23,7 +23,6 @@ static size_t left;
 static void *map(size_t size)
 {
 	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
 	return p == MAP_FAILED ? NULL : p;
 }
 
@@ -31,7 +30,6 @@ void *malloc(size_t wanted)
 {
 	size_t size = (wanted + sizeof(struct block) + UNIT - 1) & ~(size_t)(UNIT - 1);
 	struct block *block;
-
 	if (size < wanted) {
 		errno = ENOMEM;
 		return NULL;
@@ -59,7 +57,6 @@ void *malloc(size_t wanted)
 void free(void *p)
 {
 	struct block *block = (struct block *)p - 1;
-
 	if (!p)
 		return;
 	if (block->size > SMALL) {
@@ -75,7 +72,6 @@ void free(void *p)
 void *calloc(size_t count, size_t size)
 {
 	void *p = size && count > SIZE_MAX / size ? NULL : malloc(count * size);
-
 	return p ? memset(p, 0, count * size) : NULL;
 }
 
@@ -83,7 +79,6 @@ void *realloc(void *p, size_t wanted)
 {
 	size_t had = p ? ((struct block *)p - 1)->size - sizeof(struct block) : 0;
 	void *fresh = malloc(wanted);
-
 	if (!fresh || !p)
 		return fresh;
 	memcpy(fresh, p, had < wanted ? had : wanted);

@@ -12,7 +12,6 @@
 static int copy_list(struct list list, char ***copy)
 {
 	const char *cursor = list.encoded;
-
 	*copy = calloc((size_t)list.count + 1, sizeof **copy);
 	for (uint32_t i = 0; *copy && i < list.count; i++)
 		if (!((*copy)[i] = strdup(list_next(&cursor).data)))
@@ -25,7 +24,6 @@ static int keep_after_exit(struct process *p, struct string plan)
 {
 	uint32_t count = 0, size, used = PLAN_HEAD;
 	char *kept = malloc(plan.len), *fit;
-
 	if (!kept)
 		return -ENOMEM;
 	memcpy(kept, plan.data, PLAN_HEAD);
@@ -49,7 +47,6 @@ static int keep_after_exit(struct process *p, struct string plan)
 static int check_plan(struct request *r, const struct plan *plan, int tty)
 {
 	int clones = 0, consoles = 0, waits = 0;
-
 	for (uint32_t i = 0; i < plan->count; i++) {
 		clones += plan->ops[i].code == OP_clone;
 		consoles += plan->ops[i].code == OP_console;
@@ -66,7 +63,6 @@ static int take_passed(struct request *r, struct launch *launch)
 {
 	struct list slots = fields_list(&r->frame, "fd_slots");
 	const char *cursor = slots.encoded;
-
 	if (slots.count != r->fd_count)
 		return refuse(r, -EINVAL, "%u fds for %u slots", r->fd_count, slots.count);
 	for (uint32_t i = 0; i < slots.count; i++) {
@@ -83,7 +79,6 @@ static int take_passed(struct request *r, struct launch *launch)
 static int make_pipe(struct launch *launch, int slot, struct source *ours, int write_end)
 {
 	int pair[2];
-
 	if (pipe2(pair, O_CLOEXEC))
 		return -errno;
 	ours->fd = pair[write_end];
@@ -94,7 +89,6 @@ static int make_pipe(struct launch *launch, int slot, struct source *ours, int w
 static int make_stdio(struct process *p, struct launch *launch, int wants_stdin)
 {
 	int result = 0;
-
 	if (p->tty)
 		return 0;
 	if (wants_stdin)
@@ -109,7 +103,6 @@ static int make_stdio(struct process *p, struct launch *launch, int wants_stdin)
 static int take_console(struct process *p, struct launch *launch, int wants_stdin)
 {
 	int master = p->out[0].source.fd = launch->console;
-
 	launch->console = -1;
 	if (fcntl(master, F_SETFL, O_NONBLOCK))
 		return -errno;
@@ -124,7 +117,6 @@ static int open_log(struct request *r, struct process *p)
 	struct string path = fields_get(&r->frame, "log");
 	int64_t size = fields_number(&r->frame, "log_max_size", 20 << 20);
 	int64_t files = fields_number(&r->frame, "log_max_files", 5);
-
 	if (!path.len)
 		return 0;
 	if (path.data[0] != '/' || path.len > LOG_PATH_LIMIT || files < 1 || files > 1000)
@@ -137,7 +129,6 @@ static int prepare(struct request *r, struct process *p, struct launch *launch, 
 {
 	char name[ID_LIMIT + 8];
 	int result = take_passed(r, launch);
-
 	if (!result)
 		result = open_log(r, p);
 	if (result)
@@ -163,7 +154,6 @@ static int run(struct request *r, struct process *p, struct launch *launch)
 {
 	int wants_stdin = fields_number(&r->frame, "stdin", 0) != 0;
 	int result = prepare(r, p, launch, wants_stdin);
-
 	if (result)
 		return result;
 	sigemptyset(&launch->original_mask); /* the shim blocks all signals; a program starts with none blocked */
@@ -211,7 +201,6 @@ int request_launch(struct request *r)
 	struct process *p;
 	const char *why;
 	int result = find_process(r, 1, &p);
-
 	if (result)
 		return result;
 	if (p->state != PROCESS_NEW)

@@ -27,7 +27,6 @@ struct log {
 static int open_file(struct log *log)
 {
 	struct stat st;
-
 	log->fd = open(log->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0640);
 	log->size = log->fd >= 0 && fstat(log->fd, &st) == 0 ? (uint64_t)st.st_size : 0;
 	return log->fd < 0 ? -errno : 0;
@@ -36,7 +35,6 @@ static int open_file(struct log *log)
 struct log *log_open(const char *path, uint64_t max_size, unsigned max_files)
 {
 	struct log *log = calloc(1, sizeof *log);
-
 	if (!log)
 		return NULL;
 	log->max_size = max_size;
@@ -52,7 +50,6 @@ struct log *log_open(const char *path, uint64_t max_size, unsigned max_files)
 static void rotate(struct log *log)
 {
 	char from[PATH_MAX + 16], to[PATH_MAX + 16];
-
 	if (log->max_files == 1) {
 		if (ftruncate(log->fd, 0) == 0)
 			log->size = 0;
@@ -72,7 +69,6 @@ static void rotate(struct log *log)
 static int append(struct log *log, const char *data, size_t len)
 {
 	ssize_t n;
-
 	if (log->fd < 0 && open_file(log))
 		return -errno;
 	n = write(log->fd, data, len);
@@ -89,7 +85,6 @@ static int tell_lost(struct log *log)
 	int n = snprintf(line, sizeof line, "{\"log\":\"dolium: %llu lines were lost here: the log could not be written\\n\","
 			 "\"stream\":\"stderr\",\"time\":\"%s\"}\n", (unsigned long long)log->lost, log->stamp);
 	int result = log->lost ? append(log, line, (size_t)n) : 0;
-
 	if (!result)
 		log->lost = 0;
 	return result;
@@ -98,7 +93,6 @@ static int tell_lost(struct log *log)
 static void flush(struct log *log)
 {
 	int result = log->used ? tell_lost(log) : 0;
-
 	if (!result && log->used)
 		result = append(log, shim.batch, log->used);
 	if (result) {
@@ -114,7 +108,6 @@ static size_t sequence(const unsigned char *p, size_t n, uint32_t *code)
 {
 	static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
 	size_t len = *p >= 0xf0 ? 4 : *p >= 0xe0 ? 3 : 2;
-
 	if (*p < 0xc2 || *p > 0xf4 || n < len)
 		return 0;
 	*code = *p & (0x7fu >> len);
@@ -133,7 +126,6 @@ static size_t escape(char **out, const unsigned char *p, size_t n)
 	const char *letter = *p ? strchr(letters, *p) : NULL;
 	uint32_t code = *p;
 	size_t len = *p < 0x80 ? 1 : sequence(p, n, &code);
-
 	if (letter) {
 		*(*out)++ = '\\';
 		*(*out)++ = written[letter - letters];
@@ -156,7 +148,6 @@ static void put_line(struct log *log, int stream, const char *line, size_t len)
 {
 	char *start = shim.batch + log->used, *at = start;
 	size_t size;
-
 	at += sprintf(at, "{\"log\":\"");
 	for (size_t i = 0; i < len;) {
 		if (plain((unsigned char)line[i]))
@@ -193,7 +184,6 @@ static void put_partial(struct log *log, int stream, size_t len)
 {
 	size_t *used = &log->partial[stream - 1].used;
 	char **data = &log->partial[stream - 1].data;
-
 	put_line(log, stream, *data, len);
 	*used -= len;
 	memmove(*data, *data + len, *used);
@@ -208,7 +198,6 @@ static void stamp(struct log *log)
 	struct timespec now;
 	struct tm tm;
 	size_t n;
-
 	clock_gettime(CLOCK_REALTIME, &now);
 	gmtime_r(&now.tv_sec, &tm);
 	n = strftime(log->stamp, sizeof log->stamp, "%Y-%m-%dT%H:%M:%S", &tm);
@@ -219,7 +208,6 @@ void log_write(struct log *log, int stream, const char *data, size_t len)
 {
 	size_t *used = &log->partial[stream - 1].used, take;
 	char **kept = &log->partial[stream - 1].data;
-
 	stamp(log);
 	for (; len; data += take, len -= take) {
 		size_t room = LINE_LIMIT - *used, window = len < room ? len : room;

@@ -22,7 +22,6 @@ struct shim shim;
 int watch(struct source *source, uint32_t events)
 {
 	struct epoll_event event = { .events = events, .data.ptr = source };
-
 	if (source->watched && source->events == events)
 		return 0;
 	if (epoll_ctl(shim.epoll, source->watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, source->fd, &event))
@@ -49,22 +48,14 @@ void source_close(struct source *source)
 int64_t now_ns(void)
 {
 	struct timespec t;
-
 	clock_gettime(CLOCK_REALTIME, &t);
 	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-void put_text(struct buffer *b, const char *key, const char *value)
-{
-	put_key(b, key, 1);
-	put_string(b, value, strlen(value));
 }
 
 void complain(const char *format, ...)
 {
 	cleanup_fd fd = open("shim.log", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
 	va_list args;
-
 	if (fd < 0)
 		return; /* no one is left to tell */
 	dprintf(fd, "%lld ", (long long)now_ns());
@@ -79,7 +70,6 @@ int write_record(const char *name, const struct buffer *b)
 	char fresh[ID_LIMIT + 16];
 	cleanup_fd fd = -1;
 	int result;
-
 	snprintf(fresh, sizeof fresh, ".%s.new", name);
 	fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0)
@@ -97,7 +87,6 @@ static void children_ready(struct source *source, uint32_t events)
 	struct signalfd_siginfo info;
 	int status;
 	pid_t pid;
-
 	(void)events;
 	if (read(source->fd, &info, sizeof info) < 0 && errno != EAGAIN)
 		complain("read signals: %s", strerror(errno));
@@ -111,7 +100,6 @@ static struct source children = { .fd = -1, .ready = children_ready };
 static void quiet(void)
 {
 	uintptr_t top = ((uintptr_t)__builtin_frame_address(0) - STACK_KEPT) & ~(uintptr_t)4095;
-
 	madvise((void *)(top - STACK_DROPPED), STACK_DROPPED, MADV_DONTNEED);
 	madvise(shim.scratch, SCRATCH_SIZE + BATCH_SIZE, MADV_DONTNEED);
 	shim.dirty = 0;
@@ -123,7 +111,6 @@ static void quiet(void)
 static void loop(void)
 {
 	struct epoll_event event;
-
 	shim.dirty = 1;
 	while (!shim.ending || unsent_answers() || unread_clients()) {
 		int n = epoll_wait(shim.epoll, &event, 1, shim.dirty || shim.unrecorded ? QUIET_MS : -1);
@@ -164,7 +151,6 @@ static int write_state(const struct buffer *request)
 {
 	struct buffer b = { 0 };
 	int result;
-
 	put_bytes(&b, request->data, request->used);
 	put_number(&b, "version", SHIM_VERSION);
 	put_number(&b, "pid", shim.pid);
@@ -178,7 +164,6 @@ static int set_up(struct verdict *v, const struct buffer *request)
 {
 	sigset_t all, child;
 	int result;
-
 	signal(SIGCHLD, SIG_DFL);
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
@@ -210,7 +195,6 @@ static int set_up(struct verdict *v, const struct buffer *request)
 static void __attribute__((noreturn)) shim_main(struct verdict *v, struct buffer *request, int report)
 {
 	int result;
-
 	report = dup3(report, DAEMON_FD, O_CLOEXEC);
 	sys_close_range(DAEMON_FD + 1, ~0u, 0);
 	result = set_up(v, request);
@@ -226,7 +210,6 @@ static void spawn(struct buffer *request, struct verdict *v)
 {
 	int pair[2];
 	pid_t pid;
-
 	memset(v, 0, sizeof *v);
 	if (fields_get(request, "dir").data[0] != '/' || !fields_get(request, "nonce").len) {
 		failed(v, "spawn needs an absolute dir and a nonce", EINVAL);
@@ -253,7 +236,6 @@ static int answer(const struct verdict *v)
 {
 	struct buffer b = { 0 };
 	int result;
-
 	if (v->number) {
 		put_text(&b, "error", v->step);
 		put_number(&b, "errno", v->number);
@@ -270,7 +252,6 @@ static int answer(const struct verdict *v)
 static void leave_daemon(struct verdict *v, char **procs)
 {
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-
 	if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0)
 		failed(v, "open /dev/null", errno);
 	sys_close_range(DAEMON_FD + 1, ~0u, 0);
@@ -291,7 +272,6 @@ static int spawner(char **procs)
 	uint64_t none[4] = { 0 }; /* an empty mask, and the kernel's struct sigaction for SIG_DFL */
 	struct buffer request = { 0 };
 	struct verdict v = { 0 };
-
 	/* By the raw calls: libc keeps some numbers to itself, but the caller may have left them ignored too. */
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, none, NULL, sizeof none[0]);
 	for (int number = 1; number <= 64; number++)

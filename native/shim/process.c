@@ -15,7 +15,6 @@ static const char *const state_names[] = { "new", "running", "exiting", "exited"
 static int good_id(struct string id)
 {
 	static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
-
 	/* It becomes part of a file's name. */
 	return id.len && id.len <= ID_LIMIT && id.data[0] != '.' && strspn(id.data, allowed) == id.len;
 }
@@ -23,7 +22,6 @@ static int good_id(struct string id)
 static struct process *make_process(const char *id)
 {
 	struct process *p = calloc(1, sizeof *p);
-
 	if (!p || !(p->id = strdup(id))) {
 		free(p);
 		return NULL;
@@ -40,7 +38,6 @@ static struct process *make_process(const char *id)
 int find_process(struct request *r, int make, struct process **process)
 {
 	struct string id = fields_get(&r->frame, "id");
-
 	if (!good_id(id))
 		return refuse(r, -EINVAL, "the process id is not a plain name");
 	for (struct process *p = shim.processes; p; p = p->next)
@@ -76,7 +73,6 @@ static void release(struct process *p)
 void forget_process(struct process *p)
 {
 	struct process **at = &shim.processes;
-
 	while (*at != p)
 		at = &(*at)->next;
 	*at = p->next;
@@ -94,7 +90,6 @@ void forget_process(struct process *p)
 uint64_t oom_kills(char **files)
 {
 	uint64_t sum = 0;
-
 	for (; files && *files; files++) {
 		cleanup_fd fd = open(*files, O_RDONLY | O_CLOEXEC);
 		char text[1024] = "\n", *found;
@@ -124,7 +119,6 @@ static void put_exit(struct buffer *b, const struct process *p)
 void put_processes(struct buffer *b)
 {
 	uint32_t count = 0;
-
 	for (struct process *p = shim.processes; p; p = p->next)
 		count++;
 	put_key(b, "process", count);
@@ -141,7 +135,6 @@ static void write_exit(struct process *p)
 {
 	struct buffer b = { 0 };
 	char name[ID_LIMIT + 8];
-
 	put_exit(&b, p);
 	snprintf(name, sizeof name, "exit.%s", p->id);
 	p->recorded = !write_record(name, &b);
@@ -161,7 +154,6 @@ void write_exit_records(void)
 static void finish(struct process *p)
 {
 	struct buffer b = { 0 };
-
 	p->state = PROCESS_EXITED;
 	put_text(&b, "event", "exited");
 	put_exit(&b, p);
@@ -181,7 +173,6 @@ static void __attribute__((noreturn)) helper_main(struct process *p)
 	struct launch launch = { 0 };
 	struct plan plan;
 	const char *why = launch.failure.text;
-
 	/* An fd kept here would keep a reader of another process waiting for its end of file. */
 	sys_close_range(3, ~0u, 0);
 	if (!plan_decode(p->after_exit.data, p->after_exit.len, &plan, &why) && !launch_init(&launch, &plan)) {
@@ -247,7 +238,6 @@ void process_reaped(pid_t pid, int status)
 static int running_process(struct request *r, struct process **p)
 {
 	int result = find_process(r, 0, p);
-
 	if (result)
 		return result;
 	return (*p)->state == PROCESS_RUNNING ? 0 : refuse(r, -ESRCH, "process %s is not running", (*p)->id);
@@ -266,7 +256,6 @@ int request_resize(struct request *r)
 				.ws_col = (unsigned short)fields_number(&r->frame, "columns", 0) };
 	struct process *p;
 	int result = running_process(r, &p);
-
 	if (result)
 		return result;
 	if (!p->tty)
@@ -279,7 +268,6 @@ int request_signal(struct request *r)
 	int64_t number = fields_number(&r->frame, "signal", 0);
 	struct process *p;
 	int result = running_process(r, &p);
-
 	if (result)
 		return result;
 	if (number < 1 || number > 64)
@@ -293,7 +281,6 @@ int request_close_stdin(struct request *r)
 {
 	struct process *p;
 	int result = running_process(r, &p);
-
 	if (!result && !p->tty)
 		input_close(p);
 	return result;
@@ -304,7 +291,6 @@ int request_forget(struct request *r)
 	char name[ID_LIMIT + 8];
 	struct process *p;
 	int result = find_process(r, 0, &p);
-
 	if (!result)
 		result = idle(r, p);
 	if (result)

@@ -92,7 +92,6 @@ extern struct shim shim;
 int watch(struct source *source, uint32_t events);
 void unwatch(struct source *source);
 void source_close(struct source *source);
-void put_text(struct buffer *b, const char *key, const char *value);
 /* A small file by rename in the shim's folder. 0 or -errno. */
 int write_record(const char *name, const struct buffer *b);
 void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -53,8 +53,7 @@ static bool fill(void)
 	do
 		got = read(STDIN_FILENO, buffer + end, sizeof buffer - end);
 	while (got < 0 && errno == EINTR);
-	if (got < 0)
-		fail("read archive");
+	must(got, "read archive");
 	end += (size_t)got;
 	return got > 0;
 }
@@ -110,8 +109,7 @@ static void copy(int fd, int64_t size, int64_t offset)
 		ssize_t put = pwrite(fd, buffer + start, n, offset);
 		if (put < 0 && errno == EINTR)
 			continue;
-		if (put < 0)
-			fail("write");
+		must(put, "write");
 		start += (size_t)put;
 		offset += put;
 		size -= put;
@@ -284,7 +282,6 @@ static void pax_record(const char *key, const char *value, size_t size)
 {
 	static const char xattr[] = "SCHILY.xattr.", sparse[] = "GNU.sparse.";
 	size_t xattr_size = sizeof xattr - 1, sparse_size = sizeof sparse - 1;
-
 	if (strncmp(key, xattr, xattr_size) == 0 && key[xattr_size]) {
 		add_xattr(key + xattr_size, value, size);
 	} else if (size == 0) { /* "delete any header block field": the field's own value is as good as none */
@@ -495,7 +492,6 @@ static void build_entry(const struct tar_header *header)
 	take_text(&entry.path, &said.sparse_name);
 	if (!entry.has_atime)
 		entry.atime = entry.mtime;
-
 	size_t length = strlen(entry.path);
 	if (entry.type == '\0' || entry.type == '7' || entry.type == 'S')
 		entry.type = TYPE_FILE;

@@ -47,8 +47,7 @@ static int open_directory(int at, const char *name)
 void tree_open(int root)
 {
 	struct stat stat;
-	if (fstat(root, &stat) < 0)
-		fail("stat");
+	must(fstat(root, &stat), "stat");
 	errno = ENOTDIR;
 	if (!S_ISDIR(stat.st_mode))
 		fail("open");
@@ -144,8 +143,7 @@ static void make_directory(int at, const char *name)
 		return;
 	if (errno != EEXIST)
 		fail("mkdir");
-	if (fstatat(at, name, &stat, AT_SYMLINK_NOFOLLOW) < 0)
-		fail("stat");
+	must(fstatat(at, name, &stat, AT_SYMLINK_NOFOLLOW), "stat");
 	if (S_ISDIR(stat.st_mode))
 		return;
 	if (unlinkat(at, name, 0) < 0 || mkdirat(at, name, 0755) < 0)
@@ -310,8 +308,7 @@ static void extract_directory(const char *path, const char *name)
 		make_directory(parent, name);
 	if (needs_chown() || entry.xattr_count > 0) {
 		cleanup_fd fd = open_directory(parent, *path ? name : ".");
-		if (fd < 0)
-			fail("open");
+		must(fd, "open");
 		if (needs_chown() && fchown(fd, entry.uid, entry.gid) < 0)
 			fail("chown");
 		set_xattrs(fd, name);
@@ -348,8 +345,7 @@ static void whiteout(char *path, char *name)
 		return;
 	if (errno != EEXIST)
 		fail("whiteout");
-	if (fstatat(parent, hidden, &stat, AT_SYMLINK_NOFOLLOW) < 0)
-		fail("stat");
+	must(fstatat(parent, hidden, &stat, AT_SYMLINK_NOFOLLOW), "stat");
 	if (S_ISDIR(stat.st_mode))
 		set_opaque(parent, hidden);
 }
@@ -387,9 +383,7 @@ void tree_finish(void)
 			continue; /* a later entry took its place */
 		if (fd < 0)
 			fail("open");
-		if (fchmod(fd, directory->mode) < 0)
-			fail("chmod");
-		if (futimens(fd, directory->times) < 0)
-			fail("utimens");
+		must(fchmod(fd, directory->mode), "chmod");
+		must(futimens(fd, directory->times), "utimens");
 	}
 }

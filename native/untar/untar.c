@@ -41,6 +41,12 @@ void refuse(const char *operation, const char *reason)
 	end(operation, reason, 0);
 }
 
+void must(ssize_t result, const char *operation)
+{
+	if (result < 0)
+		fail(operation);
+}
+
 void *checked(void *memory)
 {
 	if (!memory)

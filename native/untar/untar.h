@@ -13,6 +13,8 @@
 /* untar.c. Both tell what failed with the entry's name and end the program: the kernel (errno), or the archive. */
 void fail(const char *operation) __attribute__((noreturn));
 void refuse(const char *operation, const char *reason) __attribute__((noreturn));
+/* A result that is not negative, or the end. */
+void must(ssize_t result, const char *operation);
 /* Memory that is there, or the end. */
 void *checked(void *memory);
 /* Room for one element more: it doubles at each power of two. */

@@ -122,9 +122,7 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
     if run:
         add_hooks(plan, P.PARENT_STARTED, config, "poststart", state_json(config, identity, bundle, "running"),
                   optional=True)
-        if options.get("detach"):
-            add(P.PARENT_STARTED, "detach", "leave it running")
-        else:
+        if not options.get("detach"):
             add(P.PARENT_BEFORE_CLONE, "hold", "stay until it ends")
             if not options.get("keep"):
                 _remove(plan, P.AFTER_EXIT, folders, folder, config, identity, bundle)

@@ -65,15 +65,10 @@ OPS: dict[str, tuple[int, str]] = {
     "start": (12, "s"),
     "signal": (13, "iii"),
     "wait_gone": (14, "iii"),
-    "inherited": (15, "ii"),
     "hook": (16, "sllis"),
     "hold": (17, ""),
-    "detach": (18, ""),
-    "become_subreaper": (19, ""),
     "open_tree": (30, "isii"),
-    "overlay": (31, "ilssl"),
     "mount_attr": (32, "iiiiii"),
-    "userns": (33, "iss"),
     "cg_mkdir": (40, "isii"),
     "cg_write": (41, "ssi"),
     "cg_join": (42, "i"),
@@ -104,7 +99,6 @@ OPS: dict[str, tuple[int, str]] = {
     "console": (81, "iii"),
     "mkdir_in_root": (82, "si"),
     "root_propagation": (83, "i"),
-    "write_in_root": (84, "ssi"),
     "remount": (85, "sii"),
     "sysctl": (100, "ss"),
     "hostname": (101, "s"),
@@ -127,7 +121,6 @@ OPS: dict[str, tuple[int, str]] = {
     "keep_caps": (118, ""),
     "drop_bounding": (119, "i"),
     "apparmor": (120, "s"),
-    "personality": (121, "i"),
 }
 NAMES = {code: name for name, (code, _) in OPS.items()}
 
