@@ -198,6 +198,10 @@ def hugetlb() -> Iterator[None]:
         yield
     finally:
         if done.returncode == 0:
+            for base, folders, _ in os.walk(path, topdown=False):  # a hierarchy with groups would outlive its mount
+                for name in folders:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(f"{base}/{name}")
             subprocess.run(["umount", str(path)], check=False)
         path.rmdir()
 

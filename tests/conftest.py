@@ -20,6 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test asserts a wall-clock time, hypothesis' own limits included: these machines are shared.
+settings.register_profile("dolium", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dolium")
 
 DEADLINE = 10.0
 CGROUPS = "/sys/fs/cgroup"
