@@ -178,7 +178,8 @@ def test_a_terminal(engine: Daemon) -> None:
     os.kill(terminal.pid, signal.SIGWINCH)
     terminal.send(b"while [ \"$(stty size)\" != '44 102' ]; do :; done; echo re''sized\n")
     terminal.expect("resized")
-    terminal.send(b"echo sle''eping; sleep 100\n")
+    # A shell that is not interactive dies of SIGINT at any moment; between its fork and exec an interactive one would not.
+    terminal.send(b"sh -c \"echo sle''eping; sleep 100\"\n")
     terminal.expect("sleeping")
     terminal.send(b"\x03")
     terminal.expect("# ")
