@@ -117,13 +117,14 @@ def _run_folders() -> set[str]:
 
 
 class _Process:
-    __slots__ = ("name", "parent", "pid", "start")
+    __slots__ = ("name", "parent", "pid", "start", "zombie")
 
     def __init__(self, pid: int, text: bytes) -> None:
         after = text.rindex(b")")
         fields = text[after + 2 :].split()
         self.pid = pid
         self.name = text[text.index(b"(") + 1 : after].decode(errors="replace")
+        self.zombie = fields[0] == b"Z"
         self.parent = int(fields[1])
         self.start = int(fields[19])
 
@@ -156,6 +157,8 @@ def _descends(process: _Process, every: dict[int, _Process], ancestor: int) -> b
 
 def _of_an_engine(process: _Process) -> bool:
     """An orphan that an engine made: named dolium, in a group of ours, or in a pid namespace of its own."""
+    if process.zombie:  # whoever adopted it reaps it when it likes
+        return False
     if process.name.startswith("dolium") or "conmon" in process.name:
         return True
     with contextlib.suppress(OSError), open(f"/proc/{process.pid}/cgroup") as file:

@@ -105,16 +105,21 @@ def _take_flags(words: list[str], flags: dict[str, bool], short: dict[str, str],
     return words[index:]
 
 
+def is_number(text: str) -> bool:
+    """Decimal ASCII digits: str.isdigit() alone takes what int() refuses."""
+    return text.isascii() and text.isdigit()
+
+
 def signal_number(text: str) -> int:
     """15, TERM, SIGTERM, SIGRTMIN+1. Raises InvalidArgument."""
-    if text.isdigit() and 0 <= int(text) <= 64:
+    if is_number(text) and 0 <= int(text) <= 64:
         return int(text)
     name = text.upper().removeprefix("SIG")
     if name in SIGNALS:
         return SIGNALS[name]
     for base, start, sign in (("RTMIN", 34, 1), ("RTMAX", 64, -1)):
         offset = name.removeprefix(base).lstrip("+-")
-        if name.startswith(base) and (offset.isdigit() or not offset):
+        if name.startswith(base) and (is_number(offset) or not offset):
             number = start + sign * int(offset or 0)
             if 34 <= number <= 64:
                 return number
@@ -200,7 +205,7 @@ def _process_for_exec(words: Words, context: Context, facts: Facts, identity: st
 
 
 def _number(text: str, what: str) -> int:
-    if not text.isdigit():
+    if not is_number(text):
         raise InvalidArgument(f"{what} {text!r} is not a number")
     return int(text)
 
@@ -229,7 +234,7 @@ def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
     identity = words.arguments[0]
     state.check_identity(identity)
     if command in ("create", "run"):
-        if not (options.get("preserve-fds") or "0").isdigit():
+        if not is_number(options.get("preserve-fds") or "0"):
             raise InvalidArgument(f"--preserve-fds: {options['preserve-fds']!r} is not a number")
         return lifecycle.create(context, facts, identity, options.get("bundle") or ".", options, run=command == "run")
     if command == "exec":

@@ -288,7 +288,10 @@ def listing(context: Context, facts: Facts, *, quiet: bool, as_json: bool) -> Pl
     for name in names:
         if facts.read(f"{context.root}/{name}/state.json") is None:
             continue
-        where = state.load(facts, context.root, name)
+        try:
+            where = state.load(facts, context.root, name)
+        except FailedPrecondition:
+            continue  # a damaged record must not hide the others; `state` tells what is wrong with it
         status = state.status(facts, where)
         rows.append({"ociVersion": where.oci_version, "id": name, "pid": 0 if status == "stopped" else where.pid,
                      "status": status, "bundle": where.bundle, "rootfs": where.rootfs, "created": where.created,

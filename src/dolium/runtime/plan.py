@@ -216,14 +216,18 @@ def encode_list(values: Sequence[str | bytes] | Iterable[str | bytes]) -> bytes:
 
 def decode(data: bytes) -> Plan:
     """The plan of a binary form. Raises ValueError. The executor has its own decoder; this one is for tests and tools."""
-    if data[:4] != b"DOLM" or int.from_bytes(data[4:6], "little") != PLAN_VERSION:
+    if data[:4] != b"DOLM" or int.from_bytes(data[4:6], "little") != PLAN_VERSION or len(data) < 12:
         raise ValueError("not a launch plan of this version")
     plan = Plan(int.from_bytes(data[6:8], "little"))
     at = 12
     for _ in range(int.from_bytes(data[8:12], "little")):
+        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        if len(data) < at + 8 or len(data) < end:
+            raise ValueError("cut short")
         code = int.from_bytes(data[at : at + 2], "little")
         stage, flags = data[at + 2], data[at + 3]
-        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        if code not in NAMES or stage >= len(STAGES):
+            raise ValueError("unknown operation or stage")
         name = NAMES[code]
         label, at = _string(data, at + 8)
         args: list[object] = []
@@ -245,6 +249,8 @@ def decode(data: bytes) -> Plan:
         if at != end:
             raise ValueError(f"{name}: bytes left over")
         plan.ops.append(Op(stage, name, label.decode("utf-8", "surrogateescape"), tuple(args), flags))
+    if at != len(data):
+        raise ValueError("bytes left over")
     return plan
 
 
