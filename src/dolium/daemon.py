@@ -56,8 +56,8 @@ def _lock(path: str) -> int:
     return fd
 
 
-def _listen(host: str) -> socket.socket:
-    """The listening socket. Raises InvalidArgument."""
+def _bind(host: str) -> socket.socket:
+    """The bound socket, not listening yet: clients are refused until all is ready. Raises InvalidArgument, FailedPrecondition when somebody listens there already."""
     if host == "fd://":
         if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
             raise InvalidArgument("-H fd://: systemd passed no socket")
@@ -66,8 +66,12 @@ def _listen(host: str) -> socket.socket:
         raise InvalidArgument(f"-H {host}: only unix:// and fd:// are supported")
     path = host.removeprefix("unix://")
     os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(FileNotFoundError,
+                                                                                         ConnectionRefusedError):
+        probe.connect(path)
+        raise FailedPrecondition(f"-H {host}: another program listens there", hint="give another -H, or end it first")
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)  # the lock says that no other daemon of this data folder lives
+        os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
@@ -77,7 +81,6 @@ def _listen(host: str) -> socket.socket:
     with contextlib.suppress(KeyError):  # as Docker: members of the group may use the daemon, and so are root
         os.chown(path, 0, grp.getgrnam(GROUP).gr_gid)
         os.chmod(path, 0o660)
-    sock.listen(1024)
     return sock
 
 
@@ -92,6 +95,7 @@ def _notify(state: str) -> None:
 async def serve(paths: Paths, host: str) -> None:
     """Run until SIGTERM, SIGINT or a stop request. Raises DoliumError when it cannot start."""
     lock = _lock(f"{paths.data}/doliumd.lock")
+    sock = _bind(host)  # before anything is made: a daemon that cannot listen leaves nothing
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -106,8 +110,7 @@ async def serve(paths: Paths, host: str) -> None:
     await runner.setup()
     inner = runner.server
     assert inner is not None
-    sock = _listen(host)
-    server = await loop.create_unix_server(lambda: Handler(inner, loop=loop, **inner._kwargs), sock=sock)
+    server = await loop.create_unix_server(lambda: Handler(inner, loop=loop, **inner._kwargs), sock=sock, backlog=1024)
     _log.info("listening on %s, instance %s, pid %d", host, engine.instance, os.getpid())
     _notify("READY=1")
     try:

@@ -1,15 +1,11 @@
-"""The launch plan: one table in two languages, its binary form, what a configuration becomes."""
+"""What a configuration becomes: the operations, their stages and their order."""
 
 from __future__ import annotations
 
 import copy
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dolium.errors import InvalidArgument
 from dolium.linux.cgroup import tree
@@ -19,44 +15,8 @@ from dolium.runtime.default_spec import default_spec
 from dolium.runtime.facts import Facts
 from dolium.runtime.spec import validate
 
-ROOT = Path(__file__).resolve().parents[2]
 HYBRID = tree.parse("3:memory:/\n2:cpuset:/\n1:cpu,cpuacct:/\n4:devices:/\n0::/\n",
                     ["memory", "cpuset", "cpu,cpuacct", "devices", "unified"], False)
-
-
-def test_the_two_tables_are_one() -> None:
-    text = (ROOT / "native" / "executor" / "ops.def").read_text()
-    native = {name: (int(code), signature) for code, name, signature in re.findall(r'^OP\((\d+), (\w+), "(\w*)"\)', text,
-                                                                                  re.MULTILINE)}
-    assert native == P.OPS
-    assert len({code for code, _ in P.OPS.values()}) == len(P.OPS)
-
-
-_ARGS = {"i": st.integers(-(1 << 63), (1 << 63) - 1), "s": st.binary(max_size=40),
-         "l": st.lists(st.binary(max_size=20), max_size=5)}
-
-
-@st.composite
-def _ops(draw: st.DrawFn) -> P.Op:
-    name = draw(st.sampled_from(sorted(P.OPS)))
-    args = tuple(draw(_ARGS[kind]) for kind in P.OPS[name][1])
-    return P.Op(draw(st.integers(0, 9)), name, draw(st.text(max_size=20)), args, draw(st.integers(0, 3)))
-
-
-@given(st.lists(_ops(), max_size=20))
-def test_round_trip(ops: list[P.Op]) -> None:
-    plan = P.Plan()
-    plan.ops = ops
-    back = P.decode(plan.encode())
-    assert [(op.stage, op.name, op.label, op.args, op.flags) for op in back.ops] == [
-        (op.stage, op.name, op.label, op.args, op.flags) for op in ops]
-
-
-def test_a_wrong_argument_is_refused() -> None:
-    plan = P.Plan()
-    plan.add(P.AFTER_START, "cwd", "x", 5)
-    with pytest.raises(ValueError, match="cwd"):
-        plan.encode()
 
 
 def config(**changes: Any) -> dict[str, Any]:

@@ -49,12 +49,6 @@ class Connection:
         self._transport.abort()
         return Hijacked()
 
-    def give_back(self) -> None:
-        """The take-over did not happen: the server goes on with the connection."""
-        os.close(self.fd)
-        self.fd = -1
-        self._transport.resume_reading()
-
 
 def detach_bytes(keys: str) -> bytes:
     """The bytes of ``ctrl-p,ctrl-q``. Raises ValueError."""

@@ -68,8 +68,7 @@ RUN_FLAGS = [
     Flag("--platform", "str", "of an image that has to be pulled", "linux/arm64"),
     Flag("--rootfs", "bool", "the argument is a root file system, not an image: PATH:O, a private layer above PATH"),
     Flag("--detach-keys", "str", "keys that leave it running", "ctrl-p,ctrl-q"),
-    Flag("--sig-proxy", "bool", "signals go to the container (the default)"),
-    Flag("-a --attach", "list", "stdin, stdout, stderr", "STREAM"),
+    Flag("--sig-proxy", "bool", "signals go to the container; =false leaves them here", default=True),
     Flag("--cidfile", "str", "write the container's id there", "FILE"),
     Flag("--timings", "bool", "print where the time of the start went"),
 ]

@@ -45,7 +45,7 @@ LOGS = Command("logs", "CONTAINER", "Print what a container wrote.", [
     Flag("--until", "str", "up to a time", "TIME")], minimum=1, maximum=1)
 ATTACH = Command("attach", "CONTAINER", "Connect to a running container's standard input and output.", [
     Flag("--no-stdin", "bool", "output only"), Flag("--detach-keys", "str", "keys that leave it running", "ctrl-p,ctrl-q"),
-    Flag("--sig-proxy", "bool", "signals go to the container (the default)")], minimum=1, maximum=1)
+    Flag("--sig-proxy", "bool", "signals go to the container; =false leaves them here", default=True)], minimum=1, maximum=1)
 INSPECT = Command("inspect", "NAME [NAME ...]", "Print all that is known of containers or images, as JSON.", [
     Flag("-f --format", "str", "a template", "FORMAT"), Flag("-s --size", "bool", "sizes too"),
     Flag("--type", "str", "container or image", "TYPE")], minimum=1)
@@ -114,7 +114,8 @@ def ps(client: Client, context: Context, words: list[str]) -> int:
     return 0
 
 
-def _attach(client: Client, context: Context, name: str, *, stdin: bool, keys: str | None, start: bool) -> int:
+def _attach(client: Client, context: Context, name: str, *, stdin: bool, keys: str | None, start: bool,
+            sig_proxy: bool = True) -> int:
     found = client.call("GET", f"/containers/{quote(name)}/json")
     tty, wants_input = found["Config"]["Tty"], stdin and found["Config"]["OpenStdin"]
     if not start and not found["State"]["Running"]:
@@ -128,7 +129,8 @@ def _attach(client: Client, context: Context, name: str, *, stdin: bool, keys: s
     if start:
         client.call("POST", f"/containers/{identity}/start")
     session = RawSession if tty else Session
-    here = session(client, response, stdin_fd=context.stdin_fd if wants_input else None, tty=tty, kind="containers")
+    here = session(client, response, stdin_fd=context.stdin_fd if wants_input else None, tty=tty, kind="containers",
+                   sig_proxy=sig_proxy)
     here.note = {"id": identity}
     if tty:
         rows, columns = window_size(context.stdout_fd)
@@ -173,7 +175,8 @@ def attach(client: Client, context: Context, words: list[str]) -> int:
     if options.get("help"):
         context.stdout.write(ATTACH.usage())
         return 0
-    return _attach(client, context, names[0], stdin=not options["no_stdin"], keys=options["detach_keys"], start=False)
+    return _attach(client, context, names[0], stdin=not options["no_stdin"], keys=options["detach_keys"], start=False,
+                   sig_proxy=options["sig_proxy"])
 
 
 def stop(client: Client, context: Context, words: list[str], verb: str = "stop") -> int:

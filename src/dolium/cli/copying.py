@@ -6,12 +6,12 @@ import base64
 import io
 import json
 import os
-import sys
 import tarfile
 import tempfile
 
 from dolium.cli.context import Context
 from dolium.cli.flags import UsageError
+from dolium.cli.stream import write_all
 from dolium.cli.transport import ApiError, Client, query, quote
 
 TYPE_CHECKING = False
@@ -32,8 +32,7 @@ def out(client: Client, context: Context, name: str, path: str, target: str) -> 
     if target == "-":
         context.stdout.flush()
         for chunk in response.chunks():
-            sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
+            write_all(context.stdout_fd, chunk)
         return 0
     place = context.path(target)
     content = path.endswith("/.")
@@ -68,7 +67,8 @@ def _extract(spool: IO[bytes], place: str, keep_name: bool) -> None:
 def into(client: Client, context: Context, source: str, name: str, path: str) -> int:
     """Here to container. ``-`` reads a tar from standard input."""
     if source == "-":
-        client.open("PUT", _target(name, path), stream=iter(lambda: sys.stdin.buffer.read(1 << 18), b"")).read()
+        with open(context.stdin_fd, "rb", closefd=False) as stream:
+            client.open("PUT", _target(name, path), stream=iter(lambda: stream.read(1 << 18), b"")).read()
         return 0
     place = context.path(source)
     if not os.path.lexists(place):

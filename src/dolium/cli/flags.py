@@ -14,12 +14,13 @@ class UsageError(Exception):
 class Flag:
     """``names``: ``-e --env``; ``kind``: bool, str, int, list; ``help``: a few words; ``metavar``: what the value is."""
 
-    __slots__ = ("help", "key", "kind", "metavar", "names")
+    __slots__ = ("default", "help", "key", "kind", "metavar", "names")
 
-    def __init__(self, names: str, kind: str, text: str, metavar: str = "") -> None:
+    def __init__(self, names: str, kind: str, text: str, metavar: str = "", *, default: bool = False) -> None:
         self.names = names.split()
         self.kind = kind
         self.help = text
+        self.default = default  # of a bool
         self.metavar = metavar or {"str": "TEXT", "int": "N", "list": "TEXT"}.get(kind, "")
         self.key = self.names[-1].lstrip("-").replace("-", "_")
 
@@ -55,7 +56,7 @@ class Command:
     def parse(self, words: list[str]) -> tuple[dict[str, Any], list[str]]:
         """(flags by key, arguments). Raises UsageError."""
         table = {name: flag for flag in self.flags for name in flag.names}
-        found: dict[str, Any] = {flag.key: [] if flag.kind == "list" else False if flag.kind == "bool" else None
+        found: dict[str, Any] = {flag.key: [] if flag.kind == "list" else flag.default if flag.kind == "bool" else None
                                  for flag in self.flags}
         arguments: list[str] = []
         index = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 
 from dolium.cli import output
@@ -165,7 +164,8 @@ def _input(context: Context, path: str | None) -> Iterator[bytes]:
     if path in (None, "-"):
         if os.isatty(context.stdin_fd):
             raise UsageError("requested load from stdin, but stdin is empty: give --input FILE or a pipe")
-        yield from read_chunks(sys.stdin.buffer)
+        with open(context.stdin_fd, "rb", closefd=False) as stream:
+            yield from read_chunks(stream)
         return
     assert path is not None
     try:

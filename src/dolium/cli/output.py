@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 from dolium.cli.flags import UsageError
+from dolium.units import format_memory as memory
+from dolium.units import format_size as size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,24 +61,6 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def size(value: float) -> str:
-    """1.23MB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            return f"{value:.4g}{unit}"
-        value /= 1000
-    raise AssertionError("unreachable")
-
-
-def memory(value: float) -> str:
-    """1.23MiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024 or unit == "GiB":
-            return f"{value:.4g}{unit}"
-        value /= 1024
-    raise AssertionError("unreachable")
-
-
 def ago(seconds: float) -> str:
     """``3 hours``."""
     for limit, unit, name in ((60, 1, "second"), (3600, 60, "minute"), (86400 * 2, 3600, "hour"), (86400 * 14, 86400, "day"),
@@ -85,3 +69,6 @@ def ago(seconds: float) -> str:
             count = max(int(seconds // unit), 0)
             return f"{count} {name}{'' if count == 1 else 's'}"
     return f"{int(seconds // 31536000)} years"
+
+
+__all__ = ["ago", "listing", "memory", "size", "table", "template"]

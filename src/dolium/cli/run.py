@@ -88,7 +88,8 @@ def run(client: Client, context: Context, words: list[str]) -> int:
     response = _with_pull(client, context, options, image,
                           lambda: client.open("POST", "/dolium/run", wish, upgrade=True))
     session = Session(client, response, stdin_fd=context.stdin_fd if options["interactive"] else None, tty=options["tty"],
-                      kind="containers")
+                      kind="containers", sig_proxy=options["sig_proxy"],
+                      on_note=lambda note: _write_cid(context, options["cidfile"], note["id"]))
     try:
         session.run()
     finally:
@@ -96,8 +97,6 @@ def run(client: Client, context: Context, words: list[str]) -> int:
             _show_timings(client, context, session.note["id"])
         if keeps and session.note:
             client.call("DELETE", f"/containers/{session.note['id']}{query(force=True, v=True)}")
-    if options["cidfile"] and session.note:
-        _write_cid(context, options["cidfile"], session.note["id"])
     return _outcome(context, session)
 
 
@@ -121,7 +120,9 @@ def _show_timings(client: Client, context: Context, identity: str) -> None:
         context.stderr.write(f"  {phase:<18}{milliseconds:9.3f} ms{share}\n")
 
 
-def _write_cid(context: Context, path: str, identity: str) -> None:
+def _write_cid(context: Context, path: str | None, identity: str) -> None:
+    if not path:
+        return
     with open(context.path(path), "x", encoding="ascii") as file:
         file.write(identity)
 
@@ -130,8 +131,7 @@ def _create(client: Client, context: Context, options: dict[str, Any], image: st
             body: dict[str, Any]) -> str:
     target = f"/containers/create{query(name=options['name'], rootfs=rootfs)}"
     made = _with_pull(client, context, options, image, lambda: client.call("POST", target, body))
-    if options["cidfile"]:
-        _write_cid(context, options["cidfile"], made["Id"])
+    _write_cid(context, options["cidfile"], made["Id"])
     return str(made["Id"])
 
 

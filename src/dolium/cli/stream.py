@@ -66,7 +66,7 @@ class Session:
     """Relays until the container's side ends. ``target``: the resource signals and sizes go to, known by the first note."""
 
     def __init__(self, client: Client, response: Response, *, stdin_fd: int | None, tty: bool, kind: str,
-                 sig_proxy: bool = True, detach: Callable[[str], None] | None = None) -> None:
+                 sig_proxy: bool = True, on_note: Callable[[dict[str, Any]], None] | None = None) -> None:
         self._client = client
         self._sock: _socket.socket = response.sock
         self._pending = response.buffer
@@ -75,6 +75,7 @@ class Session:
         self._kind = kind  # containers or exec
         self._sig_proxy = sig_proxy
         self._queue: list[int] = []
+        self._on_note = on_note
         self.note: dict[str, Any] = {}
         self.exit_code: int | None = None
         self.failure: dict[str, Any] | None = None
@@ -170,6 +171,8 @@ class Session:
                 write_all(stream, data)
             elif stream == STREAM_NOTE:
                 self.note = json.loads(data)
+                if self._on_note is not None:
+                    self._on_note(self.note)
                 self._signals()
             elif stream == STREAM_EXIT:
                 self.exit_code = int(data)

@@ -16,7 +16,7 @@ import time
 from functools import partial
 from typing import Any
 
-from dolium import faults
+from dolium import faults, policy
 from dolium.engine import model, names, request, specs
 from dolium.engine.engine import Engine, cleanup_step
 from dolium.engine.etc_files import write_etc_files
@@ -91,11 +91,10 @@ class Containers:
         done, argv = request.complete(config, image_config)
         mounts = request.parse_mounts(done, host)
         for mount in mounts:
-            if mount.kind == "bind" and not os.path.exists(mount.source):
-                if any(entry.get("Source") == mount.source for entry in host.get("Mounts") or []):
-                    raise InvalidArgument(f"invalid mount config for type \"bind\": bind source path does not exist: "
-                                          f"{mount.source}")
-                os.makedirs(mount.source, mode=0o755, exist_ok=True)  # what -v does
+            named = any(entry.get("Source") == mount.source for entry in host.get("Mounts") or [])
+            if mount.kind == "bind" and named and not os.path.exists(mount.source):
+                raise InvalidArgument(f"invalid mount config for type \"bind\": bind source path does not exist: "
+                                      f"{mount.source}")
         mode = host.get("NetworkMode") or "default"
         if mode.startswith("container:"):
             host["NetworkMode"] = f"container:{engine.find(mode.partition(':')[2]).id}"
@@ -112,7 +111,10 @@ class Containers:
         container.config["Hostname"] = container.config["Hostname"] or container.short_id
         try:
             for mount in container.mounts:
-                if mount.kind == "volume":
+                if mount.kind == "bind":
+                    if not os.path.exists(mount.source):
+                        os.makedirs(mount.source, mode=0o755, exist_ok=True)  # what -v does
+                elif mount.kind == "volume":
                     mount.name = engine.volumes.ensure(mount.name).name
                     mount.source = engine.volumes.path(mount.name)
             await asyncio.to_thread(engine.roots.create, container)
@@ -172,7 +174,7 @@ class Containers:
             with timings.step("snapshot"):
                 root = await asyncio.to_thread(self._engine.roots.mount, container)
                 faults.point("start.mounted")
-                self._fill_volumes(container, root)
+                await self._fill_volumes(container, root)
             with timings.step("network"):
                 prepared = await self._prepare_network(container)
                 faults.point("start.network")
@@ -206,13 +208,13 @@ class Containers:
         faults.point("start.recorded")
         self._engine.event(container, "start")
 
-    def _fill_volumes(self, container: Container, root: int) -> None:
+    async def _fill_volumes(self, container: Container, root: int) -> None:
         for mount in container.mounts:
             if mount.kind != "volume":
                 continue
             volume = self._engine.volumes.get(mount.name)
             if volume.fresh and not mount.no_copy:
-                self._engine.volumes.fill(volume, partial(copy_up, root, mount.target))
+                await asyncio.to_thread(self._engine.volumes.fill, volume, partial(copy_up, root, mount.target))
             self._engine.volumes.used(volume)
 
     async def _prepare_network(self, container: Container) -> Prepared | None:
@@ -465,7 +467,7 @@ class Containers:
         self._engine.save(container)
         if timeout is None:
             chosen = container.config.get("StopTimeout")
-            timeout = 10 if chosen is None else int(chosen)
+            timeout = policy.STOP_TIMEOUT if chosen is None else int(chosen)
         ended = self.wait(container.id, "next-exit")
         with contextlib.suppress(FailedPrecondition):
             await self.kill(container.id, signal or container.config.get("StopSignal") or "TERM")

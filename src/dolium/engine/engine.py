@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dolium.engine import model
 from dolium.engine.events import Bus
 from dolium.engine.model import Container
 from dolium.engine.rootfs import Roots
@@ -76,7 +75,7 @@ class Engine:
         self.roots = Roots(self.images.snapshots)
         self.volumes = Volumes(f"{paths.data}/volumes", self.store)
         self.network = make_network(self.instance, self.store)
-        self.isolation = ProcessIsolation(self.layout, f"{paths.data}/cache/seccomp", paths.run)
+        self.isolation = ProcessIsolation(self.layout, f"{paths.data}/cache/seccomp")
         self.containers = {doc["id"]: Container.from_doc(doc) for doc in self.store.containers()}
         self.names = {container.name: container.id for container in self.containers.values()}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -206,6 +205,3 @@ def cleanup_step(what: str, error: BaseException) -> None:
     if not isinstance(error, (DoliumError, OSError)):
         raise error
     _log.warning("%s: %s", what, error)
-
-
-__all__ = ["Engine", "Paths", "cleanup_step", "host_layout", "model"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,10 +133,6 @@ class Execs:
         """Raises FailedPrecondition when it is not running or has no terminal."""
         _, shim = self._containers.running(one.container)
         await shim.resize(one.id, rows, columns)
-
-    def pid_is_alive(self, one: Exec) -> bool:
-        """Does its process still run?"""
-        return one.running and os.path.exists(f"/proc/{one.pid}")
 
 
 async def _forget(shim: Any, identity: str) -> None:

@@ -110,10 +110,9 @@ def phases_of(plan: Plan, microseconds: Sequence[int]) -> dict[str, float]:
 class ProcessIsolation:
     """Implements the backend interface (create and start as one, exec, signal, adopt, delete) with namespaces."""
 
-    def __init__(self, layout: tree.Layout, cache: str, run: str) -> None:
+    def __init__(self, layout: tree.Layout, cache: str) -> None:
         self._layout = layout
         self._cache = cache
-        self._run = run
         self._spawner = Spawner()
         self._programs: dict[str, bytes] = {}
         self._groups: list[str] = []

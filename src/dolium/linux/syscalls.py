@@ -11,11 +11,9 @@ import stat as stat_module
 from collections.abc import Sequence
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 437, 442
+_FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2 = 430, 431, 432, 437
 
-FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
-OPEN_TREE_CLONE = 1
-AT_EMPTY_PATH, AT_RECURSIVE = 0x1000, 0x8000
+FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 
 
@@ -98,12 +96,6 @@ def mount_overlay(lowers: Sequence[str], upper: str, work: str) -> int:
         return fsmount(context)
     finally:
         os.close(context)
-
-
-def open_tree(path: str, *, recursive: bool = True) -> int:
-    """open_tree(2) with OPEN_TREE_CLONE: a detached copy of a mount tree."""
-    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if recursive else 0)
-    return _check(_LIBC.syscall(_OPEN_TREE, -100, os.fsencode(path), flags), f"open_tree {path}")
 
 
 def read_in_root(root: int, path: str, limit: int = 1 << 20) -> bytes | None:

@@ -56,7 +56,7 @@ class Launch:
     """
 
     __slots__ = ("bundle", "console_socket", "hidden", "identity", "joined", "layout", "new_keyring", "no_pivot",
-                 "preserve_fds", "root_in_slot", "seccomp", "start_socket", "stdio", "terminal", "uid")
+                 "preserve_fds", "root_in_slot", "seccomp", "start_socket", "stdio", "uid")
 
     def __init__(self, identity: str, bundle: str, layout: tree.Layout, uid: int = 0) -> None:
         self.identity = identity
@@ -67,7 +67,6 @@ class Launch:
         self.start_socket = ""
         self.console_socket = ""
         self.stdio = False
-        self.terminal = False
         self.preserve_fds = 0
         self.no_pivot = False
         self.new_keyring = True
@@ -386,7 +385,7 @@ class _Compiler:
         self.terminal()
         self.pivot()
         if self.process:
-            add_process(self.plan, self.process, launch, container=True)
+            add_process(self.plan, self.process, launch)
             if launch.start_socket:
                 self.plan.add(P.AFTER_START, "wait_start", "wait for start", SLOT_START)
             add_hooks(self.plan, P.AFTER_START, self.config, "startContainer",
@@ -399,7 +398,7 @@ class _Compiler:
         return self.plan
 
 
-def add_process(plan: Plan, process: dict[str, Any], launch: Launch, *, container: bool) -> None:
+def add_process(plan: Plan, process: dict[str, Any], launch: Launch) -> None:
     """Identity and limits of a process, the same for init and exec."""
     add, stage = plan.add, P.CHILD_AFTER_PIVOT
     user = process.get("user") or {}
@@ -500,6 +499,6 @@ def compile_exec(config: dict[str, Any], process: dict[str, Any], pid: int, star
                  size.get("height") or 0, size.get("width") or 0)
     elif launch.stdio:
         plan.add(P.CHILD_AFTER_PIVOT, "stdio", "standard input and output", P.SLOT_STDIN, P.SLOT_STDOUT, P.SLOT_STDERR)
-    add_process(plan, process, launch, container=False)
+    add_process(plan, process, launch)
     add_exec(plan, process, launch)
     return plan

@@ -202,7 +202,7 @@ async def history(request: web.Request) -> web.Response:
     engine = request.app[ENGINE]
     image = engine.images.resolve(request.match_info["name"])
     return web.json_response([
-        {"Id": line.id, "Created": models.seconds_of(line.created), "CreatedBy": line.created_by,
+        {"Id": line.id, "Created": int(models.moment(line.created)), "CreatedBy": line.created_by,
          "Tags": list(line.tags) or None, "Size": line.size, "Comment": line.comment}
         for line in engine.images.history(image.id)])
 

@@ -21,13 +21,13 @@ def stamp(seconds: float) -> str:
     return rfc3339(seconds) if seconds else ZERO_TIME
 
 
-def seconds_of(text: str) -> int:
-    """Unix time of an RFC 3339 text; 0 when it is none."""
+def moment(text: str) -> float:
+    """Unix time of an RFC 3339 text (UTC when it names no zone); 0 when it is none."""
     try:
-        return int(datetime.fromisoformat(text.replace("Z", "+00:00")[:26].rstrip("+:") if "." in text
-                                          else text.replace("Z", "+00:00")).replace(tzinfo=UTC).timestamp())
+        found = datetime.fromisoformat(text)
     except ValueError:
-        return 0
+        return 0.0
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def status_text(container: Container, now: float) -> str:
@@ -160,7 +160,7 @@ def image_summary(image: Image, containers: int) -> dict[str, Any]:
     """One row of ``docker images``."""
     return {
         "Id": image.id, "ParentId": "", "RepoTags": list(image.repo_tags), "RepoDigests": list(image.repo_digests),
-        "Created": seconds_of(image.created), "Size": image.size, "VirtualSize": image.size, "SharedSize": -1,
+        "Created": int(moment(image.created)), "Size": image.size, "VirtualSize": image.size, "SharedSize": -1,
         "Labels": {}, "Containers": containers,
     }
 

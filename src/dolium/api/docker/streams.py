@@ -14,7 +14,7 @@ from aiohttp import web
 
 from dolium import policy
 from dolium.api.docker.common import CONTAINERS, ENGINE, EXECS, body, filters, flag, gone, label_matches, stream
-from dolium.api.docker.models import seconds_of
+from dolium.api.docker.models import moment
 from dolium.api.hijack import Connection, detach_bytes
 from dolium.engine import logs, model
 from dolium.engine.events import Event
@@ -119,13 +119,7 @@ def _time_limit(text: str | None) -> float | None:
     try:
         return float(text)
     except ValueError:
-        return float(seconds_of(text))
-
-
-def _line_seconds(line: logs.Line) -> float:
-    whole = seconds_of(line.time)
-    _, _, fraction = line.time.partition(".")
-    return whole + float(f"0.{fraction.rstrip('Z') or 0}")
+        return moment(text)
 
 
 async def _lines(request: web.Request, container: Container, path: str) -> AsyncIterator[logs.Line]:
@@ -161,7 +155,7 @@ async def container_logs(request: web.Request) -> web.StreamResponse:
             if line.stream not in wanted:
                 continue
             if since is not None or until is not None:
-                at = _line_seconds(line)
+                at = moment(line.time)
                 if (since is not None and at < since) or (until is not None and at > until):
                     continue
             text = f"{line.time} {line.text}" if flag(request, "timestamps") else line.text
