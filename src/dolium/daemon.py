@@ -57,7 +57,10 @@ def _lock(path: str) -> int:
 
 
 def _bind(host: str) -> socket.socket:
-    """The bound socket, not listening yet: clients are refused until all is ready. Raises InvalidArgument, FailedPrecondition when somebody listens there already."""
+    """The bound socket, not listening yet: clients are refused until all is ready.
+
+    Raises InvalidArgument, FailedPrecondition when somebody listens there already.
+    """
     if host == "fd://":
         if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
             raise InvalidArgument("-H fd://: systemd passed no socket")
