@@ -140,7 +140,8 @@ def test_a_dead_shim_while_no_daemon_runs(daemon: Daemon) -> None:
 
 def test_an_attach_survives_the_daemon(daemon: Daemon) -> None:
     # by `attach`: with `run -i` output may come before the answer to `start` does, and without that docker gives up
-    daemon.docker("run", "-di", "--name", "talk", "base:1", "cat")
+    daemon.docker("create", "-i", "--name", "talk", "base:1", "cat")
+    daemon.docker("start", "talk")
     with subprocess.Popen([DOCKER, "attach", "talk"], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, env=daemon.env, text=True) as client:
         assert client.stdin is not None
