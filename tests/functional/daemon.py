@@ -23,6 +23,9 @@ APPLETS = ("sh true false echo cat ls id ps sleep env head tail dd seq tr md5sum
            "pwd hostname mount df grep sed wc date kill nc wget ip ping stty tty sort find ln cp mv test printf yes trap "
            "sync umask nslookup httpd").split()
 
+AFTER_BOOT = ("unshare", "--mount", "--propagation", "slave", "sh", "-c",
+              'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"')
+
 
 def eventually(check: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
     """The first true value of a check; fails at the deadline."""
@@ -74,14 +77,15 @@ class Daemon:
         return {**os.environ, "DOCKER_HOST": f"unix://{self.socket}", "DOLIUM_HOST": f"unix://{self.socket}",
                 "DOCKER_CONFIG": str(self.folder / "docker-config")}
 
-    def start(self, fault: str = "", wait: bool = True) -> None:
-        """Start and wait until it listens; with a fault point it may die first."""
+    def start(self, fault: str = "", wait: bool = True, boot_id: Path | None = None) -> None:
+        """Start and wait until it listens; with a fault point it may die first. ``boot_id``: a file that it sees instead
+        of the kernel's."""
         env = {key: value for key, value in os.environ.items() if key != "DOLIUM_FAULT"}
         if fault:
             env["DOLIUM_FAULT"] = fault
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "dolium.daemon", "-H", f"unix://{self.socket}", "--data-root",
+                [*(AFTER_BOOT if boot_id else ()), *((str(boot_id),) if boot_id else ()), sys.executable, "-I", "-m", "dolium.daemon", "-H", f"unix://{self.socket}", "--data-root",
                  str(self.folder / "data"), "--run-root", str(self.folder / "run")],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True)
         if wait:

@@ -6,11 +6,15 @@ Nothing of a half-done operation may be left, and what was acknowledged may not 
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import importlib
 import json
 import os
 import pkgutil
 import random
+import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -195,3 +199,68 @@ def test_killed_at_random_moments_under_load(daemon: Daemon) -> None:
     check(daemon, pid)
 
 
+
+@pytest.mark.parametrize("run_folder_kept", [False, True])
+def test_a_reboot(tmp_path: Path, run_folder_kept: bool) -> None:
+    """All processes die at once, what the kernel held is gone, and the kernel calls itself by another boot id."""
+    daemon = Daemon(tmp_path)
+    daemon.start()
+    daemon.import_base("base:1", 'CMD ["sh"]')
+    sleep = ("base:1", "sh", "-c", "echo up; exec sleep 600")
+    for name, policy in (("no", "no"), ("always", "always"), ("unless", "unless-stopped"), ("failure", "on-failure:3"),
+                         ("stopped", "unless-stopped"), ("put-down", "always")):
+        daemon.docker("run", "-d", "--name", name, "--restart", policy, "-p", "127.0.0.1::80", *sleep)
+    daemon.docker("run", "-d", "--rm", "--name", "goes", *sleep)
+    daemon.docker("stop", "-t", "0", "stopped", "put-down")
+    before = {name: daemon.inspect(name)["State"] for name in ("no", "always")}
+    instance = json.loads(daemon.api("GET", "/info")[1])["ID"]
+    power_cut(daemon, instance)
+    if not run_folder_kept:
+        shutil.rmtree(tmp_path / "run")
+    other = tmp_path / "boot_id"
+    other.write_text("6f1a2c1e-0000-4000-8000-000000000001\n")
+    daemon.start(boot_id=other)
+    try:
+        running = {"always", "unless", "failure", "put-down"}
+        eventually(lambda: set(daemon.docker("ps", "--format", "{{.Names}}").stdout.split()) == running, "policies are kept")
+        assert set(daemon.docker("ps", "-a", "--format", "{{.Names}}").stdout.split()) == running | {"no", "stopped"}
+        state = daemon.inspect("no")["State"]
+        assert (state["Status"], state["StartedAt"]) == ("exited", before["no"]["StartedAt"])
+        assert state["Error"]
+        assert daemon.inspect("always")["State"]["Pid"] != before["always"]["Pid"]
+        eventually(lambda: daemon.docker("logs", "always").stdout == "up\nup\n", "the log goes on where it was")
+        addresses = [daemon.inspect(name)["NetworkSettings"]["IPAddress"] for name in running]
+        assert len(set(addresses)) == len(running)
+        daemon.docker("start", "no")
+    finally:
+        daemon.close()
+
+
+def power_cut(daemon: Daemon, instance: str) -> None:
+    """Ends every process of the instance at once, and takes what a kernel that stops takes along."""
+    groups = sorted(glob.glob(f"/sys/fs/cgroup/*/dolium/{instance}"))
+    daemon.kill()
+
+    def alive() -> set[int]:
+        found = set()
+        for group in groups:
+            for folder, _, _ in os.walk(group):
+                found |= {int(pid) for pid in Path(folder, "cgroup.procs").read_text().split()}
+        return found
+
+    def dead() -> bool:
+        for pid in alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not alive()
+
+    eventually(dead, "all is dead")
+    for group in groups:
+        for folder, _, _ in os.walk(group, topdown=False):
+            os.rmdir(folder)
+    for mount in Path("/proc/self/mountinfo").read_text().splitlines():
+        if mount.split()[4].startswith(str(daemon.folder)):
+            subprocess.run(["umount", "-l", mount.split()[4]], check=True)
+    subprocess.run(["nft", "delete", "table", "ip", f"dolium-{instance}"], check=True)
+    subprocess.run(["ip", "link", "del", f"dol{instance}"], check=True)
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
