@@ -71,8 +71,11 @@ def start_grace_period(procs_file: str) -> None:
     one that comes within a grace period of another does not. Done in a thread when a start begins, so that the wait passes
     while the root and the network are prepared and the container's own joins find it behind them.
     """
-    with open(procs_file, "w") as file:
-        file.write("0")
+    fd = os.open(procs_file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, b"0")
+    finally:
+        os.close(fd)
 
 
 def freezer_file(folders: Iterable[str]) -> tuple[str, str, str] | None:

@@ -38,6 +38,9 @@ _TABLE = "networks"
 _THREADS = 4
 _GRACE_SECONDS = 2.0
 """How long a released link may take to go with its namespace, before it is removed."""
+FILL_PAUSE = 0.03
+"""Seconds before a pool that is not empty is filled again: the start that took from it does not share the processor, the
+interpreter and the rtnl lock with that work."""
 
 
 @dataclass(slots=True)
@@ -159,6 +162,8 @@ class BridgeDriver:
 
     async def _fill_all(self) -> None:
         try:
+            if len(self._pool):
+                await asyncio.sleep(FILL_PAUSE)
             while not self._closing and await self._run(self._pool.fill):
                 continue
         except (OSError, RuntimeError) as error:
