@@ -8,6 +8,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import tarfile
 import termios
@@ -166,6 +167,26 @@ def test_a_follower_that_never_reads_holds_up_nobody(engine: Daemon) -> None:
             assert process.stdout is not None
             process.stdout.close()
         engine.docker("rm", "-f", "loud")
+
+
+def test_replays_that_nobody_reads_hold_up_nobody(engine: Daemon) -> None:
+    """More of them than the daemon has threads; the log is longer than a socket's buffers."""
+    engine.docker("run", "-d", "--name", "long", "base:1", "sh", "-c", "yes 0123456789 | head -c 2200000; exec sleep 600")
+    eventually(lambda: len(engine.docker("logs", "long").stdout) == 2200000, "the log is written")
+    stalled = [socket.socket(socket.AF_UNIX) for _ in range(3 * (os.cpu_count() or 1) + 20)]
+    try:
+        for client in stalled:
+            client.connect(engine.socket)
+            client.sendall(b"POST /containers/long/attach?logs=1&stream=1&stdout=1 HTTP/1.1\r\nHost: d\r\n"
+                           b"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.1 101"
+        engine.docker("run", "--rm", "base:1", "true")
+        engine.docker("volume", "create", "brief")
+        engine.docker("volume", "rm", "brief")
+    finally:
+        for client in stalled:
+            client.close()
+        engine.docker("rm", "-f", "long")
 
 
 def test_a_terminal(engine: Daemon) -> None:
@@ -365,8 +386,6 @@ def test_errors_over_the_bare_api(engine: Daemon) -> None:
 
 
 def test_half_sent_requests_and_dropped_connections_harm_nobody(engine: Daemon) -> None:
-    import socket
-
     for data in (b"", b"GET", b"POST /containers/create HTTP/1.1\r\nContent-Length: 100\r\n\r\n{", b"\x00\xff" * 100,
                  b"POST /containers/x/attach HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"):
         with socket.socket(socket.AF_UNIX) as sock:

@@ -127,17 +127,17 @@ class Containers:
             with contextlib.suppress(DoliumError):
                 engine.roots.remove(identity)
             shutil.rmtree(engine.paths.container(identity), ignore_errors=True)
-            self._drop_anonymous(container)
+            await self._drop_anonymous(container)
             raise
         engine.event(container, "create")
         return container
 
-    def _drop_anonymous(self, container: Container) -> None:
+    async def _drop_anonymous(self, container: Container) -> None:
         for mount in container.mounts:
             if mount.anonymous and mount.name:
                 try:
                     others = [one for one in self._engine.volume_users(mount.name) if one != container.id]
-                    self._engine.volumes.remove(mount.name, others)
+                    await self._engine.remove_volume(mount.name, others)
                 except DoliumError as error:
                     cleanup_step(f"remove volume {mount.name}", error)
 
@@ -579,7 +579,7 @@ class Containers:
         shutil.rmtree(engine.paths.shim(container.id), ignore_errors=True)
         faults.point("remove.folder")
         if volumes:
-            self._drop_anonymous(container)
+            await self._drop_anonymous(container)
         faults.point("remove.volumes")
         engine.forget(container)
         self._wake(container, removed=True)

@@ -121,6 +121,10 @@ class Engine:
         return [container.id for container in self.containers.values()
                 if any(mount.name == name for mount in container.mounts)]
 
+    async def remove_volume(self, name: str, users: Sequence[str]) -> None:
+        """Remove a volume and, off the loop, what is in it. Raises as ``VolumeStore.remove``."""
+        await asyncio.to_thread(shutil.rmtree, self.volumes.remove(name, users), ignore_errors=True)
+
     def event(self, container: Container, action: str, **attributes: str) -> None:
         """Publish an event of a container, with Docker's attributes."""
         labels = container.config.get("Labels") or {}

@@ -105,8 +105,11 @@ class Volumes:
             volume.fresh = False
             self._put(volume)
 
-    def remove(self, name: str, users: Sequence[str]) -> None:
-        """Remove a volume nobody uses. Blocks. Raises NotFound, FailedPrecondition. The record goes last."""
+    def remove(self, name: str, users: Sequence[str]) -> str:
+        """Remove a volume nobody uses: its folder goes aside, then its record. Raises NotFound, FailedPrecondition.
+
+        Returns where the content is, which the caller deletes (it may take long); ``recover`` does it otherwise.
+        """
         self.get(name)
         if users:
             raise FailedPrecondition(f"remove {name}: volume is in use - [{', '.join(users)}]")
@@ -116,7 +119,7 @@ class Volumes:
         faults.point("volume.removed")
         self._rows.delete_row("volumes", name)
         del self._volumes[name]
-        shutil.rmtree(aside, ignore_errors=True)
+        return aside
 
     def recover(self) -> None:
         """Drop what a dead daemon left: half removed volumes, and folders that have no record yet."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
+import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -52,7 +54,7 @@ async def attach(request: web.Request) -> web.StreamResponse:
     connection = Connection(request)
     connection.answer(RAW if tty else MULTIPLEXED)
     if flag(request, "logs"):
-        await asyncio.to_thread(_replay, connection.fd, containers.log_path(container), tty)
+        await _replay(connection.fd, containers.log_path(container), tty)
     if not flag(request, "stream"):
         os.close(connection.fd)
         return connection.release()
@@ -62,11 +64,14 @@ async def attach(request: web.Request) -> web.StreamResponse:
     return connection.release()
 
 
-def _replay(fd: int, path: str, tty: bool) -> None:
-    with contextlib.suppress(OSError):
-        os.set_blocking(fd, True)
-        for line in logs.read_all(path):
-            os.write(fd, line.text.encode() if tty else framed(line))
+async def _replay(fd: int, path: str, tty: bool) -> None:
+    """What the log holds, to a client that may never read it: no thread waits for one."""
+    records = logs.read_all(path)
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as client:
+        client.setblocking(False)
+        while lines := await asyncio.to_thread(list, itertools.islice(records, 256)):
+            data = b"".join(line.text.encode("utf-8", "surrogateescape") if tty else framed(line) for line in lines)
+            await asyncio.get_running_loop().sock_sendall(client, data)
 
 
 def framed(line: logs.Line, text: str | None = None) -> bytes:

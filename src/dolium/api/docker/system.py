@@ -130,7 +130,7 @@ async def volume_remove(request: web.Request) -> web.Response:
     """``docker volume rm``."""
     engine, name = request.app[ENGINE], request.match_info["name"]
     try:
-        engine.volumes.remove(name, engine.volume_users(name))
+        await engine.remove_volume(name, engine.volume_users(name))
     except NotFound:
         if not flag(request, "force"):
             raise
@@ -146,7 +146,7 @@ async def volume_prune(request: web.Request) -> web.Response:
     removed = []
     for volume in engine.volumes.all():
         if (volume.anonymous or every) and not engine.volume_users(volume.name):
-            engine.volumes.remove(volume.name, [])
+            await engine.remove_volume(volume.name, [])
             removed.append(volume.name)
     return web.json_response({"VolumesDeleted": removed or None, "SpaceReclaimed": 0})
 
