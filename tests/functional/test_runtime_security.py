@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,25 @@ def test_a_waiting_init_is_a_sealed_copy(runtime: Runtime, bundle: Bundle) -> No
         assert seals & wanted == wanted and hashlib.sha256(image.read()).hexdigest() == digest()
     with pytest.raises(OSError):
         open(f"/proc/{pid}/exe", "r+b").close()
+
+
+def test_a_front_is_not_dumpable(runtime: Runtime, bundle: Bundle) -> None:
+    """Looked into by the same user with the same capabilities, of which CAP_SYS_PTRACE is none: an ordinary process can be."""
+    plain = ("setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace")
+    bundle.sh("echo up; read end").write()
+    runtime.ids.append("c")
+    look = lambda pid: subprocess.run([*plain, "readlink", f"/proc/{pid}/exe"], capture_output=True).returncode  # noqa: E731
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*plain, FRONT, "--root", str(runtime.root), "run", "--bundle", str(bundle.path), "c"],
+                          **pipes) as front, subprocess.Popen([*plain, "cat"], **pipes) as ordinary:
+        try:
+            assert front.stdout.readline() == "up\n"
+            assert ordinary.stdin.write("up\n") and not ordinary.stdin.flush() and ordinary.stdout.readline() == "up\n"
+            assert look(ordinary.pid) == 0
+            assert look(front.pid) == 1
+        finally:
+            front.stdin.close()
+            ordinary.stdin.close()
 
 
 def test_a_waiting_init_cannot_be_looked_into_from_inside(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
