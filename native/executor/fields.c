@@ -4,8 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-void put_bytes(struct buffer *b, const void *data, size_t len)
-{
+void put_bytes(struct buffer *b, const void *data, size_t len) {
 	if (b->failed)
 		return;
 	if (b->used + len > b->room) {
@@ -25,26 +24,22 @@ void put_bytes(struct buffer *b, const void *data, size_t len)
 	b->used += len;
 }
 
-void put_u32(struct buffer *b, uint32_t value)
-{
+void put_u32(struct buffer *b, uint32_t value) {
 	put_bytes(b, &value, sizeof value);
 }
 
-void put_string(struct buffer *b, const char *data, size_t len)
-{
+void put_string(struct buffer *b, const char *data, size_t len) {
 	put_u32(b, (uint32_t)len);
 	put_bytes(b, data, len);
 	put_bytes(b, "", 1);
 }
 
-void buffer_free(struct buffer *b)
-{
+void buffer_free(struct buffer *b) {
 	free(b->data);
 	memset(b, 0, sizeof *b);
 }
 
-int send_frame(int fd, const struct buffer *b)
-{
+int send_frame(int fd, const struct buffer *b) {
 	uint32_t len = (uint32_t)b->used;
 	int result;
 	if (b->failed || b->used > FRAME_LIMIT)
@@ -53,8 +48,7 @@ int send_frame(int fd, const struct buffer *b)
 	return result ? result : write_all(fd, b->data, b->used);
 }
 
-static int read_all(int fd, void *data, size_t len)
-{
+static int read_all(int fd, void *data, size_t len) {
 	char *at = data;
 	while (len) {
 		ssize_t n = read(fd, at, len);
@@ -70,8 +64,7 @@ static int read_all(int fd, void *data, size_t len)
 	return 0;
 }
 
-int receive_frame(int fd, struct buffer *b)
-{
+int receive_frame(int fd, struct buffer *b) {
 	uint32_t len;
 	int result = read_all(fd, &len, sizeof len);
 	if (result)
@@ -86,27 +79,23 @@ int receive_frame(int fd, struct buffer *b)
 	return read_all(fd, b->data, len);
 }
 
-void put_key(struct buffer *b, const char *key, uint32_t count)
-{
+void put_key(struct buffer *b, const char *key, uint32_t count) {
 	put_string(b, key, strlen(key));
 	put_u32(b, count);
 }
 
-void put_text(struct buffer *b, const char *key, const char *value)
-{
+void put_text(struct buffer *b, const char *key, const char *value) {
 	put_key(b, key, 1);
 	put_string(b, value, strlen(value));
 }
 
-void put_number(struct buffer *b, const char *key, long long value)
-{
+void put_number(struct buffer *b, const char *key, long long value) {
 	char text[32];
 	snprintf(text, sizeof text, "%lld", value);
 	put_text(b, key, text);
 }
 
-int fields_next(const char **at, const char *end, struct field *field)
-{
+int fields_next(const char **at, const char *end, struct field *field) {
 	uint32_t len;
 	if (end - *at < 4)
 		return *at == end ? 0 : -EPROTO;
@@ -128,8 +117,7 @@ int fields_next(const char **at, const char *end, struct field *field)
 	return 1;
 }
 
-struct string fields_get(const struct buffer *b, const char *key)
-{
+struct string fields_get(const struct buffer *b, const char *key) {
 	const char *at = b->data, *end = b->data + b->used;
 	struct string none = { "", 0 };
 	struct field field;
@@ -141,8 +129,7 @@ struct string fields_get(const struct buffer *b, const char *key)
 	return none;
 }
 
-struct list fields_list(const struct buffer *b, const char *key)
-{
+struct list fields_list(const struct buffer *b, const char *key) {
 	const char *at = b->data, *end = b->data + b->used;
 	struct list none = { NULL, 0 };
 	struct field field;
@@ -152,8 +139,7 @@ struct list fields_list(const struct buffer *b, const char *key)
 	return none;
 }
 
-int64_t fields_number(const struct buffer *b, const char *key, int64_t otherwise)
-{
+int64_t fields_number(const struct buffer *b, const char *key, int64_t otherwise) {
 	struct string s = fields_get(b, key);
 	return s.len ? strtoll(s.data, NULL, 10) : otherwise;
 }

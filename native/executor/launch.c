@@ -36,8 +36,7 @@ static op_function *const functions[256] = {
 #undef OP
 };
 
-const char *errno_name(int number)
-{
+const char *errno_name(int number) {
 #define NAME(name) case name: return #name;
 	switch (number) {
 	NAME(EPERM) NAME(ENOENT) NAME(ESRCH) NAME(EINTR) NAME(EIO) NAME(ENXIO) NAME(E2BIG) NAME(ENOEXEC) NAME(EBADF)
@@ -52,8 +51,7 @@ const char *errno_name(int number)
 }
 
 /* The probable cause of an errno, where one is likely enough to be worth saying. */
-static const char *hint(uint16_t code, int number)
-{
+static const char *hint(uint16_t code, int number) {
 	static const struct {
 		uint16_t code;
 		int number;
@@ -77,8 +75,7 @@ static const char *hint(uint16_t code, int number)
 	return NULL;
 }
 
-void set_failure(struct launch *launch, uint32_t op, int number, const char *format, ...)
-{
+void set_failure(struct launch *launch, uint32_t op, int number, const char *format, ...) {
 	va_list args;
 	if (launch->failure.set)
 		return;
@@ -90,8 +87,7 @@ void set_failure(struct launch *launch, uint32_t op, int number, const char *for
 	va_end(args);
 }
 
-int fail_with(struct launch *launch, int number, const char *format, ...)
-{
+int fail_with(struct launch *launch, int number, const char *format, ...) {
 	va_list args;
 	va_start(args, format);
 	vsnprintf(launch->detail_text, sizeof launch->detail_text, format, args);
@@ -101,8 +97,7 @@ int fail_with(struct launch *launch, int number, const char *format, ...)
 }
 
 /* An operation failed: "label: ENAME: text (detail or hint)". */
-static void blame(struct launch *launch, uint32_t index, int number)
-{
+static void blame(struct launch *launch, uint32_t index, int number) {
 	const struct op *op = &launch->plan->ops[index];
 	const char *more = launch->detail ? launch->detail : hint(op->code, number);
 	int whole = op->code == OP_find_executable && launch->detail != NULL;
@@ -113,8 +108,7 @@ static void blame(struct launch *launch, uint32_t index, int number)
 			    more ? " (" : "", more ? more : "", more ? ")" : "");
 }
 
-int take_slot(struct launch *launch, int64_t slot, int fd)
-{
+int take_slot(struct launch *launch, int64_t slot, int fd) {
 	if (slot < 0 || slot >= PLAN_SLOTS) {
 		close(fd);
 		return fail_with(launch, EBADF, "slot %lld is out of range", (long long)slot);
@@ -124,20 +118,17 @@ int take_slot(struct launch *launch, int64_t slot, int fd)
 	return 0;
 }
 
-int slot_fd(const struct launch *launch, int64_t slot)
-{
+int slot_fd(const struct launch *launch, int64_t slot) {
 	return slot < 0 || slot >= PLAN_SLOTS ? -1 : launch->slot[slot];
 }
 
-uint64_t now_us(void)
-{
+uint64_t now_us(void) {
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
 }
 
-static int run_op(struct launch *launch, uint32_t index)
-{
+static int run_op(struct launch *launch, uint32_t index) {
 	const struct op *op = &launch->plan->ops[index];
 	uint64_t before = now_us();
 	int result;
@@ -152,8 +143,7 @@ static int run_op(struct launch *launch, uint32_t index)
 }
 
 /* keep_going: clean-up stages do all they can and report the first failure. */
-int run_stage(struct launch *launch, enum stage stage, int keep_going)
-{
+int run_stage(struct launch *launch, enum stage stage, int keep_going) {
 	int bad = 0;
 	for (uint32_t i = 0; i < launch->plan->count; i++) {
 		const struct op *op = &launch->plan->ops[i];
@@ -168,24 +158,21 @@ int run_stage(struct launch *launch, enum stage stage, int keep_going)
 	return bad;
 }
 
-static int has_stage(const struct plan *plan, enum stage stage)
-{
+static int has_stage(const struct plan *plan, enum stage stage) {
 	for (uint32_t i = 0; i < plan->count; i++)
 		if (plan->ops[i].stage == stage)
 			return 1;
 	return 0;
 }
 
-const struct op *find_op(const struct plan *plan, uint16_t code)
-{
+const struct op *find_op(const struct plan *plan, uint16_t code) {
 	for (uint32_t i = 0; i < plan->count; i++)
 		if (plan->ops[i].code == code)
 			return &plan->ops[i];
 	return NULL;
 }
 
-int launch_init(struct launch *launch, const struct plan *plan)
-{
+int launch_init(struct launch *launch, const struct plan *plan) {
 	memset(launch, 0, sizeof *launch);
 	launch->plan = plan;
 	for (int i = 0; i < PLAN_SLOTS; i++)
@@ -202,8 +189,7 @@ int launch_init(struct launch *launch, const struct plan *plan)
 	return 0;
 }
 
-void launch_end(struct launch *launch)
-{
+void launch_end(struct launch *launch) {
 	for (int i = 0; i < PLAN_SLOTS; i++)
 		close_fd(&launch->slot[i]);
 	int *const fds[] = { &launch->pidfd, &launch->sync, &launch->root, &launch->proc, &launch->console };
@@ -217,8 +203,7 @@ void launch_end(struct launch *launch)
 }
 
 /* One record, with an fd when pass is one. 0 or -errno. */
-static int send_record(int socket, const void *data, size_t size, int pass)
-{
+static int send_record(int socket, const void *data, size_t size, int pass) {
 	struct iovec iov = { (void *)data, size };
 	union {
 		char space[CMSG_SPACE(sizeof(int))];
@@ -241,8 +226,7 @@ static int send_record(int socket, const void *data, size_t size, int pass)
 	return n < 0 ? -errno : 0;
 }
 
-static int send_times(struct launch *launch)
-{
+static int send_times(struct launch *launch) {
 	uint32_t type = CHILD_TIMES;
 	struct iovec iov[2] = { { &type, sizeof type },
 				{ launch->microseconds, launch->plan->count * sizeof(uint32_t) } };
@@ -251,27 +235,23 @@ static int send_times(struct launch *launch)
 }
 
 /* The console-socket protocol of runc: one record with the name of the pty's master, the fd as SCM_RIGHTS. */
-int send_console(int socket, int fd)
-{
+int send_console(int socket, int fd) {
 	return send_record(socket, "/dev/pts/ptmx", sizeof "/dev/pts/ptmx", fd);
 }
 
 /* The child's pty goes to the parent of this launch. */
-int send_console_message(struct launch *launch, int fd)
-{
+int send_console_message(struct launch *launch, int fd) {
 	struct message m = { .type = CHILD_CONSOLE };
 	return send_record(launch->sync, &m, sizeof m, fd);
 }
 
-static void simple_message(struct launch *launch, uint32_t type)
-{
+static void simple_message(struct launch *launch, uint32_t type) {
 	struct message m = { .type = type, .pid = launch->pid, .start_time = launch->start_time };
 	send_record(launch->sync, &m, sizeof m, -1);
 }
 
 /* Receives one message; times and the console are taken in on the way. 0 at end of file, -1 on error. */
-static int receive(struct launch *launch, struct message *m)
-{
+static int receive(struct launch *launch, struct message *m) {
 	size_t room = sizeof *m + launch->plan->count * sizeof(uint32_t) + 8;
 	__attribute__((cleanup(close_fd))) int passed = -1;
 	char *buffer = malloc(room);
@@ -332,16 +312,14 @@ static int receive(struct launch *launch, struct message *m)
 
 /* ---- the child ---- */
 
-static void __attribute__((noreturn)) child_fails(struct launch *launch)
-{
+static void __attribute__((noreturn)) child_fails(struct launch *launch) {
 	struct message m = { .type = CHILD_FAILED, .op = launch->failure.op, .number = launch->failure.number };
 	memcpy(m.text, launch->failure.text, sizeof m.text);
 	send_record(launch->sync, &m, sizeof m, -1);
 	_exit(1);
 }
 
-static void wait_for_go(struct launch *launch)
-{
+static void wait_for_go(struct launch *launch) {
 	struct message m;
 	if (receive(launch, &m) != 1 || m.type != PARENT_GO)
 		_exit(1); /* the parent is gone or gave up: nothing to tell, no one to tell it */
@@ -349,8 +327,7 @@ static void wait_for_go(struct launch *launch)
 	launch->start_time = m.start_time;
 }
 
-static void __attribute__((noreturn)) child_main(struct launch *launch)
-{
+static void __attribute__((noreturn)) child_main(struct launch *launch) {
 	int waits = find_op(launch->plan, OP_wait_start) != NULL;
 	launch->in_child = 1;
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
@@ -393,8 +370,7 @@ static void __attribute__((noreturn)) child_main(struct launch *launch)
 	child_fails(launch);
 }
 
-int do_wait_start(struct launch *launch, const struct op *op)
-{
+int do_wait_start(struct launch *launch, const struct op *op) {
 	int listener = slot_fd(launch, op->a[0].i);
 	int connection;
 	close_fd(&launch->sync);
@@ -408,8 +384,7 @@ int do_wait_start(struct launch *launch, const struct op *op)
 	return 0;
 }
 
-int do_exec(struct launch *launch, const struct op *op)
-{
+int do_exec(struct launch *launch, const struct op *op) {
 	char **argv = list_vector(&op->a[1].l), **env = list_vector(&op->a[2].l);
 	const char *program = launch->program ? launch->program : op->a[0].s.data;
 	size_t count = op->a[2].l.count;
@@ -435,16 +410,14 @@ int do_exec(struct launch *launch, const struct op *op)
 
 /* ---- the parent ---- */
 
-int wait_for(pid_t pid, int *status)
-{
+int wait_for(pid_t pid, int *status) {
 	while (waitpid(pid, status, 0) < 0)
 		if (errno != EINTR)
 			return -errno;
 	return 0;
 }
 
-static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner)
-{
+static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner) {
 	struct dolium_clone_args args = { .flags = flags | DOLIUM_CLONE_CLEAR_SIGHAND };
 	int pidfd = -1;
 	pid_t pid;
@@ -462,8 +435,7 @@ static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner)
 }
 
 /* Joins the given namespaces in the plan's order (user first) and clones init as a child of our parent. */
-static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_t flags, uint32_t clone_index)
-{
+static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_t flags, uint32_t clone_index) {
 	struct message m = { .type = JOINER_PID };
 	launch->in_child = 1;
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
@@ -487,8 +459,7 @@ static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_
 }
 
 /* A shim has clients and other processes' pipes open: none may be in a process that a container can look into. */
-static void close_all_but_slots(const struct launch *launch)
-{
+static void close_all_but_slots(const struct launch *launch) {
 	for (int at = 3, next; at >= 0; at = next + 1) {
 		next = INT_MAX;
 		for (int i = 0; i < PLAN_SLOTS; i++)
@@ -505,8 +476,7 @@ static void close_all_but_slots(const struct launch *launch)
 	}
 }
 
-int do_clone(struct launch *launch, const struct op *op)
-{
+int do_clone(struct launch *launch, const struct op *op) {
 	uint64_t flags = (uint64_t)op->a[0].i;
 	int pair[2], joins = find_op(launch->plan, OP_ns_join) != NULL;
 	pid_t pid;
@@ -556,8 +526,7 @@ int do_clone(struct launch *launch, const struct op *op)
 }
 
 /* Waits for a message of the type; a child that failed or died sets the failure. */
-static int expect(struct launch *launch, uint32_t type)
-{
+static int expect(struct launch *launch, uint32_t type) {
 	struct message m;
 	int got = receive(launch, &m);
 	if (got == 1 && m.type == type)
@@ -571,8 +540,7 @@ static int expect(struct launch *launch, uint32_t type)
 	return -1;
 }
 
-void launch_abandon(struct launch *launch)
-{
+void launch_abandon(struct launch *launch) {
 	int early;
 	if (launch->pid > 0) {
 		int status;
@@ -590,8 +558,7 @@ void launch_abandon(struct launch *launch)
 	}
 }
 
-int launch_create(struct launch *launch)
-{
+int launch_create(struct launch *launch) {
 	if (run_stage(launch, PARENT_BEFORE_CLONE, 0))
 		goto failed;
 	if (!launch->pid)
@@ -614,8 +581,7 @@ failed:
 	return -1;
 }
 
-int launch_start(struct launch *launch)
-{
+int launch_start(struct launch *launch) {
 	struct message m;
 	int got;
 	simple_message(launch, PARENT_GO);
@@ -629,13 +595,11 @@ int launch_start(struct launch *launch)
 	return -1;
 }
 
-int launch_after_exit(struct launch *launch)
-{
+int launch_after_exit(struct launch *launch) {
 	return run_stage(launch, AFTER_EXIT, 1);
 }
 
-int do_start(struct launch *launch, const struct op *op)
-{
+int do_start(struct launch *launch, const struct op *op) {
 	cleanup_fd fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	struct message m;
 	int got, saved;

@@ -16,13 +16,11 @@
 #define TIOCGPTPEER _IO('T', 0x41)
 #endif
 
-static int old_api(const struct launch *launch)
-{
+static int old_api(const struct launch *launch) {
 	return (launch->plan->flags & PLAN_FLAG_OLD_MOUNT_API) != 0;
 }
 
-static unsigned long ms_flags(int64_t attrs)
-{
+static unsigned long ms_flags(int64_t attrs) {
 	unsigned long flags = 0;
 	flags |= attrs & DOLIUM_ATTR_RDONLY ? MS_RDONLY : 0;
 	flags |= attrs & DOLIUM_ATTR_NOSUID ? MS_NOSUID : 0;
@@ -36,15 +34,13 @@ static unsigned long ms_flags(int64_t attrs)
 	return flags;
 }
 
-static const char *fd_path(char *buffer, size_t size, int fd)
-{
+static const char *fd_path(char *buffer, size_t size, int fd) {
 	snprintf(buffer, size, "/proc/self/fd/%d", fd);
 	return buffer;
 }
 
 /* What the kernel wrote about a refused file system, as the detail of the message. */
-static int explain(struct launch *launch, int fs, int number, const char *option)
-{
+static int explain(struct launch *launch, int fs, int number, const char *option) {
 	char text[200];
 	ssize_t n = read(fs, text, sizeof text - 1);
 	if (n > 2) {
@@ -57,8 +53,7 @@ static int explain(struct launch *launch, int fs, int number, const char *option
 	return -number;
 }
 
-static int set_option(int fs, const char *option)
-{
+static int set_option(int fs, const char *option) {
 	char key[PATH_MAX];
 	const char *equals = strchr(option, '=');
 	if (!equals)
@@ -72,15 +67,14 @@ static int set_option(int fs, const char *option)
 	return sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, key, equals + 1, 0);
 }
 
-static int set_attr(int fd, int recursive, int64_t set, int64_t propagation)
-{
+static int set_attr(int fd, int recursive, int64_t set, int64_t propagation) {
 	struct dolium_mount_attr attr = { .attr_set = (uint64_t)set, .propagation = (uint64_t)propagation & ~(uint64_t)MS_REC };
 	return sys_mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? DOLIUM_AT_RECURSIVE : 0), &attr) ? -errno : 0;
 }
 
 /* A detached mount of a new file system, or -errno; -ENOSYS asks for the fallback. */
-static int new_fs(struct launch *launch, const char *type, const char *source, const struct list *options, int64_t attrs)
-{
+static int new_fs(struct launch *launch, const char *type, const char *source, const struct list *options,
+		  int64_t attrs) {
 	cleanup_fd fs = -1;
 	const char *cursor = options->encoded;
 	int mount;
@@ -102,8 +96,7 @@ static int new_fs(struct launch *launch, const char *type, const char *source, c
 	return mount < 0 ? explain(launch, fs, errno, NULL) : mount;
 }
 
-static char *join_options(const struct list *options)
-{
+static char *join_options(const struct list *options) {
 	const char *cursor = options->encoded;
 	size_t size = 1;
 	char *joined;
@@ -119,8 +112,7 @@ static char *join_options(const struct list *options)
 	return joined;
 }
 
-static int copy_file(int from, int to, const char *name, const struct stat *st)
-{
+static int copy_file(int from, int to, const char *name, const struct stat *st) {
 	cleanup_fd in = openat(from, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 	cleanup_fd out = -1;
 	char chunk[16384];
@@ -139,8 +131,7 @@ static int copy_file(int from, int to, const char *name, const struct stat *st)
 }
 
 /* tmpcopyup: what the folder below held, with owners and modes, no extended attributes. No link is followed. */
-static int copy_tree(int from, int to)
-{
+static int copy_tree(int from, int to) {
 	int again = openat(from, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), result = 0;
 	DIR *folder = again < 0 ? NULL : fdopendir(again);
 	struct dirent *entry;
@@ -177,14 +168,12 @@ static int copy_tree(int from, int to)
 	return result;
 }
 
-static int attach(int tree, int target)
-{
+static int attach(int tree, int target) {
 	unsigned flags = DOLIUM_MOVE_MOUNT_F_EMPTY_PATH | DOLIUM_MOVE_MOUNT_T_EMPTY_PATH;
 	return sys_move_mount(tree, "", target, "", flags) ? -errno : 0;
 }
 
-static int mount_new(struct launch *launch, const struct op *op)
-{
+static int mount_new(struct launch *launch, const struct op *op) {
 	const char *type = op->a[0].s.data, *source = op->a[1].s.data, *target = op->a[4].s.data;
 	cleanup_fd mount_fd = -1, at = -1;
 	at = make_in_root(launch, target, 1, op->a[5].i & 07777 ? (mode_t)(op->a[5].i & 07777) : 0755);
@@ -206,8 +195,7 @@ static int mount_new(struct launch *launch, const struct op *op)
 	return attach(mount_fd, at);
 }
 
-int do_mount_fs(struct launch *launch, const struct op *op)
-{
+int do_mount_fs(struct launch *launch, const struct op *op) {
 	cleanup_fd below = -1, above = -1;
 	int result;
 	if (!(op->a[5].i & MOUNT_COPY_UP))
@@ -225,8 +213,7 @@ int do_mount_fs(struct launch *launch, const struct op *op)
 	return result ? fail_with(launch, -result, "copy what the folder holds") : 0;
 }
 
-int do_open_tree(struct launch *launch, const struct op *op)
-{
+int do_open_tree(struct launch *launch, const struct op *op) {
 	const char *path = op->a[1].s.data;
 	struct stat st;
 	int fd = sys_open_tree(AT_FDCWD, path, DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
@@ -244,8 +231,7 @@ int do_open_tree(struct launch *launch, const struct op *op)
 	return take_slot(launch, op->a[0].i, fd);
 }
 
-int do_mount_attr(struct launch *launch, const struct op *op)
-{
+int do_mount_attr(struct launch *launch, const struct op *op) {
 	int userns = op->a[5].i < 0 ? -1 : slot_fd(launch, op->a[5].i);
 	struct dolium_mount_attr attr = {
 		.attr_set = (uint64_t)op->a[1].i,
@@ -267,8 +253,7 @@ int do_mount_attr(struct launch *launch, const struct op *op)
 
 OPERATION(propagation, mount(NULL, "/", NULL, (unsigned long)op->a[0].i, NULL) ? -errno : 0)
 
-int do_root_attach(struct launch *launch, const struct op *op)
-{
+int do_root_attach(struct launch *launch, const struct op *op) {
 	int tree = slot_fd(launch, op->a[0].i);
 	/* On top of the old root: a look-up that starts at "/" does not cross to what lies on it, so the host's paths stay
 	 * reachable until pivot_root, and no folder of the host serves as a mount point. */
@@ -281,19 +266,16 @@ int do_root_attach(struct launch *launch, const struct op *op)
 OPERATION(root_propagation, set_attr(launch->root, (op->a[0].i & MS_REC) != 0, 0, op->a[0].i))
 
 /* A copy of a tree that is in place already: a detached tree can be attached once. */
-static int copy_of(int tree)
-{
+static int copy_of(int tree) {
 	return sys_open_tree(tree, "", AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC | DOLIUM_AT_RECURSIVE);
 }
 
-static int attach_copy(int tree, int target)
-{
+static int attach_copy(int tree, int target) {
 	cleanup_fd copy = copy_of(tree);
 	return copy < 0 ? -errno : attach(copy, target);
 }
 
-int do_mount_tree(struct launch *launch, const struct op *op)
-{
+int do_mount_tree(struct launch *launch, const struct op *op) {
 	int tree = slot_fd(launch, op->a[0].i), result;
 	cleanup_fd at = make_in_root(launch, op->a[1].s.data, op->a[2].i == 1, 0755);
 	if (at < 0)
@@ -302,16 +284,14 @@ int do_mount_tree(struct launch *launch, const struct op *op)
 	return result || !op->a[3].i ? result : set_attr(tree, (op->a[3].i & MS_REC) != 0, 0, op->a[3].i);
 }
 
-int do_bind_device(struct launch *launch, const struct op *op)
-{
+int do_bind_device(struct launch *launch, const struct op *op) {
 	cleanup_fd at = make_in_root(launch, op->a[1].s.data, 0, 0666);
 	if (at < 0)
 		return -at == EEXIST ? at : fail_with(launch, -at, "target %s", op->a[1].s.data);
 	return attach(slot_fd(launch, op->a[0].i), at);
 }
 
-int do_mknod(struct launch *launch, const struct op *op)
-{
+int do_mknod(struct launch *launch, const struct op *op) {
 	const char *name;
 	cleanup_fd folder = parent_in_root(launch, op->a[0].s.data, 0755, &name);
 	mode_t mode = (mode_t)op->a[1].i;
@@ -333,8 +313,7 @@ int do_mknod(struct launch *launch, const struct op *op)
 	return fchownat(folder, name, (uid_t)op->a[4].i, (gid_t)op->a[5].i, AT_SYMLINK_NOFOLLOW) ? -errno : 0;
 }
 
-int do_symlink(struct launch *launch, const struct op *op)
-{
+int do_symlink(struct launch *launch, const struct op *op) {
 	const char *name;
 	cleanup_fd folder = parent_in_root(launch, op->a[1].s.data, 0755, &name);
 	if (folder < 0)
@@ -342,8 +321,7 @@ int do_symlink(struct launch *launch, const struct op *op)
 	return symlinkat(op->a[0].s.data, folder, name) && errno != EEXIST ? -errno : 0;
 }
 
-int do_mkdir_in_root(struct launch *launch, const struct op *op)
-{
+int do_mkdir_in_root(struct launch *launch, const struct op *op) {
 	cleanup_fd fd = make_in_root(launch, op->a[0].s.data, 1, (mode_t)op->a[1].i);
 	struct stat st;
 	if (fd < 0)
@@ -355,8 +333,7 @@ int do_mkdir_in_root(struct launch *launch, const struct op *op)
 
 /* Hidden files show the host's /dev/null, hidden folders an empty read-only tmpfs. Target and source are both fds that
  * were opened once; no name inside the container is trusted to be what it was. */
-int do_mask(struct launch *launch, const struct op *op)
-{
+int do_mask(struct launch *launch, const struct op *op) {
 	const char *cursor = op->a[0].l.encoded;
 	int null_tree = slot_fd(launch, op->a[1].i), null_used = 0;
 	cleanup_fd empty = -1;
@@ -391,8 +368,7 @@ int do_mask(struct launch *launch, const struct op *op)
 	return 0;
 }
 
-int do_readonly(struct launch *launch, const struct op *op)
-{
+int do_readonly(struct launch *launch, const struct op *op) {
 	const char *cursor = op->a[0].l.encoded;
 	for (uint32_t i = 0; i < op->a[0].l.count; i++) {
 		const char *path = list_next(&cursor).data;
@@ -416,14 +392,12 @@ int do_readonly(struct launch *launch, const struct op *op)
 
 OPERATION(root_attr, set_attr(launch->root, 0, op->a[0].i, 0))
 
-int do_remount(struct launch *launch, const struct op *op)
-{
+int do_remount(struct launch *launch, const struct op *op) {
 	cleanup_fd at = open_in_root(launch, op->a[0].s.data, O_PATH);
 	return at < 0 ? at : set_attr(at, (op->a[2].i & MS_REC) != 0, op->a[1].i, op->a[2].i);
 }
 
-int do_pivot(struct launch *launch, const struct op *op)
-{
+int do_pivot(struct launch *launch, const struct op *op) {
 	if (fchdir(launch->root))
 		return -errno;
 	if (op->a[0].i) {
@@ -441,8 +415,7 @@ int do_pivot(struct launch *launch, const struct op *op)
 }
 
 /* A pty in the container's own devpts. The slave is reached through the master (TIOCGPTPEER), not by a path. */
-int do_console(struct launch *launch, const struct op *op)
-{
+int do_console(struct launch *launch, const struct op *op) {
 	struct winsize size = { .ws_row = (unsigned short)op->a[1].i, .ws_col = (unsigned short)op->a[2].i };
 	cleanup_fd master = open_in_root(launch, "dev/pts/ptmx", O_RDWR | O_NOCTTY);
 	cleanup_fd slave = -1, tree = -1, at = -1;

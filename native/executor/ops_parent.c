@@ -22,14 +22,12 @@
 #define FREEZE_DEADLINE_MS 10000
 #define RMDIR_DEADLINE_MS 5000
 
-static int64_t now_ms(void)
-{
+static int64_t now_ms(void) {
 	return (int64_t)(now_us() / 1000);
 }
 
 /* 1 when the fd is ready, 0 when the time is over, or -errno. */
-static int poll_until(int fd, int64_t deadline)
-{
+static int poll_until(int fd, int64_t deadline) {
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 	for (;;) {
 		int64_t left = deadline - now_ms();
@@ -40,8 +38,7 @@ static int poll_until(int fd, int64_t deadline)
 }
 
 /* The kernel gives no event for these ends (v1 freezer, an emptied cgroup): look again after a growing pause. */
-static int pause_until(int64_t deadline, int *pause_us)
-{
+static int pause_until(int64_t deadline, int *pause_us) {
 	struct timespec wait = { 0, *pause_us * 1000L };
 	if (now_ms() >= deadline)
 		return 0;
@@ -51,8 +48,7 @@ static int pause_until(int64_t deadline, int *pause_us)
 	return 1;
 }
 
-int write_all(int fd, const void *data, size_t len)
-{
+int write_all(int fd, const void *data, size_t len) {
 	const char *at = data;
 	while (len) {
 		ssize_t n = write(fd, at, len);
@@ -67,16 +63,14 @@ int write_all(int fd, const void *data, size_t len)
 }
 
 /* One write to a kernel file: it must not be split. */
-int write_path(int dirfd, const char *path, const char *data, size_t len)
-{
+int write_path(int dirfd, const char *path, const char *data, size_t len) {
 	cleanup_fd fd = openat(dirfd, path, O_WRONLY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
 	return write(fd, data, len) < 0 ? -errno : 0;
 }
 
-static int read_text(const char *path, char *out, size_t size)
-{
+static int read_text(const char *path, char *out, size_t size) {
 	cleanup_fd fd = open(path, O_RDONLY | O_CLOEXEC);
 	ssize_t n;
 	if (fd < 0)
@@ -89,8 +83,7 @@ static int read_text(const char *path, char *out, size_t size)
 }
 
 /* The start time, 0 when it is gone; *state is its letter. */
-static uint64_t read_stat(pid_t pid, char *state)
-{
+static uint64_t read_stat(pid_t pid, char *state) {
 	char path[64], text[1024], *at;
 	*state = 'X';
 	snprintf(path, sizeof path, "/proc/%d/stat", pid);
@@ -104,22 +97,19 @@ static uint64_t read_stat(pid_t pid, char *state)
 	return at ? strtoull(at + 1, NULL, 10) : 0;
 }
 
-uint64_t process_start_time(pid_t pid)
-{
+uint64_t process_start_time(pid_t pid) {
 	char state;
 	return read_stat(pid, &state);
 }
 
 /* Is the process still the one that was recorded, and not a zombie? */
-static int process_is(pid_t pid, uint64_t start_time)
-{
+static int process_is(pid_t pid, uint64_t start_time) {
 	char state;
 	uint64_t now = read_stat(pid, &state);
 	return state != 'Z' && state != 'X' && (start_time == 0 || now == start_time);
 }
 
-char *render(const struct launch *launch, struct string template, size_t *len)
-{
+char *render(const struct launch *launch, struct string template, size_t *len) {
 	size_t room = template.len + 1, used = 0;
 	char *out, number[32];
 	for (uint32_t i = 0; i < template.len; i++)
@@ -153,15 +143,13 @@ OPERATION(print, write_all((int)op->a[0].i, op->a[1].s.data, op->a[1].s.len))
 
 OPERATION(exit_code, (launch->held_exit = (int)op->a[0].i, 0))
 
-int do_log_file(struct launch *launch, const struct op *op)
-{
+int do_log_file(struct launch *launch, const struct op *op) {
 	snprintf(launch->log_path, sizeof launch->log_path, "%s", op->a[0].s.data);
 	launch->log_json = (int)op->a[1].i;
 	return 0;
 }
 
-static int make_parents(const char *path, mode_t mode)
-{
+static int make_parents(const char *path, mode_t mode) {
 	char part[PATH_MAX];
 	if (strlen(path) >= sizeof part)
 		return -ENAMETOOLONG;
@@ -177,8 +165,7 @@ static int make_parents(const char *path, mode_t mode)
 	return 0;
 }
 
-int do_mkdir(OPERATION_ARGS)
-{
+int do_mkdir(OPERATION_ARGS) {
 	if (mkdir(op->a[0].s.data, (mode_t)op->a[1].i) == 0)
 		return 0;
 	if (errno == ENOENT && op->a[2].i & 1) {
@@ -191,8 +178,7 @@ int do_mkdir(OPERATION_ARGS)
 	return errno == EEXIST && !(op->a[2].i & 2) ? 0 : -errno;
 }
 
-int do_write_file(struct launch *launch, const struct op *op)
-{
+int do_write_file(struct launch *launch, const struct op *op) {
 	const char *path = op->a[0].s.data;
 	char beside[PATH_MAX];
 	cleanup_fd fd = -1;
@@ -216,8 +202,7 @@ int do_write_file(struct launch *launch, const struct op *op)
 
 OPERATION(unlink, unlink(op->a[0].s.data) && errno != ENOENT ? -errno : 0)
 
-int do_remove_dir(OPERATION_ARGS)
-{
+int do_remove_dir(OPERATION_ARGS) {
 	const char *path = op->a[0].s.data;
 	DIR *folder = opendir(path);
 	struct dirent *entry;
@@ -231,16 +216,14 @@ int do_remove_dir(OPERATION_ARGS)
 }
 
 /* The fd goes into the slot, or away when there was an error. */
-static int keep_fd(struct launch *launch, int64_t slot, int fd, int result)
-{
+static int keep_fd(struct launch *launch, int64_t slot, int fd, int result) {
 	if (!result)
 		return take_slot(launch, slot, fd);
 	close(fd);
 	return result;
 }
 
-int do_lock(struct launch *launch, const struct op *op)
-{
+int do_lock(struct launch *launch, const struct op *op) {
 	int fd = open(op->a[0].s.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	struct stat st;
 	if (fd < 0)
@@ -255,15 +238,13 @@ int do_lock(struct launch *launch, const struct op *op)
 	return take_slot(launch, LOCK_SLOT, fd);
 }
 
-int do_open_path(struct launch *launch, const struct op *op)
-{
+int do_open_path(struct launch *launch, const struct op *op) {
 	int fd = open(op->a[1].s.data, (int)op->a[2].i | O_CLOEXEC);
 	return fd < 0 ? -errno : take_slot(launch, op->a[0].i, fd);
 }
 
 /* sun_path holds 108 bytes; a folder's fd makes any path short. */
-static int unix_address(const char *path, struct sockaddr_un *address, int *folder)
-{
+static int unix_address(const char *path, struct sockaddr_un *address, int *folder) {
 	char part[PATH_MAX];
 	const char *slash = strrchr(path, '/');
 	size_t n = slash ? (size_t)(slash - path) : 0;
@@ -285,8 +266,7 @@ static int unix_address(const char *path, struct sockaddr_un *address, int *fold
 	return 0;
 }
 
-static int with_address(int fd, const char *path, int (*call)(int, const struct sockaddr *, socklen_t))
-{
+static int with_address(int fd, const char *path, int (*call)(int, const struct sockaddr *, socklen_t)) {
 	struct sockaddr_un address;
 	int folder, result = unix_address(path, &address, &folder);
 	if (!result && call(fd, (struct sockaddr *)&address, sizeof address))
@@ -295,13 +275,11 @@ static int with_address(int fd, const char *path, int (*call)(int, const struct 
 	return result;
 }
 
-int connect_unix(int fd, const char *path)
-{
+int connect_unix(int fd, const char *path) {
 	return with_address(fd, path, connect);
 }
 
-int do_listen(struct launch *launch, const struct op *op)
-{
+int do_listen(struct launch *launch, const struct op *op) {
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), result;
 	if (fd < 0)
 		return -errno;
@@ -311,8 +289,7 @@ int do_listen(struct launch *launch, const struct op *op)
 	return keep_fd(launch, op->a[0].i, fd, result);
 }
 
-int do_connect(struct launch *launch, const struct op *op)
-{
+int do_connect(struct launch *launch, const struct op *op) {
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), result;
 	if (fd < 0)
 		return -errno;
@@ -321,8 +298,7 @@ int do_connect(struct launch *launch, const struct op *op)
 }
 
 /* By pidfd, after the start time was checked through it: a reused pid is never signalled. */
-int do_signal(struct launch *launch, const struct op *op)
-{
+int do_signal(struct launch *launch, const struct op *op) {
 	pid_t pid = (pid_t)op->a[0].i;
 	cleanup_fd fd = sys_pidfd_open(pid, 0);
 	if (fd < 0 || !process_is(pid, (uint64_t)op->a[1].i))
@@ -330,8 +306,7 @@ int do_signal(struct launch *launch, const struct op *op)
 	return sys_pidfd_send_signal(fd, (int)op->a[2].i) ? -errno : 0;
 }
 
-int do_wait_gone(struct launch *launch, const struct op *op)
-{
+int do_wait_gone(struct launch *launch, const struct op *op) {
 	pid_t pid = (pid_t)op->a[0].i;
 	int64_t deadline = now_ms() + op->a[2].i;
 	cleanup_fd fd = sys_pidfd_open(pid, 0);
@@ -342,8 +317,7 @@ int do_wait_gone(struct launch *launch, const struct op *op)
 	return n == 0 ? fail_with(launch, ETIMEDOUT, "process %d did not end", pid) : n < 0 ? n : 0;
 }
 
-int do_pidns_init_alive(struct launch *launch, const struct op *op)
-{
+int do_pidns_init_alive(struct launch *launch, const struct op *op) {
 	if (!process_is((pid_t)op->a[0].i, (uint64_t)op->a[1].i))
 		return fail_with(launch, ESRCH, "the container's init is gone");
 	return 0;
@@ -353,8 +327,7 @@ OPERATION(hold, (launch->wants_hold = 1, 0))
 
 /* ---- hooks ---- */
 
-static void __attribute__((noreturn)) hook_child(struct launch *launch, const struct op *op, int in, int err)
-{
+static void __attribute__((noreturn)) hook_child(struct launch *launch, const struct op *op, int in, int err) {
 	char **argv = list_vector(&op->a[1].l), **env = list_vector(&op->a[2].l);
 	int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
 	setpgid(0, 0);
@@ -368,8 +341,7 @@ static void __attribute__((noreturn)) hook_child(struct launch *launch, const st
 	_exit(127);
 }
 
-static int hook_outcome(struct launch *launch, int status, int err)
-{
+static int hook_outcome(struct launch *launch, int status, int err) {
 	char said[160];
 	ssize_t n = pread(err, said, sizeof said - 1, 0);
 	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
@@ -381,8 +353,7 @@ static int hook_outcome(struct launch *launch, int status, int err)
 	return fail_with(launch, ECANCELED, "exit status %d%s%s", WEXITSTATUS(status), *said ? ": " : "", said);
 }
 
-int do_hook(struct launch *launch, const struct op *op)
-{
+int do_hook(struct launch *launch, const struct op *op) {
 	cleanup_fd state = memfd_create("state", MFD_CLOEXEC);
 	cleanup_fd err = memfd_create("stderr", MFD_CLOEXEC);
 	cleanup_fd pidfd = -1;
@@ -423,8 +394,7 @@ int do_hook(struct launch *launch, const struct op *op)
 /* ---- cgroups ---- */
 
 /* A new v1 cpuset has no CPUs and no memory nodes and takes no process until it has. */
-static int inherit_cpuset(const char *path)
-{
+static int inherit_cpuset(const char *path) {
 	static const char *const files[] = { "cpuset.cpus", "cpuset.mems" };
 	const char *slash = strrchr(path, '/');
 	for (int i = 0; i < 2; i++) {
@@ -447,15 +417,13 @@ static int inherit_cpuset(const char *path)
 	return 0;
 }
 
-static int has_processes(const char *path)
-{
+static int has_processes(const char *path) {
 	char file[PATH_MAX], text[16];
 	snprintf(file, sizeof file, "%s/cgroup.procs", path);
 	return read_text(file, text, sizeof text) > 0;
 }
 
-static int make_cgroup(char *path, int cpuset, int must_be_new)
-{
+static int make_cgroup(char *path, int cpuset, int must_be_new) {
 	char *slash = strrchr(path, '/');
 	int result = mkdir(path, 0755) ? -errno : 0;
 	if (result == -ENOENT && slash && slash != path) {
@@ -471,8 +439,7 @@ static int make_cgroup(char *path, int cpuset, int must_be_new)
 	return result || !cpuset ? result : inherit_cpuset(path);
 }
 
-int do_cg_mkdir(struct launch *launch, const struct op *op)
-{
+int do_cg_mkdir(struct launch *launch, const struct op *op) {
 	char path[PATH_MAX];
 	int fd, result;
 	if (op->a[1].s.len + 16 >= sizeof path)
@@ -490,15 +457,13 @@ int do_cg_mkdir(struct launch *launch, const struct op *op)
 	return fd < 0 ? -errno : take_slot(launch, op->a[0].i, fd);
 }
 
-int do_cg_write(OPERATION_ARGS)
-{
+int do_cg_write(OPERATION_ARGS) {
 	int result = write_path(AT_FDCWD, op->a[0].s.data, op->a[1].s.data, op->a[1].s.len);
 	return result == -ENOENT && op->a[2].i ? 0 : result;
 }
 
 /* Sends SIGKILL to all in a folder; 1 when there was any, 0 when empty. cgroup.kill (v2, 5.14) takes one write. */
-static int kill_folder(const char *path)
-{
+static int kill_folder(const char *path) {
 	char file[PATH_MAX], line[32];
 	FILE *procs;
 	int any = 0;
@@ -524,8 +489,7 @@ static int kill_folder(const char *path)
 	return any;
 }
 
-int do_cg_kill(struct launch *launch, const struct op *op)
-{
+int do_cg_kill(struct launch *launch, const struct op *op) {
 	int64_t deadline = now_ms() + KILL_DEADLINE_MS;
 	int pause_us = 200;
 	for (;;) {
@@ -540,8 +504,7 @@ int do_cg_kill(struct launch *launch, const struct op *op)
 	}
 }
 
-static int remove_cgroup(const char *path, int64_t deadline)
-{
+static int remove_cgroup(const char *path, int64_t deadline) {
 	char below[PATH_MAX];
 	struct dirent *entry;
 	int pause_us = 200;
@@ -567,8 +530,7 @@ static int remove_cgroup(const char *path, int64_t deadline)
 
 OPERATION(cg_rmdir, remove_cgroup(op->a[0].s.data, now_ms() + RMDIR_DEADLINE_MS))
 
-int do_cg_frozen(struct launch *launch, const struct op *op)
-{
+int do_cg_frozen(struct launch *launch, const struct op *op) {
 	const char *path = op->a[0].s.data, *want = op->a[1].i ? "FROZEN" : "THAWED";
 	int64_t deadline = now_ms() + FREEZE_DEADLINE_MS;
 	int pause_us = 100;
@@ -587,8 +549,7 @@ int do_cg_frozen(struct launch *launch, const struct op *op)
 	}
 }
 
-int do_cg_bpf_devices(struct launch *launch, const struct op *op)
-{
+int do_cg_bpf_devices(struct launch *launch, const struct op *op) {
 	cleanup_fd folder = open(op->a[0].s.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	cleanup_fd program = -1;
 	union bpf_attr attr;
@@ -618,8 +579,7 @@ int do_cg_bpf_devices(struct launch *launch, const struct op *op)
 
 /* ---- what the parent does to the child ---- */
 
-int do_ns_open(struct launch *launch, const struct op *op)
-{
+int do_ns_open(struct launch *launch, const struct op *op) {
 	int fd = open(op->a[1].s.data, O_RDONLY | O_CLOEXEC), type;
 	if (fd < 0)
 		return -errno;
@@ -631,8 +591,7 @@ int do_ns_open(struct launch *launch, const struct op *op)
 	return take_slot(launch, op->a[0].i, fd);
 }
 
-static int child_file(struct launch *launch, const char *name, const char *data, size_t len)
-{
+static int child_file(struct launch *launch, const char *name, const char *data, size_t len) {
 	char path[PATH_MAX];
 	snprintf(path, sizeof path, "%d/%s", launch->pid, name);
 	return write_path(launch->proc, path, data, len);
@@ -640,8 +599,7 @@ static int child_file(struct launch *launch, const char *name, const char *data,
 
 OPERATION(uid_map, child_file(launch, "uid_map", op->a[0].s.data, op->a[0].s.len))
 
-int do_gid_map(struct launch *launch, const struct op *op)
-{
+int do_gid_map(struct launch *launch, const struct op *op) {
 	if (op->a[1].i) {
 		int result = child_file(launch, "setgroups", "deny", 4);
 		if (result)

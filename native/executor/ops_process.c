@@ -29,22 +29,19 @@ struct sock_program {
 OPERATION(ns_join, setns(slot_fd(launch, op->a[0].i), (int)op->a[1].i) ? -errno : 0)
 OPERATION(unshare, unshare((int)op->a[0].i) ? -errno : 0)
 
-int do_become_root(OPERATION_ARGS)
-{
+int do_become_root(OPERATION_ARGS) {
 	/* By the raw call: libc would try to tell other threads. */
 	if (syscall(SYS_setresgid, 0, 0, 0))
 		return -errno;
 	return syscall(SYS_setresuid, 0, 0, 0) ? -errno : 0;
 }
 
-int do_cg_join(struct launch *launch, const struct op *op)
-{
+int do_cg_join(struct launch *launch, const struct op *op) {
 	/* "0" is the writer: the only pid that means the same in every pid namespace. */
 	return write(slot_fd(launch, op->a[0].i), "0", 1) < 0 ? -errno : 0;
 }
 
-int do_sysctl(struct launch *launch, const struct op *op)
-{
+int do_sysctl(struct launch *launch, const struct op *op) {
 	char path[PATH_MAX];
 	if ((size_t)snprintf(path, sizeof path, "sys/%s", op->a[0].s.data) >= sizeof path)
 		return -ENAMETOOLONG;
@@ -54,8 +51,7 @@ int do_sysctl(struct launch *launch, const struct op *op)
 OPERATION(hostname, sethostname(op->a[0].s.data, op->a[0].s.len) ? -errno : 0)
 OPERATION(domainname, setdomainname(op->a[0].s.data, op->a[0].s.len) ? -errno : 0)
 
-int do_loopback_up(OPERATION_ARGS)
-{
+int do_loopback_up(OPERATION_ARGS) {
 	cleanup_fd fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	struct ifreq request;
 	if (fd < 0)
@@ -66,8 +62,7 @@ int do_loopback_up(OPERATION_ARGS)
 	return ioctl(fd, SIOCSIFFLAGS, &request) ? -errno : 0;
 }
 
-int do_rlimit(OPERATION_ARGS)
-{
+int do_rlimit(OPERATION_ARGS) {
 	struct rlimit limit = { (rlim_t)op->a[1].i, (rlim_t)op->a[2].i };
 	return setrlimit((int)op->a[0].i, &limit) ? -errno : 0;
 }
@@ -76,8 +71,7 @@ OPERATION(umask, (umask((mode_t)op->a[0].i), 0))
 OPERATION(keyring, syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, op->a[0].s.data) < 0 ? -errno : 0)
 OPERATION(setsid, setsid() < 0 && errno != EPERM ? -errno : 0)
 
-int do_stdio(struct launch *launch, const struct op *op)
-{
+int do_stdio(struct launch *launch, const struct op *op) {
 	for (int i = 0; i < 3; i++) {
 		int fd = op->a[i].i < 0 ? -1 : slot_fd(launch, op->a[i].i);
 		if (op->a[i].i >= 0 && dup2(fd, i) < 0)
@@ -87,8 +81,7 @@ int do_stdio(struct launch *launch, const struct op *op)
 }
 
 /* The new user must be able to open /dev/stdout and /dev/stderr again: pipes and the terminal become its own. */
-static int give_stdio(uid_t uid)
-{
+static int give_stdio(uid_t uid) {
 	for (int fd = 0; fd < 3; fd++) {
 		struct stat st;
 		if (fstat(fd, &st) || st.st_uid == uid)
@@ -101,8 +94,7 @@ static int give_stdio(uid_t uid)
 	return 0;
 }
 
-int do_user(struct launch *launch, const struct op *op)
-{
+int do_user(struct launch *launch, const struct op *op) {
 	uid_t uid = (uid_t)op->a[0].i;
 	gid_t gid = (gid_t)op->a[1].i;
 	const char *cursor = op->a[2].l.encoded;
@@ -129,8 +121,7 @@ int do_user(struct launch *launch, const struct op *op)
 
 OPERATION(keep_caps, prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) ? -errno : 0)
 
-int do_drop_bounding(struct launch *launch, const struct op *op)
-{
+int do_drop_bounding(struct launch *launch, const struct op *op) {
 	uint64_t keep = (uint64_t)op->a[0].i;
 	for (int cap = 0; cap <= LAST_CAP; cap++) {
 		int has;
@@ -145,8 +136,7 @@ int do_drop_bounding(struct launch *launch, const struct op *op)
 	return 0;
 }
 
-int do_capabilities(struct launch *launch, const struct op *op)
-{
+int do_capabilities(struct launch *launch, const struct op *op) {
 	uint64_t effective = (uint64_t)op->a[0].i, permitted = (uint64_t)op->a[1].i;
 	uint64_t inheritable = (uint64_t)op->a[2].i, ambient = (uint64_t)op->a[3].i;
 	struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
@@ -168,8 +158,7 @@ int do_capabilities(struct launch *launch, const struct op *op)
 
 OPERATION(no_new_privs, prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ? -errno : 0)
 
-int do_seccomp(struct launch *launch, const struct op *op)
-{
+int do_seccomp(struct launch *launch, const struct op *op) {
 	struct sock_program program = { (unsigned short)(op->a[1].s.len / 8), NULL };
 	void *aligned;
 	int result;
@@ -185,8 +174,7 @@ int do_seccomp(struct launch *launch, const struct op *op)
 	return result;
 }
 
-int do_cwd(struct launch *launch, const struct op *op)
-{
+int do_cwd(struct launch *launch, const struct op *op) {
 	char now[PATH_MAX];
 	/* Asked for twice: as root first, for a folder the user may not search, then as the user. One of them is enough. */
 	if (launch->cwd_set)
@@ -200,8 +188,7 @@ int do_cwd(struct launch *launch, const struct op *op)
 	return 0;
 }
 
-static int executable(const char *path)
-{
+static int executable(const char *path) {
 	struct stat st;
 	if (stat(path, &st))
 		return -errno;
@@ -212,8 +199,7 @@ static int executable(const char *path)
 	return 0;
 }
 
-static const char *path_of(const struct list *env)
-{
+static const char *path_of(const struct list *env) {
 	const char *cursor = env->encoded, *found = NULL;
 	for (uint32_t i = 0; i < env->count; i++) {
 		struct string s = list_next(&cursor);
@@ -224,8 +210,7 @@ static const char *path_of(const struct list *env)
 }
 
 /* HOME when the environment has none: the user's folder in the container's own passwd, else "/". */
-static int find_home(struct launch *launch, const struct list *env)
-{
+static int find_home(struct launch *launch, const struct list *env) {
 	const char *cursor = env->encoded;
 	char line[1024], *home = NULL;
 	FILE *passwd;
@@ -256,8 +241,7 @@ static int find_home(struct launch *launch, const struct list *env)
 
 /* The search of execvp in the container's own PATH, so that a missing program is an error of `create`. The texts are
  * the ones Docker's clients look for. */
-int do_find_executable(struct launch *launch, const struct op *op)
-{
+int do_find_executable(struct launch *launch, const struct op *op) {
 	const char *name = op->a[0].s.data, *path = path_of(&op->a[1].l);
 	int denied = 0;
 	if (find_home(launch, &op->a[1].l))
@@ -293,8 +277,7 @@ int do_find_executable(struct launch *launch, const struct op *op)
 	return fail_with(launch, ENOENT, "exec: \"%s\": executable file not found in $PATH", name);
 }
 
-int do_preserve_fds(struct launch *launch, const struct op *op)
-{
+int do_preserve_fds(struct launch *launch, const struct op *op) {
 	launch->preserve = (int)op->a[0].i;
 	for (int fd = 3; fd < 3 + launch->preserve; fd++)
 		if (fcntl(fd, F_SETFD, 0))
@@ -302,8 +285,7 @@ int do_preserve_fds(struct launch *launch, const struct op *op)
 	return 0;
 }
 
-int do_apparmor(struct launch *launch, const struct op *op)
-{
+int do_apparmor(struct launch *launch, const struct op *op) {
 	char text[512];
 	int n = snprintf(text, sizeof text, "exec %s", op->a[0].s.data);
 	if (n < 0 || (size_t)n >= sizeof text)

@@ -10,8 +10,7 @@
 #define LINK_LIMIT 16
 
 /* An fd, or -errno. EAGAIN means that a rename raced the look-up: try again. */
-int open_in_root(const struct launch *launch, const char *path, uint64_t flags)
-{
+int open_in_root(const struct launch *launch, const char *path, uint64_t flags) {
 	for (int tries = 0; tries < 64; tries++) {
 		int fd = sys_openat2(launch->root, path, flags | O_CLOEXEC, 0, ROOT_RESOLVE);
 		if (fd >= 0)
@@ -22,8 +21,7 @@ int open_in_root(const struct launch *launch, const char *path, uint64_t flags)
 	return -EAGAIN;
 }
 
-static int has_dotdot(const char *path)
-{
+static int has_dotdot(const char *path) {
 	for (const char *p = path; *p; p += strcspn(p, "/")) {
 		p += strspn(p, "/");
 		if (p[0] == '.' && p[1] == '.' && (p[2] == '/' || p[2] == '\0'))
@@ -33,8 +31,7 @@ static int has_dotdot(const char *path)
 }
 
 /* The last component is missing below `dir`: make it. A dangling link is followed inside the root by the caller. */
-static int make_one(int dir, const char *name, int directory, mode_t mode)
-{
+static int make_one(int dir, const char *name, int directory, mode_t mode) {
 	if (directory) {
 		if (mkdirat(dir, name, mode) && errno != EEXIST)
 			return -errno;
@@ -53,8 +50,7 @@ static int make_at_depth(const struct launch *launch, const char *path, int dire
 
 /* `prefix` + `name` is a dangling link: make what it points to, inside the root. */
 static int make_through_link(const struct launch *launch, int dir, const char *prefix, const char *name,
-			     const char *rest, int directory, mode_t mode, int depth)
-{
+			     const char *rest, int directory, mode_t mode, int depth) {
 	char target[PATH_MAX], joined[PATH_MAX];
 	ssize_t n = readlinkat(dir, name, target, sizeof target - 1);
 	int written;
@@ -68,8 +64,7 @@ static int make_through_link(const struct launch *launch, int dir, const char *p
 	return make_at_depth(launch, joined, directory, mode, depth + 1);
 }
 
-static int make_at_depth(const struct launch *launch, const char *path, int directory, mode_t mode, int depth)
-{
+static int make_at_depth(const struct launch *launch, const char *path, int directory, mode_t mode, int depth) {
 	cleanup_fd dir = -1;
 	char prefix[PATH_MAX], *rest;
 	size_t cut;
@@ -139,14 +134,12 @@ static int make_at_depth(const struct launch *launch, const char *path, int dire
 }
 
 /* An O_PATH fd of the path in the root, made (with its parents, 0755) when absent; or -errno. */
-int make_in_root(const struct launch *launch, const char *path, int directory, mode_t mode)
-{
+int make_in_root(const struct launch *launch, const char *path, int directory, mode_t mode) {
 	return make_at_depth(launch, path, directory, mode, 0);
 }
 
 /* An O_PATH fd of the folder that holds path, made when absent; *last is set to the last component. */
-int parent_in_root(const struct launch *launch, const char *path, mode_t mode, const char **last)
-{
+int parent_in_root(const struct launch *launch, const char *path, mode_t mode, const char **last) {
 	char folder[PATH_MAX];
 	const char *slash = strrchr(path, '/');
 	size_t n = slash ? (size_t)(slash - path) : 0;

@@ -16,22 +16,19 @@ static const struct {
 #undef OP
 };
 
-static int find(uint16_t code)
-{
+static int find(uint16_t code) {
 	for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
 		if (table[i].code == code)
 			return (int)i;
 	return -1;
 }
 
-const char *op_name(uint16_t code)
-{
+const char *op_name(uint16_t code) {
 	int i = find(code);
 	return i < 0 ? "unknown" : table[i].name;
 }
 
-static int take(struct reader *r, void *out, size_t n)
-{
+static int take(struct reader *r, void *out, size_t n) {
 	if ((size_t)(r->end - r->at) < n)
 		return -1;
 	memcpy(out, r->at, n);
@@ -39,8 +36,7 @@ static int take(struct reader *r, void *out, size_t n)
 	return 0;
 }
 
-static int take_string(struct reader *r, struct string *s)
-{
+static int take_string(struct reader *r, struct string *s) {
 	uint32_t len;
 	if (take(r, &len, sizeof len))
 		return -1;
@@ -52,8 +48,7 @@ static int take_string(struct reader *r, struct string *s)
 	return 0;
 }
 
-static int take_list(struct reader *r, struct list *l)
-{
+static int take_list(struct reader *r, struct list *l) {
 	struct string ignored;
 	if (take(r, &l->count, sizeof l->count))
 		return -1;
@@ -64,8 +59,7 @@ static int take_list(struct reader *r, struct list *l)
 	return 0;
 }
 
-static int take_op(struct reader *r, struct op *op, const char **why)
-{
+static int take_op(struct reader *r, struct op *op, const char **why) {
 	struct reader body;
 	struct string label;
 	uint32_t size;
@@ -101,8 +95,7 @@ static int take_op(struct reader *r, struct op *op, const char **why)
 	return body.at == body.end ? 0 : -1;
 }
 
-int plan_decode(const char *buffer, size_t size, struct plan *plan, const char **why)
-{
+int plan_decode(const char *buffer, size_t size, struct plan *plan, const char **why) {
 	struct reader r = { buffer, buffer + size };
 	char magic[4];
 	uint16_t version;
@@ -134,15 +127,13 @@ malformed:
 	return -1;
 }
 
-void plan_free(struct plan *plan)
-{
+void plan_free(struct plan *plan) {
 	free(plan->ops);
 	plan->ops = NULL;
 	plan->count = 0;
 }
 
-struct string list_next(const char **cursor)
-{
+struct string list_next(const char **cursor) {
 	struct string s;
 	memcpy(&s.len, *cursor, 4);
 	s.data = *cursor + 4;
@@ -150,8 +141,7 @@ struct string list_next(const char **cursor)
 	return s;
 }
 
-char **list_vector(const struct list *list)
-{
+char **list_vector(const struct list *list) {
 	char **vector = calloc((size_t)list->count + 1, sizeof *vector);
 	const char *cursor = list->encoded;
 	if (!vector)

@@ -94,56 +94,46 @@ struct dolium_clone_args {
 	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
 };
 
-static inline int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve)
-{
+static inline int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
 	struct dolium_open_how how = { .flags = flags, .mode = mode, .resolve = resolve };
 	return (int)syscall(SYS_openat2, dirfd, path, &how, sizeof how);
 }
 
-static inline int sys_mount_setattr(int dirfd, const char *path, unsigned flags, struct dolium_mount_attr *attr)
-{
+static inline int sys_mount_setattr(int dirfd, const char *path, unsigned flags, struct dolium_mount_attr *attr) {
 	return (int)syscall(SYS_mount_setattr, dirfd, path, flags, attr, sizeof *attr);
 }
 
-static inline int sys_open_tree(int dirfd, const char *path, unsigned flags)
-{
+static inline int sys_open_tree(int dirfd, const char *path, unsigned flags) {
 	return (int)syscall(SYS_open_tree, dirfd, path, flags);
 }
 
-static inline int sys_move_mount(int from, const char *from_path, int to, const char *to_path, unsigned flags)
-{
+static inline int sys_move_mount(int from, const char *from_path, int to, const char *to_path, unsigned flags) {
 	return (int)syscall(SYS_move_mount, from, from_path, to, to_path, flags);
 }
 
 static inline int sys_fsopen(const char *type, unsigned flags) { return (int)syscall(SYS_fsopen, type, flags); }
-static inline int sys_fsconfig(int fd, unsigned cmd, const char *key, const void *value, int aux)
-{
+static inline int sys_fsconfig(int fd, unsigned cmd, const char *key, const void *value, int aux) {
 	return (int)syscall(SYS_fsconfig, fd, cmd, key, value, aux);
 }
 
-static inline int sys_fsmount(int fd, unsigned flags, unsigned attrs)
-{
+static inline int sys_fsmount(int fd, unsigned flags, unsigned attrs) {
 	return (int)syscall(SYS_fsmount, fd, flags, attrs);
 }
 
 static inline int sys_pidfd_open(pid_t pid, unsigned flags) { return (int)syscall(SYS_pidfd_open, pid, flags); }
-static inline int sys_pidfd_send_signal(int fd, int sig)
-{
+static inline int sys_pidfd_send_signal(int fd, int sig) {
 	return (int)syscall(SYS_pidfd_send_signal, fd, sig, NULL, 0);
 }
 
-static inline int sys_close_range(unsigned first, unsigned last, unsigned flags)
-{
+static inline int sys_close_range(unsigned first, unsigned last, unsigned flags) {
 	return (int)syscall(SYS_close_range, first, last, flags);
 }
 
-static inline pid_t sys_clone3(struct dolium_clone_args *args)
-{
+static inline pid_t sys_clone3(struct dolium_clone_args *args) {
 	return (pid_t)syscall(SYS_clone3, args, sizeof *args);
 }
 
-static inline void close_fd(int *fd)
-{
+static inline void close_fd(int *fd) {
 	if (*fd >= 0) {
 		int saved = errno;
 		close(*fd);

@@ -8,15 +8,13 @@
 
 #include "wire.h"
 
-static int exists(const char *path)
-{
+static int exists(const char *path) {
 	return access(path, R_OK) == 0;
 }
 
 /* The folder that holds the package `dolium`, from where this program was installed: inside the package
  * (dolium/_native/), or beside a Python (bin/) as a wheel's script. 0 or -1. */
-static int package_root(const char *self, char *root, size_t size)
-{
+static int package_root(const char *self, char *root, size_t size) {
 	char pattern[PATH_MAX], *cut;
 	glob_t found;
 	int n, result = -1;
@@ -41,8 +39,7 @@ static int package_root(const char *self, char *root, size_t size)
 }
 
 /* The Python of the environment dolium is installed in, else the system's: the cold path needs only its library. */
-static void find_python(const char *self, const char *root, const char *called, char *python, size_t size)
-{
+static void find_python(const char *self, const char *root, const char *called, char *python, size_t size) {
 	char folder[PATH_MAX], *cut;
 	const char *from[] = { called, self };
 	for (int i = 0; i < 2; i++) {
@@ -61,8 +58,7 @@ static void find_python(const char *self, const char *root, const char *called, 
 	snprintf(python, size, "/usr/bin/python3");
 }
 
-int start_cold_compiler(const char *self, pid_t *pid)
-{
+int start_cold_compiler(const char *self, pid_t *pid) {
 	char root[PATH_MAX], python[PATH_MAX], code[PATH_MAX + 128];
 	int pair[2];
 	if (package_root(self, root, sizeof root))

@@ -13,15 +13,13 @@
 static struct termios saved;
 static int raw;
 
-static void restore_terminal(void)
-{
+static void restore_terminal(void) {
 	if (raw)
 		tcsetattr(0, TCSADRAIN, &saved);
 	raw = 0;
 }
 
-static void make_raw(void)
-{
+static void make_raw(void) {
 	struct termios now;
 	if (tcgetattr(0, &saved))
 		return;
@@ -33,16 +31,14 @@ static void make_raw(void)
 	}
 }
 
-static void copy_size(int console)
-{
+static void copy_size(int console) {
 	struct winsize size;
 	if (ioctl(0, TIOCGWINSZ, &size) == 0)
 		ioctl(console, TIOCSWINSZ, &size);
 }
 
 /* Bytes moved, 0 at the end, -1 when there is nothing now. */
-static ssize_t relay(int from, int to)
-{
+static ssize_t relay(int from, int to) {
 	char chunk[16384];
 	ssize_t n = read(from, chunk, sizeof chunk);
 	if (n < 0)
@@ -53,8 +49,7 @@ static ssize_t relay(int from, int to)
 }
 
 /* Reaps everything that ended; 1 when init was among it. */
-static int reap(struct launch *launch, int *status)
-{
+static int reap(struct launch *launch, int *status) {
 	int seen = 0, one;
 	pid_t pid;
 	while ((pid = waitpid(-1, &one, WNOHANG)) > 0)
@@ -65,8 +60,7 @@ static int reap(struct launch *launch, int *status)
 	return seen;
 }
 
-static void take_signal(struct launch *launch, int fd)
-{
+static void take_signal(struct launch *launch, int fd) {
 	struct signalfd_siginfo info;
 	if (read(fd, &info, sizeof info) != sizeof info)
 		return;
@@ -79,8 +73,7 @@ static void take_signal(struct launch *launch, int fd)
 	sys_pidfd_send_signal(launch->pidfd, (int)info.ssi_signo);
 }
 
-int hold_until_exit(struct launch *launch)
-{
+int hold_until_exit(struct launch *launch) {
 	struct pollfd p[4];
 	cleanup_fd signals = -1;
 	sigset_t set;

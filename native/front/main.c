@@ -17,8 +17,7 @@
 
 extern char **environ;
 
-static void write_log(const char *path, int json, const char *message)
-{
+static void write_log(const char *path, int json, const char *message) {
 	cleanup_fd fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
 	char stamp[32], line[4096];
 	time_t now = time(NULL);
@@ -45,8 +44,7 @@ static void write_log(const char *path, int json, const char *message)
 	dprintf(fd, "{\"level\":\"error\",\"msg\":\"%s\",\"time\":\"%s\"}\n", line, stamp);
 }
 
-static void __attribute__((format(printf, 3, 4))) report(const char *log_path, int json, const char *format, ...)
-{
+static void __attribute__((format(printf, 3, 4))) report(const char *log_path, int json, const char *format, ...) {
 	char message[2048];
 	va_list args;
 	va_start(args, format);
@@ -59,8 +57,7 @@ static void __attribute__((format(printf, 3, 4))) report(const char *log_path, i
 
 /* Runs again from a sealed copy in memory, so that nothing in a container can reach the program on disk through
  * /proc/PID/exe of a process that is on its way in (CVE-2019-5736). Returns only when it runs from the copy already. */
-static void run_from_sealed_copy(char **argv, char *self, size_t size)
-{
+static void run_from_sealed_copy(char **argv, char *self, size_t size) {
 	cleanup_fd disk = -1;
 	int copy;
 	struct stat st;
@@ -118,8 +115,7 @@ struct answer {
 };
 
 /* The next string of a body; "" and no step when it is malformed. */
-static const char *next_text(const char **at, const char *end)
-{
+static const char *next_text(const char **at, const char *end) {
 	uint32_t len;
 	const char *text;
 	if (end - *at < 5)
@@ -133,8 +129,7 @@ static const char *next_text(const char **at, const char *end)
 }
 
 /* Asks, feeding facts, until there is a plan or an error. 0 or -errno. */
-static int ask(int socket, struct buffer *request, struct answer *answer)
-{
+static int ask(int socket, struct buffer *request, struct answer *answer) {
 	for (;;) {
 		int result = send_frame(socket, request);
 		if (!result)
@@ -158,8 +153,7 @@ static int ask(int socket, struct buffer *request, struct answer *answer)
 	}
 }
 
-static int show_error(const struct answer *answer)
-{
+static int show_error(const struct answer *answer) {
 	const char *at = answer->frame.data + 1, *end = answer->frame.data + answer->frame.used;
 	const char *code = next_text(&at, end), *message = next_text(&at, end);
 	const char *log = next_text(&at, end), *format = next_text(&at, end);
@@ -169,14 +163,12 @@ static int show_error(const struct answer *answer)
 
 /* While the container runs, `exec`, `kill` and `delete` must not wait for this process: the lock is given back. Taken
  * again for the clean-up; -1 when somebody else removed the container meanwhile, and there is nothing to clean up. */
-static int lock_again(struct launch *launch)
-{
+static int lock_again(struct launch *launch) {
 	const struct op *lock = find_op(launch->plan, OP_lock);
 	return lock ? do_lock(launch, lock) : 0;
 }
 
-static int run_plan(const struct answer *answer)
-{
+static int run_plan(const struct answer *answer) {
 	struct launch launch;
 	struct plan plan;
 	const char *why;
@@ -214,8 +206,7 @@ failed:
 	return launch.held_exit > 0 ? launch.held_exit : 1;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
 	char self[PATH_MAX];
 	struct buffer request = { 0 };
 	struct answer answer = { .frame = { 0 } };

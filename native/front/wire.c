@@ -9,8 +9,7 @@
 #include <sys/utsname.h>
 #include <time.h>
 
-static void put_vector(struct buffer *b, const char *key, char **vector)
-{
+static void put_vector(struct buffer *b, const char *key, char **vector) {
 	uint32_t count = 0;
 	while (vector[count])
 		count++;
@@ -19,8 +18,7 @@ static void put_vector(struct buffer *b, const char *key, char **vector)
 		put_string(b, vector[i], strlen(vector[i]));
 }
 
-void put_context(struct buffer *b, int argc, char **argv, char **env)
-{
+void put_context(struct buffer *b, int argc, char **argv, char **env) {
 	char cwd[PATH_MAX];
 	mode_t mask = umask(0);
 	struct winsize size;
@@ -45,8 +43,7 @@ void put_context(struct buffer *b, int argc, char **argv, char **env)
 	}
 }
 
-static int read_fact(struct buffer *out, const char *path)
-{
+static int read_fact(struct buffer *out, const char *path) {
 	cleanup_fd fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	char chunk[16384];
 	struct stat st;
@@ -70,8 +67,7 @@ static int read_fact(struct buffer *out, const char *path)
 	}
 }
 
-static int list_fact(struct buffer *out, const char *path, uint32_t *count)
-{
+static int list_fact(struct buffer *out, const char *path, uint32_t *count) {
 	DIR *folder = opendir(path);
 	struct dirent *entry;
 	if (!folder)
@@ -86,8 +82,7 @@ static int list_fact(struct buffer *out, const char *path, uint32_t *count)
 	return 0;
 }
 
-static int stat_fact(struct buffer *out, const char *path)
-{
+static int stat_fact(struct buffer *out, const char *path) {
 	struct stat st;
 	char text[128];
 	int n;
@@ -98,8 +93,7 @@ static int stat_fact(struct buffer *out, const char *path)
 	return 0;
 }
 
-void put_fact(struct buffer *b, const char *query)
-{
+void put_fact(struct buffer *b, const char *query) {
 	struct buffer found = { 0 };
 	char number[16], link[PATH_MAX];
 	const char *path = strchr(query, ':');
