@@ -399,7 +399,7 @@ int do_exec(struct launch *launch, const struct op *op) {
 		env[count] = launch->home;
 		env[count + 1] = NULL;
 	}
-	if (sys_close_range((unsigned)(3 + launch->preserve), ~0u, DOLIUM_CLOSE_RANGE_CLOEXEC))
+	if (sys_close_range((unsigned)(3 + launch->preserve), ~0u, CLOSE_RANGE_CLOEXEC))
 		return fail_with(launch, errno, "close_range");
 	send_times(launch);
 	sigprocmask(SIG_SETMASK, &launch->original_mask, NULL);
@@ -418,7 +418,7 @@ int wait_for(pid_t pid, int *status) {
 }
 
 static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner) {
-	struct dolium_clone_args args = { .flags = flags | DOLIUM_CLONE_CLEAR_SIGHAND };
+	struct clone_args args = { .flags = flags | CLONE_CLEAR_SIGHAND };
 	int pidfd = -1;
 	pid_t pid;
 	if (from_joiner) {

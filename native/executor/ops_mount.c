@@ -22,14 +22,14 @@ static int old_api(const struct launch *launch) {
 
 static unsigned long ms_flags(int64_t attrs) {
 	unsigned long flags = 0;
-	flags |= attrs & DOLIUM_ATTR_RDONLY ? MS_RDONLY : 0;
-	flags |= attrs & DOLIUM_ATTR_NOSUID ? MS_NOSUID : 0;
-	flags |= attrs & DOLIUM_ATTR_NODEV ? MS_NODEV : 0;
-	flags |= attrs & DOLIUM_ATTR_NOEXEC ? MS_NOEXEC : 0;
-	flags |= attrs & DOLIUM_ATTR_NODIRATIME ? MS_NODIRATIME : 0;
-	if ((attrs & DOLIUM_ATTR__ATIME) == DOLIUM_ATTR_NOATIME)
+	flags |= attrs & MOUNT_ATTR_RDONLY ? MS_RDONLY : 0;
+	flags |= attrs & MOUNT_ATTR_NOSUID ? MS_NOSUID : 0;
+	flags |= attrs & MOUNT_ATTR_NODEV ? MS_NODEV : 0;
+	flags |= attrs & MOUNT_ATTR_NOEXEC ? MS_NOEXEC : 0;
+	flags |= attrs & MOUNT_ATTR_NODIRATIME ? MS_NODIRATIME : 0;
+	if ((attrs & MOUNT_ATTR__ATIME) == MOUNT_ATTR_NOATIME)
 		flags |= MS_NOATIME;
-	if ((attrs & DOLIUM_ATTR__ATIME) == DOLIUM_ATTR_STRICTATIME)
+	if ((attrs & MOUNT_ATTR__ATIME) == MOUNT_ATTR_STRICTATIME)
 		flags |= MS_STRICTATIME;
 	return flags;
 }
@@ -57,19 +57,19 @@ static int set_option(int fs, const char *option) {
 	char key[PATH_MAX];
 	const char *equals = strchr(option, '=');
 	if (!equals)
-		return sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_FLAG, option, NULL, 0);
+		return sys_fsconfig(fs, FSCONFIG_SET_FLAG, option, NULL, 0);
 	if ((size_t)(equals - option) >= sizeof key) {
 		errno = ENAMETOOLONG;
 		return -1;
 	}
 	memcpy(key, option, (size_t)(equals - option));
 	key[equals - option] = '\0';
-	return sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, key, equals + 1, 0);
+	return sys_fsconfig(fs, FSCONFIG_SET_STRING, key, equals + 1, 0);
 }
 
 static int set_attr(int fd, int recursive, int64_t set, int64_t propagation) {
-	struct dolium_mount_attr attr = { .attr_set = (uint64_t)set, .propagation = (uint64_t)propagation & ~(uint64_t)MS_REC };
-	return sys_mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? DOLIUM_AT_RECURSIVE : 0), &attr) ? -errno : 0;
+	struct mount_attr attr = { .attr_set = (uint64_t)set, .propagation = (uint64_t)propagation & ~(uint64_t)MS_REC };
+	return sys_mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &attr) ? -errno : 0;
 }
 
 /* A detached mount of a new file system, or -errno; -ENOSYS asks for the fallback. */
@@ -80,19 +80,19 @@ static int new_fs(struct launch *launch, const char *type, const char *source, c
 	int mount;
 	if (old_api(launch))
 		return -ENOSYS;
-	fs = sys_fsopen(type, DOLIUM_FSOPEN_CLOEXEC);
+	fs = sys_fsopen(type, FSOPEN_CLOEXEC);
 	if (fs < 0)
 		return -errno;
-	if (*source && sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "source", source, 0))
+	if (*source && sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", source, 0))
 		return explain(launch, fs, errno, "source");
 	for (uint32_t i = 0; i < options->count; i++) {
 		const char *option = list_next(&cursor).data;
 		if (set_option(fs, option))
 			return explain(launch, fs, errno, option);
 	}
-	if (sys_fsconfig(fs, DOLIUM_FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+	if (sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
 		return explain(launch, fs, errno, NULL);
-	mount = sys_fsmount(fs, DOLIUM_FSMOUNT_CLOEXEC, (unsigned)attrs);
+	mount = sys_fsmount(fs, FSMOUNT_CLOEXEC, (unsigned)attrs);
 	return mount < 0 ? explain(launch, fs, errno, NULL) : mount;
 }
 
@@ -169,7 +169,7 @@ static int copy_tree(int from, int to) {
 }
 
 static int attach(int tree, int target) {
-	unsigned flags = DOLIUM_MOVE_MOUNT_F_EMPTY_PATH | DOLIUM_MOVE_MOUNT_T_EMPTY_PATH;
+	unsigned flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH;
 	return sys_move_mount(tree, "", target, "", flags) ? -errno : 0;
 }
 
@@ -216,8 +216,8 @@ int do_mount_fs(struct launch *launch, const struct op *op) {
 int do_open_tree(struct launch *launch, const struct op *op) {
 	const char *path = op->a[1].s.data;
 	struct stat st;
-	int fd = sys_open_tree(AT_FDCWD, path, DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
-				       (op->a[2].i ? DOLIUM_AT_RECURSIVE : 0));
+	int fd = sys_open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC |
+				       (op->a[2].i ? AT_RECURSIVE : 0));
 	if (fd < 0)
 		return -errno;
 	if (fstat(fd, &st)) {
@@ -233,20 +233,20 @@ int do_open_tree(struct launch *launch, const struct op *op) {
 
 int do_mount_attr(struct launch *launch, const struct op *op) {
 	int userns = op->a[5].i < 0 ? -1 : slot_fd(launch, op->a[5].i);
-	struct dolium_mount_attr attr = {
+	struct mount_attr attr = {
 		.attr_set = (uint64_t)op->a[1].i,
 		.attr_clr = (uint64_t)op->a[2].i,
 		.propagation = (uint64_t)op->a[3].i,
 	};
 	if (userns >= 0) {
-		attr.attr_set |= DOLIUM_ATTR_IDMAP;
+		attr.attr_set |= MOUNT_ATTR_IDMAP;
 		attr.userns_fd = (uint64_t)userns;
 	}
 	/* Changing the atime mode takes clearing its whole field. */
-	if (attr.attr_set & DOLIUM_ATTR__ATIME)
-		attr.attr_clr |= DOLIUM_ATTR__ATIME;
+	if (attr.attr_set & MOUNT_ATTR__ATIME)
+		attr.attr_clr |= MOUNT_ATTR__ATIME;
 	if (sys_mount_setattr(slot_fd(launch, op->a[0].i), "",
-			      AT_EMPTY_PATH | (op->a[4].i ? DOLIUM_AT_RECURSIVE : 0), &attr))
+			      AT_EMPTY_PATH | (op->a[4].i ? AT_RECURSIVE : 0), &attr))
 		return -errno;
 	return 0;
 }
@@ -257,7 +257,7 @@ int do_root_attach(struct launch *launch, const struct op *op) {
 	int tree = slot_fd(launch, op->a[0].i);
 	/* On top of the old root: a look-up that starts at "/" does not cross to what lies on it, so the host's paths stay
 	 * reachable until pivot_root, and no folder of the host serves as a mount point. */
-	if (sys_move_mount(tree, "", AT_FDCWD, "/", DOLIUM_MOVE_MOUNT_F_EMPTY_PATH))
+	if (sys_move_mount(tree, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH))
 		return -errno;
 	launch->root = fcntl(tree, F_DUPFD_CLOEXEC, 3);
 	return launch->root < 0 ? -errno : 0;
@@ -267,7 +267,7 @@ OPERATION(root_propagation, set_attr(launch->root, (op->a[0].i & MS_REC) != 0, 0
 
 /* A copy of a tree that is in place already: a detached tree can be attached once. */
 static int copy_of(int tree) {
-	return sys_open_tree(tree, "", AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC | DOLIUM_AT_RECURSIVE);
+	return sys_open_tree(tree, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
 }
 
 static int attach_copy(int tree, int target) {
@@ -352,7 +352,7 @@ int do_mask(struct launch *launch, const struct op *op) {
 			result = null_used ? attach_copy(null_tree, at) : attach(null_tree, at);
 			null_used = 1;
 		} else if (empty < 0) {
-			empty = new_fs(launch, "tmpfs", "tmpfs", &none, DOLIUM_ATTR_RDONLY);
+			empty = new_fs(launch, "tmpfs", "tmpfs", &none, MOUNT_ATTR_RDONLY);
 			if (empty == -ENOSYS) {
 				char target[64];
 				result = mount("tmpfs", fd_path(target, sizeof target, at), "tmpfs", MS_RDONLY, "") ? -errno : 0;
@@ -381,7 +381,7 @@ int do_readonly(struct launch *launch, const struct op *op) {
 		if (at < 0)
 			return fail_with(launch, -at, "%s", path);
 		copy = copy_of(at);
-		result = copy < 0 ? -errno : set_attr(copy, 1, DOLIUM_ATTR_RDONLY, 0);
+		result = copy < 0 ? -errno : set_attr(copy, 1, MOUNT_ATTR_RDONLY, 0);
 		if (!result)
 			result = attach(copy, at);
 		if (result)
@@ -436,7 +436,7 @@ int do_console(struct launch *launch, const struct op *op) {
 		at = make_in_root(launch, "dev/console", 0, 0600);
 		if (at < 0)
 			return fail_with(launch, -at, "/dev/console");
-		tree = sys_open_tree(slave, "", AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC);
+		tree = sys_open_tree(slave, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
 		if (tree < 0)
 			return fail_with(launch, errno, "copy the terminal's mount");
 		result = attach(tree, at);

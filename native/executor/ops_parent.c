@@ -334,7 +334,7 @@ static void __attribute__((noreturn)) hook_child(struct launch *launch, const st
 	prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
 	if (dup2(in, 0) < 0 || dup2(null < 0 ? err : null, 1) < 0 || dup2(err, 2) < 0 || !argv || !env)
 		_exit(126);
-	sys_close_range(3, ~0u, DOLIUM_CLOSE_RANGE_CLOEXEC);
+	sys_close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
 	sigprocmask(SIG_SETMASK, &launch->original_mask, NULL);
 	execve(op->a[0].s.data, argv, env);
 	dprintf(2, "%s", strerror(errno));

@@ -6,7 +6,7 @@
 
 #include "launch.h"
 
-#define ROOT_RESOLVE (DOLIUM_RESOLVE_IN_ROOT | DOLIUM_RESOLVE_NO_MAGICLINKS)
+#define ROOT_RESOLVE (RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 #define LINK_LIMIT 16
 
 /* An fd, or -errno. EAGAIN means that a rename raced the look-up: try again. */
