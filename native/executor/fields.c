@@ -47,15 +47,10 @@ int send_frame(int fd, const struct buffer *b) {
 }
 
 static int read_all(int fd, void *data, size_t len) {
-	char *at = data;
-	while (len) {
-		ssize_t n = read(fd, at, len);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		if (n == 0)
-			return -EPIPE;
+	for (char *at = data; len;) {
+		int n = or_errno(RETRY(read(fd, at, len)));
+		if (n <= 0)
+			return n ? n : -EPIPE;
 		at += n;
 		len -= (size_t)n;
 	}

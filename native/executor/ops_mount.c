@@ -293,7 +293,7 @@ int do_bind_device(struct launch *launch, const struct op *op) {
 
 int do_mknod(struct launch *launch, const struct op *op) {
 	const char *name;
-	cleanup_fd folder = parent_in_root(launch, op->a[0].s.data, 0755, &name);
+	cleanup_fd folder = parent_in_root(launch, op->a[0].s.data, &name);
 	mode_t mode = (mode_t)op->a[1].i;
 	dev_t device = makedev((unsigned)op->a[2].i, (unsigned)op->a[3].i);
 	if (folder < 0)
@@ -315,7 +315,7 @@ int do_mknod(struct launch *launch, const struct op *op) {
 
 int do_symlink(struct launch *launch, const struct op *op) {
 	const char *name;
-	cleanup_fd folder = parent_in_root(launch, op->a[1].s.data, 0755, &name);
+	cleanup_fd folder = parent_in_root(launch, op->a[1].s.data, &name);
 	if (folder < 0)
 		return folder;
 	return symlinkat(op->a[0].s.data, folder, name) && errno != EEXIST ? -errno : 0;
@@ -444,7 +444,7 @@ int do_console(struct launch *launch, const struct op *op) {
 			return fail_with(launch, -result, "/dev/console");
 	}
 	result = op->a[0].i >= 0 ? send_console(slot_fd(launch, op->a[0].i), master) : send_console_message(launch, master);
-	if (result)
+	if (result < 0)
 		return fail_with(launch, -result, "send the terminal");
 	for (int fd = 0; fd < 3; fd++)
 		if (dup2(slave, fd) < 0)

@@ -132,7 +132,7 @@ int list_take(struct list *rest, struct string *s) {
 }
 
 char **list_vector(const struct list *list) {
-	char **vector = calloc((size_t)list->count + 1, sizeof *vector);
+	char **vector = calloc((size_t)list->count + 2, sizeof *vector);
 	struct list rest = *list;
 	struct string s;
 	for (uint32_t i = 0; vector && list_take(&rest, &s); i++)

@@ -74,7 +74,7 @@ int take_list(struct reader *r, struct list *l);
 struct string list_next(const char **cursor);
 /* Takes the first string off the copy of a list: 1, or 0 when none is left. */
 int list_take(struct list *rest, struct string *s);
-/* A NULL-terminated vector of the strings; the caller frees the vector only. NULL when memory ran out. */
+/* A NULL-terminated vector of the strings, with room for one more; the caller frees the vector only. NULL when memory ran out. */
 char **list_vector(const struct list *list);
 
 #endif

@@ -6,6 +6,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
@@ -39,6 +40,16 @@ static inline int or_errno(long result) { return result < 0 ? -errno : (int)resu
 		if (tried < 0)        \
 			return tried; \
 	} while (0)
+
+/* The call again while a signal interrupts it. */
+#define RETRY(call)                                    \
+	({                                             \
+		long retried;                          \
+		do                                     \
+			retried = (call);              \
+		while (retried < 0 && errno == EINTR); \
+		retried;                               \
+	})
 
 static inline int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
 	struct open_how how = { .flags = flags, .mode = mode, .resolve = resolve };
@@ -94,8 +105,14 @@ static inline void free_memory(void *variable) {
 	free(memory);
 }
 
+static inline void close_dir(DIR **folder) {
+	if (*folder)
+		closedir(*folder);
+}
+
 /* At the end of the block: closed, freed. */
 #define cleanup_fd __attribute__((cleanup(close_fd))) int
+#define cleanup_dir __attribute__((cleanup(close_dir))) DIR *
 #define cleanup_free __attribute__((cleanup(free_memory)))
 
 /* Out of the hands of cleanup_fd. */
@@ -103,6 +120,15 @@ static inline int keep(int *fd) {
 	int kept = *fd;
 	*fd = -1;
 	return kept;
+}
+
+/* readdir without "." and "..". */
+static inline struct dirent *next_entry(DIR *folder) {
+	struct dirent *entry;
+	do
+		entry = readdir(folder);
+	while (entry && (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")));
+	return entry;
 }
 
 #endif
