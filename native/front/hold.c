@@ -1,8 +1,6 @@
 /* `run` and `exec` in the foreground: the front stays, relays the terminal, forwards signals, returns the status. */
 #include <poll.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
@@ -20,10 +18,9 @@ static void restore_terminal(void) {
 }
 
 static void make_raw(void) {
-	struct termios now;
 	if (tcgetattr(0, &saved))
 		return;
-	now = saved;
+	struct termios now = saved;
 	cfmakeraw(&now); /* output too: the container's own pty has turned line ends into CR LF already */
 	if (tcsetattr(0, TCSADRAIN, &now) == 0) {
 		raw = 1;
@@ -74,23 +71,23 @@ static void take_signal(struct launch *launch, int fd) {
 }
 
 int hold_until_exit(struct launch *launch) {
-	struct pollfd p[4];
-	cleanup_fd signals = -1;
 	sigset_t set;
-	int status = 0, ended = 0;
 	sigfillset(&set);
-	signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	cleanup_fd signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (signals < 0)
 		return 1;
 	if (launch->console >= 0) {
 		make_raw();
 		copy_size(launch->console);
 	}
-	p[0] = (struct pollfd){ .fd = signals, .events = POLLIN };
-	p[1] = (struct pollfd){ .fd = launch->pidfd, .events = POLLIN };
-	p[2] = (struct pollfd){ .fd = launch->console, .events = POLLIN };
-	p[3] = (struct pollfd){ .fd = launch->console >= 0 ? 0 : -1, .events = POLLIN };
-	while (!ended) {
+	struct pollfd p[4] = {
+		{ .fd = signals, .events = POLLIN },
+		{ .fd = launch->pidfd, .events = POLLIN },
+		{ .fd = launch->console, .events = POLLIN },
+		{ .fd = launch->console >= 0 ? 0 : -1, .events = POLLIN },
+	};
+	int status = 0;
+	while (!reap(launch, &status)) {
 		if (poll(p, 4, -1) < 0 && errno != EINTR)
 			break;
 		if (p[0].revents)
@@ -99,7 +96,6 @@ int hold_until_exit(struct launch *launch) {
 			p[2].fd = -1;
 		if (p[3].revents && relay(0, launch->console) == 0)
 			p[3].fd = -1;
-		ended = reap(launch, &status);
 	}
 	if (launch->console >= 0) {
 		fcntl(launch->console, F_SETFL, O_NONBLOCK);
