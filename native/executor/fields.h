@@ -30,6 +30,7 @@ void put_key(struct buffer *b, const char *key, uint32_t count);
 void put_text(struct buffer *b, const char *key, const char *value);
 void put_number(struct buffer *b, const char *key, long long value);
 void buffer_free(struct buffer *b);
+#define cleanup_buffer __attribute__((cleanup(buffer_free))) struct buffer
 
 /* Both block. 0 or -errno; -EPIPE at end of file. */
 int send_frame(int fd, const struct buffer *b);

@@ -35,7 +35,6 @@ struct launch {
 	int pidfd;
 	uint64_t start_time;     /* of init, clock ticks after boot (field 22 of /proc/PID/stat) */
 	int sync;                /* socket to the child */
-	int in_child;
 	int root;                /* child: fd of the new root */
 	int proc;                /* child: trusted /proc of its own pid namespace */
 	int pivoted;
@@ -48,7 +47,7 @@ struct launch {
 	int only_slots;          /* the child closes what is in no slot, first thing */
 	int unshare_flags;
 	char *program;           /* what find_executable found */
-	uint32_t *microseconds;  /* one per operation */
+	uint32_t *microseconds;  /* one per operation, shared with the child */
 	struct failure failure;
 	const char *detail;      /* what an operation adds to its message; constant or in detail_text */
 	char detail_text[256];
@@ -81,18 +80,22 @@ typedef int op_function(struct launch *launch, const struct op *op);
 
 /* 0 or -errno; detail may say more. */
 int fail_with(struct launch *launch, int number, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* TRY within an operation, with a detail. */
+#define TRY_SAYING(call, ...)                                           \
+	do {                                                            \
+		int tried = (call);                                     \
+		if (tried < 0)                                          \
+			return fail_with(launch, -tried, __VA_ARGS__);  \
+	} while (0)
 void set_failure(struct launch *launch, uint32_t op, int number, const char *format, ...)
 	__attribute__((format(printf, 4, 5)));
+/* Puts an fd into a slot, or passes -errno on. */
 int take_slot(struct launch *launch, int64_t slot, int fd);
 int slot_fd(const struct launch *launch, int64_t slot);
-int run_stage(struct launch *launch, enum stage stage, int keep_going);
-const char *errno_name(int number);
 uint64_t now_us(void);
 const struct op *find_op(const struct plan *plan, uint16_t code);
-int wait_for(pid_t pid, int *status); /* 0 or -errno */
+int wait_for(pid_t pid, int *status); /* the pid or -errno */
 uint64_t process_start_time(pid_t pid);
-/* Replaces \001p by the pid and \001s by the start time. The caller frees. */
-char *render(const struct launch *launch, struct string template, size_t *len);
 int write_all(int fd, const void *data, size_t len);
 int write_path(int dirfd, const char *path, const char *data, size_t len);
 int send_console(int socket, int fd);
@@ -100,9 +103,11 @@ int send_console_message(struct launch *launch, int fd);
 /* Connects by a path of any length (through /proc/self/fd of its folder). 0 or -errno. */
 int connect_unix(int fd, const char *path);
 
-/* paths.c: an untrusted root is walked only through these */
+/* paths.c. A path of at most PATH_MAX: 0 or -ENAMETOOLONG. */
+int format_path(char *path, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* An untrusted root is walked only through these */
 int open_in_root(const struct launch *launch, const char *path, uint64_t flags);
 int make_in_root(const struct launch *launch, const char *path, int directory, mode_t mode);
-int parent_in_root(const struct launch *launch, const char *path, mode_t mode, const char **last);
+int parent_in_root(const struct launch *launch, const char *path, const char **last);
 
 #endif

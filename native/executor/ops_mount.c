@@ -1,50 +1,32 @@
 /* Operations on mounts: trees prepared by the parent as fds, and the child's own root. */
-#include <dirent.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
+#include <sys/sendfile.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 
 #include "launch.h"
 
-#define DEVPTS_MAGIC 0x1cd1
 #define MOUNT_COPY_UP 0x10000
-#ifndef TIOCGPTPEER
-#define TIOCGPTPEER _IO('T', 0x41)
-#endif
 
-static int old_api(const struct launch *launch)
-{
-	return (launch->plan->flags & PLAN_FLAG_OLD_MOUNT_API) != 0;
-}
-
-static unsigned long ms_flags(int64_t attrs)
-{
+static unsigned long ms_flags(int64_t attrs) {
 	unsigned long flags = 0;
-	flags |= attrs & DOLIUM_ATTR_RDONLY ? MS_RDONLY : 0;
-	flags |= attrs & DOLIUM_ATTR_NOSUID ? MS_NOSUID : 0;
-	flags |= attrs & DOLIUM_ATTR_NODEV ? MS_NODEV : 0;
-	flags |= attrs & DOLIUM_ATTR_NOEXEC ? MS_NOEXEC : 0;
-	flags |= attrs & DOLIUM_ATTR_NODIRATIME ? MS_NODIRATIME : 0;
-	if ((attrs & DOLIUM_ATTR__ATIME) == DOLIUM_ATTR_NOATIME)
+	flags |= attrs & MOUNT_ATTR_RDONLY ? MS_RDONLY : 0;
+	flags |= attrs & MOUNT_ATTR_NOSUID ? MS_NOSUID : 0;
+	flags |= attrs & MOUNT_ATTR_NODEV ? MS_NODEV : 0;
+	flags |= attrs & MOUNT_ATTR_NOEXEC ? MS_NOEXEC : 0;
+	flags |= attrs & MOUNT_ATTR_NODIRATIME ? MS_NODIRATIME : 0;
+	if ((attrs & MOUNT_ATTR__ATIME) == MOUNT_ATTR_NOATIME)
 		flags |= MS_NOATIME;
-	if ((attrs & DOLIUM_ATTR__ATIME) == DOLIUM_ATTR_STRICTATIME)
+	if ((attrs & MOUNT_ATTR__ATIME) == MOUNT_ATTR_STRICTATIME)
 		flags |= MS_STRICTATIME;
 	return flags;
 }
 
-static const char *fd_path(char *buffer, size_t size, int fd)
-{
-	snprintf(buffer, size, "/proc/self/fd/%d", fd);
-	return buffer;
-}
-
 /* What the kernel wrote about a refused file system, as the detail of the message. */
-static int explain(struct launch *launch, int fs, int number, const char *option)
-{
+static int explain(struct launch *launch, int fs, int number, const char *option) {
 	char text[200];
 	ssize_t n = read(fs, text, sizeof text - 1);
 	if (n > 2) {
@@ -52,429 +34,360 @@ static int explain(struct launch *launch, int fs, int number, const char *option
 		text[strcspn(text, "\n")] = '\0';
 		return fail_with(launch, number, "the kernel says: %s", text + 2);
 	}
-	if (option)
-		return fail_with(launch, number, "option %s", option);
-	return -number;
+	return option ? fail_with(launch, number, "option %s", option) : -number;
 }
 
-static int set_option(int fs, const char *option)
-{
+static int set_option(int fs, const char *option) {
 	char key[PATH_MAX];
 	const char *equals = strchr(option, '=');
 	if (!equals)
-		return sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_FLAG, option, NULL, 0);
-	if ((size_t)(equals - option) >= sizeof key) {
-		errno = ENAMETOOLONG;
-		return -1;
-	}
-	memcpy(key, option, (size_t)(equals - option));
-	key[equals - option] = '\0';
-	return sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, key, equals + 1, 0);
+		return sys_fsconfig(fs, FSCONFIG_SET_FLAG, option, NULL, 0);
+	TRY(format_path(key, "%.*s", (int)(equals - option), option));
+	return sys_fsconfig(fs, FSCONFIG_SET_STRING, key, equals + 1, 0);
 }
 
-static int set_attr(int fd, int recursive, int64_t set, int64_t propagation)
-{
-	struct dolium_mount_attr attr = { .attr_set = (uint64_t)set, .propagation = (uint64_t)propagation & ~(uint64_t)MS_REC };
-	return sys_mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? DOLIUM_AT_RECURSIVE : 0), &attr) ? -errno : 0;
+/* Attributes, and a propagation when it is not 0: MS_REC in it takes the mounts below along. */
+static int set_attr(int fd, int64_t set, int64_t propagation, int recursive) {
+	struct mount_attr attr = { .attr_set = (uint64_t)set, .propagation = (uint64_t)(propagation & ~(int64_t)MS_REC) };
+	if (propagation & MS_REC)
+		recursive = AT_RECURSIVE;
+	return sys_mount_setattr(fd, "", (unsigned)(AT_EMPTY_PATH | recursive), &attr);
 }
 
 /* A detached mount of a new file system, or -errno; -ENOSYS asks for the fallback. */
-static int new_fs(struct launch *launch, const char *type, const char *source, const struct list *options, int64_t attrs)
-{
-	cleanup_fd fs = -1;
-	const char *cursor = options->encoded;
-	int mount;
-	if (old_api(launch))
+static int new_fs(struct launch *launch, const char *type, const char *source, struct list options, int64_t attrs) {
+	if (launch->plan->flags & PLAN_FLAG_OLD_MOUNT_API)
 		return -ENOSYS;
-	fs = sys_fsopen(type, DOLIUM_FSOPEN_CLOEXEC);
-	if (fs < 0)
-		return -errno;
-	if (*source && sys_fsconfig(fs, DOLIUM_FSCONFIG_SET_STRING, "source", source, 0))
+	cleanup_fd fs = sys_fsopen(type, FSOPEN_CLOEXEC);
+	TRY(fs);
+	if (*source && sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", source, 0))
 		return explain(launch, fs, errno, "source");
-	for (uint32_t i = 0; i < options->count; i++) {
-		const char *option = list_next(&cursor).data;
-		if (set_option(fs, option))
-			return explain(launch, fs, errno, option);
+	for (struct string option; list_take(&options, &option);) {
+		int result = set_option(fs, option.data);
+		if (result)
+			return explain(launch, fs, -result, option.data);
 	}
-	if (sys_fsconfig(fs, DOLIUM_FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+	if (sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
 		return explain(launch, fs, errno, NULL);
-	mount = sys_fsmount(fs, DOLIUM_FSMOUNT_CLOEXEC, (unsigned)attrs);
-	return mount < 0 ? explain(launch, fs, errno, NULL) : mount;
+	int mount = sys_fsmount(fs, FSMOUNT_CLOEXEC, (unsigned)attrs);
+	return mount < 0 ? explain(launch, fs, -mount, NULL) : mount;
 }
 
-static char *join_options(const struct list *options)
-{
-	const char *cursor = options->encoded;
+/* The same by mount(2), on a target that is an fd. */
+static int old_mount(const char *type, const char *source, const char *options, int64_t attrs, int target) {
+	char path[64];
+	snprintf(path, sizeof path, "/proc/self/fd/%d", target);
+	return or_errno(mount(source, path, type, ms_flags(attrs), options));
+}
+
+static char *join_options(struct list options) {
+	struct list again = options;
+	struct string option;
 	size_t size = 1;
-	char *joined;
-	for (uint32_t i = 0; i < options->count; i++)
-		size += list_next(&cursor).len + 1;
-	joined = calloc(1, size);
-	cursor = options->encoded;
-	for (uint32_t i = 0; joined && i < options->count; i++) {
-		if (i)
-			strcat(joined, ",");
-		strcat(joined, list_next(&cursor).data);
+	while (list_take(&options, &option))
+		size += option.len + 1;
+	char *joined = calloc(1, size);
+	while (joined && list_take(&again, &option)) {
+		strcat(joined, *joined ? "," : "");
+		strcat(joined, option.data);
 	}
 	return joined;
 }
 
-static int copy_file(int from, int to, const char *name, const struct stat *st)
-{
-	cleanup_fd in = openat(from, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-	cleanup_fd out = -1;
-	char chunk[16384];
+static int give_to(int fd, const struct stat *st) {
+	TRY(or_errno(fchown(fd, st->st_uid, st->st_gid)));
+	return or_errno(fchmod(fd, st->st_mode & 07777));
+}
+
+static int copy_file(int from, int to, const char *name, const struct stat *st) {
+	cleanup_fd in = or_errno(openat(from, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+	TRY(in);
+	cleanup_fd out = or_errno(openat(to, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+	TRY(out);
 	ssize_t n;
-	if (in < 0)
-		return -errno;
-	out = openat(to, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-	if (out < 0)
-		return -errno;
-	while ((n = read(in, chunk, sizeof chunk)) > 0) {
-		int result = write_all(out, chunk, (size_t)n);
-		if (result)
-			return result;
-	}
-	return n < 0 || fchown(out, st->st_uid, st->st_gid) || fchmod(out, st->st_mode & 07777) ? -errno : 0;
+	do
+		n = sendfile(out, in, NULL, 1 << 30);
+	while (n > 0);
+	TRY(or_errno(n));
+	return give_to(out, st);
+}
+
+static int copy_link(int from, int to, const char *name, const struct stat *st) {
+	char link[PATH_MAX];
+	int n = or_errno(readlinkat(from, name, link, sizeof link - 1));
+	TRY(n);
+	link[n] = '\0';
+	TRY(or_errno(symlinkat(link, to, name)));
+	return or_errno(fchownat(to, name, st->st_uid, st->st_gid, AT_SYMLINK_NOFOLLOW));
+}
+
+static int copy_tree(int from, int to);
+
+static int copy_folder(int from, int to, const char *name, const struct stat *st) {
+	cleanup_fd below = or_errno(openat(from, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+	TRY(below);
+	TRY(or_errno(mkdirat(to, name, 0700)));
+	cleanup_fd made = or_errno(openat(to, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+	TRY(made);
+	TRY(copy_tree(below, made));
+	return give_to(made, st);
 }
 
 /* tmpcopyup: what the folder below held, with owners and modes, no extended attributes. No link is followed. */
-static int copy_tree(int from, int to)
-{
-	int again = openat(from, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), result = 0;
-	DIR *folder = again < 0 ? NULL : fdopendir(again);
-	struct dirent *entry;
+static int copy_tree(int from, int to) {
+	int again = or_errno(openat(from, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+	TRY(again);
+	cleanup_dir folder = fdopendir(again);
 	if (!folder)
 		return -errno;
-	while (!result && (entry = readdir(folder))) {
+	for (struct dirent *entry; (entry = next_entry(folder));) {
 		const char *name = entry->d_name;
-		char link[PATH_MAX];
 		struct stat st;
-		if (!strcmp(name, ".") || !strcmp(name, ".."))
-			continue;
-		if (fstatat(from, name, &st, AT_SYMLINK_NOFOLLOW)) {
-			result = -errno;
-		} else if (S_ISREG(st.st_mode)) {
-			result = copy_file(from, to, name, &st);
-		} else if (S_ISLNK(st.st_mode)) {
-			ssize_t n = readlinkat(from, name, link, sizeof link - 1);
-			link[n > 0 ? n : 0] = '\0';
-			if (n < 0 || symlinkat(link, to, name) || fchownat(to, name, st.st_uid, st.st_gid, AT_SYMLINK_NOFOLLOW))
-				result = -errno;
-		} else if (S_ISDIR(st.st_mode)) {
-			cleanup_fd below = openat(from, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-			cleanup_fd made = -1;
-			if (below < 0 || mkdirat(to, name, 0700))
-				result = -errno;
-			else if ((made = openat(to, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)) < 0)
-				result = -errno;
-			else if (!(result = copy_tree(below, made)) &&
-				 (fchown(made, st.st_uid, st.st_gid) || fchmod(made, st.st_mode & 07777)))
-				result = -errno;
-		}
+		TRY(or_errno(fstatat(from, name, &st, AT_SYMLINK_NOFOLLOW)));
+		if (S_ISREG(st.st_mode))
+			TRY(copy_file(from, to, name, &st));
+		else if (S_ISLNK(st.st_mode))
+			TRY(copy_link(from, to, name, &st));
+		else if (S_ISDIR(st.st_mode))
+			TRY(copy_folder(from, to, name, &st));
 	}
-	closedir(folder);
-	return result;
+	return 0;
 }
 
-static int attach(int tree, int target)
-{
-	unsigned flags = DOLIUM_MOVE_MOUNT_F_EMPTY_PATH | DOLIUM_MOVE_MOUNT_T_EMPTY_PATH;
-	return sys_move_mount(tree, "", target, "", flags) ? -errno : 0;
+static int attach(int tree, int target) {
+	return sys_move_mount(tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
 }
 
-static int mount_new(struct launch *launch, const struct op *op)
-{
+static int mount_new(struct launch *launch, const struct op *op) {
 	const char *type = op->a[0].s.data, *source = op->a[1].s.data, *target = op->a[4].s.data;
-	cleanup_fd mount_fd = -1, at = -1;
-	at = make_in_root(launch, target, 1, op->a[5].i & 07777 ? (mode_t)(op->a[5].i & 07777) : 0755);
-	if (at < 0)
-		return fail_with(launch, -at, "target %s", target);
-	mount_fd = new_fs(launch, type, source, &op->a[2].l, op->a[3].i);
+	mode_t mode = op->a[5].i & 07777;
+	cleanup_fd at = make_in_root(launch, target, 1, mode ? mode : 0755);
+	TRY_SAYING(at, "target %s", target);
+	cleanup_fd mount_fd = new_fs(launch, type, source, op->a[2].l, op->a[3].i);
 	if (mount_fd == -ENOSYS) {
-		char path[64], *options = join_options(&op->a[2].l);
-		int result;
-		if (!options)
-			return -ENOMEM;
-		result = mount(*source ? source : type, fd_path(path, sizeof path, at), type, ms_flags(op->a[3].i), options);
-		result = result ? -errno : 0;
-		free(options);
-		return result;
+		cleanup_free char *options = join_options(op->a[2].l);
+		return options ? old_mount(type, *source ? source : type, options, op->a[3].i, at) : -ENOMEM;
 	}
-	if (mount_fd < 0)
-		return mount_fd;
+	TRY(mount_fd);
 	return attach(mount_fd, at);
 }
 
-int do_mount_fs(struct launch *launch, const struct op *op)
-{
-	cleanup_fd below = -1, above = -1;
-	int result;
+int do_mount_fs(struct launch *launch, const struct op *op) {
 	if (!(op->a[5].i & MOUNT_COPY_UP))
 		return mount_new(launch, op);
-	below = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
-	if (below < 0 && below != -ENOENT)
-		return below;
-	result = mount_new(launch, op);
-	if (result || below < 0)
-		return result;
-	above = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
-	if (above < 0)
-		return above;
-	result = copy_tree(below, above);
-	return result ? fail_with(launch, -result, "copy what the folder holds") : 0;
+	cleanup_fd below = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
+	if (below != -ENOENT)
+		TRY(below);
+	TRY(mount_new(launch, op));
+	if (below < 0)
+		return 0;
+	cleanup_fd above = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
+	TRY(above);
+	TRY_SAYING(copy_tree(below, above), "copy what the folder holds");
+	return 0;
 }
 
-int do_open_tree(struct launch *launch, const struct op *op)
-{
+int do_open_tree(struct launch *launch, const struct op *op) {
 	const char *path = op->a[1].s.data;
+	unsigned recursive = op->a[2].i ? AT_RECURSIVE : 0;
+	cleanup_fd fd = sys_open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive);
+	TRY(fd);
 	struct stat st;
-	int fd = sys_open_tree(AT_FDCWD, path, DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC |
-				       (op->a[2].i ? DOLIUM_AT_RECURSIVE : 0));
-	if (fd < 0)
-		return -errno;
-	if (fstat(fd, &st)) {
-		close_fd(&fd);
-		return -errno;
-	}
-	if ((op->a[3].i == 1 && !S_ISDIR(st.st_mode)) || (op->a[3].i == 2 && S_ISDIR(st.st_mode))) {
-		close(fd);
+	TRY(or_errno(fstat(fd, &st)));
+	if ((op->a[3].i == 1 && !S_ISDIR(st.st_mode)) || (op->a[3].i == 2 && S_ISDIR(st.st_mode)))
 		return fail_with(launch, op->a[3].i == 1 ? ENOTDIR : EISDIR, "%s", path);
-	}
-	return take_slot(launch, op->a[0].i, fd);
+	return take_slot(launch, op->a[0].i, keep(&fd));
 }
 
-int do_mount_attr(struct launch *launch, const struct op *op)
-{
+int do_mount_attr(struct launch *launch, const struct op *op) {
 	int userns = op->a[5].i < 0 ? -1 : slot_fd(launch, op->a[5].i);
-	struct dolium_mount_attr attr = {
+	struct mount_attr attr = {
 		.attr_set = (uint64_t)op->a[1].i,
 		.attr_clr = (uint64_t)op->a[2].i,
 		.propagation = (uint64_t)op->a[3].i,
 	};
 	if (userns >= 0) {
-		attr.attr_set |= DOLIUM_ATTR_IDMAP;
+		attr.attr_set |= MOUNT_ATTR_IDMAP;
 		attr.userns_fd = (uint64_t)userns;
 	}
 	/* Changing the atime mode takes clearing its whole field. */
-	if (attr.attr_set & DOLIUM_ATTR__ATIME)
-		attr.attr_clr |= DOLIUM_ATTR__ATIME;
-	if (sys_mount_setattr(slot_fd(launch, op->a[0].i), "",
-			      AT_EMPTY_PATH | (op->a[4].i ? DOLIUM_AT_RECURSIVE : 0), &attr))
-		return -errno;
-	return 0;
+	if (attr.attr_set & MOUNT_ATTR__ATIME)
+		attr.attr_clr |= MOUNT_ATTR__ATIME;
+	return sys_mount_setattr(slot_fd(launch, op->a[0].i), "", AT_EMPTY_PATH | (op->a[4].i ? AT_RECURSIVE : 0), &attr);
 }
 
-OPERATION(propagation, mount(NULL, "/", NULL, (unsigned long)op->a[0].i, NULL) ? -errno : 0)
+OPERATION(propagation, or_errno(mount(NULL, "/", NULL, (unsigned long)op->a[0].i, NULL)))
 
-int do_root_attach(struct launch *launch, const struct op *op)
-{
+int do_root_attach(struct launch *launch, const struct op *op) {
 	int tree = slot_fd(launch, op->a[0].i);
 	/* On top of the old root: a look-up that starts at "/" does not cross to what lies on it, so the host's paths stay
 	 * reachable until pivot_root, and no folder of the host serves as a mount point. */
-	if (sys_move_mount(tree, "", AT_FDCWD, "/", DOLIUM_MOVE_MOUNT_F_EMPTY_PATH))
-		return -errno;
-	launch->root = fcntl(tree, F_DUPFD_CLOEXEC, 3);
-	return launch->root < 0 ? -errno : 0;
+	TRY(sys_move_mount(tree, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH));
+	launch->root = or_errno(fcntl(tree, F_DUPFD_CLOEXEC, 3));
+	return launch->root;
 }
 
-OPERATION(root_propagation, set_attr(launch->root, (op->a[0].i & MS_REC) != 0, 0, op->a[0].i))
+OPERATION(root_propagation, set_attr(launch->root, 0, op->a[0].i, 0))
 
 /* A copy of a tree that is in place already: a detached tree can be attached once. */
-static int copy_of(int tree)
-{
-	return sys_open_tree(tree, "", AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC | DOLIUM_AT_RECURSIVE);
+static int copy_of(int tree) {
+	return sys_open_tree(tree, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
 }
 
-static int attach_copy(int tree, int target)
-{
+static int attach_copy(int tree, int target) {
 	cleanup_fd copy = copy_of(tree);
-	return copy < 0 ? -errno : attach(copy, target);
+	TRY(copy);
+	return attach(copy, target);
 }
 
-int do_mount_tree(struct launch *launch, const struct op *op)
-{
-	int tree = slot_fd(launch, op->a[0].i), result;
+int do_mount_tree(struct launch *launch, const struct op *op) {
+	int tree = slot_fd(launch, op->a[0].i);
 	cleanup_fd at = make_in_root(launch, op->a[1].s.data, op->a[2].i == 1, 0755);
-	if (at < 0)
-		return fail_with(launch, -at, "target %s", op->a[1].s.data);
-	result = attach(tree, at);
-	return result || !op->a[3].i ? result : set_attr(tree, (op->a[3].i & MS_REC) != 0, 0, op->a[3].i);
+	TRY_SAYING(at, "target %s", op->a[1].s.data);
+	TRY(attach(tree, at));
+	return op->a[3].i ? set_attr(tree, 0, op->a[3].i, 0) : 0;
 }
 
-int do_bind_device(struct launch *launch, const struct op *op)
-{
+int do_bind_device(struct launch *launch, const struct op *op) {
 	cleanup_fd at = make_in_root(launch, op->a[1].s.data, 0, 0666);
-	if (at < 0)
-		return -at == EEXIST ? at : fail_with(launch, -at, "target %s", op->a[1].s.data);
+	TRY_SAYING(at, "target %s", op->a[1].s.data);
 	return attach(slot_fd(launch, op->a[0].i), at);
 }
 
-int do_mknod(struct launch *launch, const struct op *op)
-{
+int do_mknod(struct launch *launch, const struct op *op) {
 	const char *name;
-	cleanup_fd folder = parent_in_root(launch, op->a[0].s.data, 0755, &name);
+	cleanup_fd folder = parent_in_root(launch, op->a[0].s.data, &name);
+	TRY(folder);
 	mode_t mode = (mode_t)op->a[1].i;
 	dev_t device = makedev((unsigned)op->a[2].i, (unsigned)op->a[3].i);
-	if (folder < 0)
-		return folder;
 	if (mknodat(folder, name, mode, device)) {
 		struct stat st;
-		if (errno != EEXIST)
-			return -errno;
-		if (fstatat(folder, name, &st, AT_SYMLINK_NOFOLLOW))
+		if (errno != EEXIST || fstatat(folder, name, &st, AT_SYMLINK_NOFOLLOW))
 			return -errno;
 		if ((st.st_mode & S_IFMT) == (mode & S_IFMT) && st.st_rdev == device)
 			return 0;
 		return fail_with(launch, EEXIST, "something else is there");
 	}
-	if (fchmodat(folder, name, mode & 07777, 0)) /* mknod's mode went through the umask */
-		return -errno;
-	return fchownat(folder, name, (uid_t)op->a[4].i, (gid_t)op->a[5].i, AT_SYMLINK_NOFOLLOW) ? -errno : 0;
+	TRY(or_errno(fchmodat(folder, name, mode & 07777, 0))); /* mknod's mode went through the umask */
+	return or_errno(fchownat(folder, name, (uid_t)op->a[4].i, (gid_t)op->a[5].i, AT_SYMLINK_NOFOLLOW));
 }
 
-int do_symlink(struct launch *launch, const struct op *op)
-{
+int do_symlink(struct launch *launch, const struct op *op) {
 	const char *name;
-	cleanup_fd folder = parent_in_root(launch, op->a[1].s.data, 0755, &name);
-	if (folder < 0)
-		return folder;
+	cleanup_fd folder = parent_in_root(launch, op->a[1].s.data, &name);
+	TRY(folder);
 	return symlinkat(op->a[0].s.data, folder, name) && errno != EEXIST ? -errno : 0;
 }
 
-int do_mkdir_in_root(struct launch *launch, const struct op *op)
-{
+int do_mkdir_in_root(struct launch *launch, const struct op *op) {
 	cleanup_fd fd = make_in_root(launch, op->a[0].s.data, 1, (mode_t)op->a[1].i);
+	TRY(fd);
 	struct stat st;
-	if (fd < 0)
-		return fd;
-	if (fstat(fd, &st))
-		return -errno;
+	TRY(or_errno(fstat(fd, &st)));
 	return S_ISDIR(st.st_mode) ? 0 : -ENOTDIR;
+}
+
+/* What the image has not, or its root may not reach, needs no hiding. */
+static int is_absent(int at) {
+	return at == -ENOENT || at == -ENOTDIR || at == -EACCES;
 }
 
 /* Hidden files show the host's /dev/null, hidden folders an empty read-only tmpfs. Target and source are both fds that
  * were opened once; no name inside the container is trusted to be what it was. */
-int do_mask(struct launch *launch, const struct op *op)
-{
-	const char *cursor = op->a[0].l.encoded;
+int do_mask(struct launch *launch, const struct op *op) {
+	struct list paths = op->a[0].l;
 	int null_tree = slot_fd(launch, op->a[1].i), null_used = 0;
 	cleanup_fd empty = -1;
-	struct list none = { NULL, 0 };
-	for (uint32_t i = 0; i < op->a[0].l.count; i++) {
-		const char *path = list_next(&cursor).data;
-		cleanup_fd at = open_in_root(launch, path, O_PATH);
-		struct stat st;
-		int result;
-
-		if (at == -ENOENT || at == -ENOTDIR || at == -EACCES)
+	for (struct string path; list_take(&paths, &path);) {
+		cleanup_fd at = open_in_root(launch, path.data, O_PATH);
+		if (is_absent(at))
 			continue;
-		if (at < 0 || fstat(at, &st))
-			return fail_with(launch, at < 0 ? -at : errno, "%s", path);
+		TRY_SAYING(at, "%s", path.data);
+		struct stat st;
+		TRY_SAYING(or_errno(fstat(at, &st)), "%s", path.data);
+		int result;
 		if (!S_ISDIR(st.st_mode)) {
 			result = null_used ? attach_copy(null_tree, at) : attach(null_tree, at);
 			null_used = 1;
-		} else if (empty < 0) {
-			empty = new_fs(launch, "tmpfs", "tmpfs", &none, DOLIUM_ATTR_RDONLY);
-			if (empty == -ENOSYS) {
-				char target[64];
-				result = mount("tmpfs", fd_path(target, sizeof target, at), "tmpfs", MS_RDONLY, "") ? -errno : 0;
-			} else {
-				result = empty < 0 ? empty : attach(empty, at);
-			}
-		} else {
+		} else if (empty >= 0) {
 			result = attach_copy(empty, at);
+		} else {
+			empty = new_fs(launch, "tmpfs", "tmpfs", (struct list){ NULL, 0 }, MOUNT_ATTR_RDONLY);
+			if (empty == -ENOSYS)
+				result = old_mount("tmpfs", "tmpfs", "", MOUNT_ATTR_RDONLY, at);
+			else
+				result = empty < 0 ? empty : attach(empty, at);
 		}
-		if (result)
-			return fail_with(launch, -result, "%s", path);
+		TRY_SAYING(result, "%s", path.data);
 	}
 	return 0;
 }
 
-int do_readonly(struct launch *launch, const struct op *op)
-{
-	const char *cursor = op->a[0].l.encoded;
-	for (uint32_t i = 0; i < op->a[0].l.count; i++) {
-		const char *path = list_next(&cursor).data;
-		cleanup_fd at = open_in_root(launch, path, O_PATH);
-		cleanup_fd copy = -1;
-		int result;
-
-		if (at == -ENOENT || at == -ENOTDIR || at == -EACCES)
+int do_readonly(struct launch *launch, const struct op *op) {
+	struct list paths = op->a[0].l;
+	for (struct string path; list_take(&paths, &path);) {
+		cleanup_fd at = open_in_root(launch, path.data, O_PATH);
+		if (is_absent(at))
 			continue;
-		if (at < 0)
-			return fail_with(launch, -at, "%s", path);
-		copy = copy_of(at);
-		result = copy < 0 ? -errno : set_attr(copy, 1, DOLIUM_ATTR_RDONLY, 0);
-		if (!result)
-			result = attach(copy, at);
-		if (result)
-			return fail_with(launch, -result, "%s", path);
+		TRY_SAYING(at, "%s", path.data);
+		cleanup_fd copy = copy_of(at);
+		TRY_SAYING(copy, "%s", path.data);
+		TRY_SAYING(set_attr(copy, MOUNT_ATTR_RDONLY, 0, AT_RECURSIVE), "%s", path.data);
+		TRY_SAYING(attach(copy, at), "%s", path.data);
 	}
 	return 0;
 }
 
-OPERATION(root_attr, set_attr(launch->root, 0, op->a[0].i, 0))
+OPERATION(root_attr, set_attr(launch->root, op->a[0].i, 0, 0))
 
-int do_remount(struct launch *launch, const struct op *op)
-{
+int do_remount(struct launch *launch, const struct op *op) {
 	cleanup_fd at = open_in_root(launch, op->a[0].s.data, O_PATH);
-	return at < 0 ? at : set_attr(at, (op->a[2].i & MS_REC) != 0, op->a[1].i, op->a[2].i);
+	TRY(at);
+	return set_attr(at, op->a[1].i, op->a[2].i, 0);
 }
 
-int do_pivot(struct launch *launch, const struct op *op)
-{
-	if (fchdir(launch->root))
-		return -errno;
+int do_pivot(struct launch *launch, const struct op *op) {
+	TRY(or_errno(fchdir(launch->root)));
 	if (op->a[0].i) {
-		if (chroot("."))
-			return -errno;
+		TRY(or_errno(chroot(".")));
 	} else {
 		/* Old root on top of the new one, then let go of it: no folder inside is needed. */
-		if (syscall(SYS_pivot_root, ".", "."))
-			return -errno;
-		if (umount2(".", MNT_DETACH))
-			return fail_with(launch, errno, "detach the old root");
+		TRY(or_errno(syscall(SYS_pivot_root, ".", ".")));
+		TRY_SAYING(or_errno(umount2(".", MNT_DETACH)), "detach the old root");
 	}
 	launch->pivoted = 1;
-	return chdir("/") ? -errno : 0;
+	return or_errno(chdir("/"));
+}
+
+/* The terminal's slave, bound on /dev/console. */
+static int bind_console(struct launch *launch, int slave) {
+	cleanup_fd at = make_in_root(launch, "dev/console", 0, 0600);
+	TRY_SAYING(at, "/dev/console");
+	cleanup_fd tree = sys_open_tree(slave, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	TRY_SAYING(tree, "copy the terminal's mount");
+	TRY_SAYING(attach(tree, at), "/dev/console");
+	return 0;
 }
 
 /* A pty in the container's own devpts. The slave is reached through the master (TIOCGPTPEER), not by a path. */
-int do_console(struct launch *launch, const struct op *op)
-{
-	struct winsize size = { .ws_row = (unsigned short)op->a[1].i, .ws_col = (unsigned short)op->a[2].i };
+int do_console(struct launch *launch, const struct op *op) {
 	cleanup_fd master = open_in_root(launch, "dev/pts/ptmx", O_RDWR | O_NOCTTY);
-	cleanup_fd slave = -1, tree = -1, at = -1;
+	TRY_SAYING(master, "a terminal needs a devpts mount at /dev/pts");
 	struct statfs fs;
-	int unlock = 0, result;
-	if (master < 0)
-		return fail_with(launch, -master, "a terminal needs a devpts mount at /dev/pts");
-	if (fstatfs(master, &fs) || fs.f_type != DEVPTS_MAGIC)
+	if (fstatfs(master, &fs) || fs.f_type != DEVPTS_SUPER_MAGIC)
 		return fail_with(launch, EINVAL, "/dev/pts/ptmx is not on a devpts");
-	if (ioctl(master, TIOCSPTLCK, &unlock))
-		return -errno;
-	slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-	if (slave < 0)
-		return -errno;
-	if (size.ws_row && size.ws_col && ioctl(slave, TIOCSWINSZ, &size))
-		return -errno;
-	if (op->stage == CHILD_BEFORE_PIVOT) { /* an exec's terminal is not the container's console */
-		at = make_in_root(launch, "dev/console", 0, 0600);
-		if (at < 0)
-			return fail_with(launch, -at, "/dev/console");
-		tree = sys_open_tree(slave, "", AT_EMPTY_PATH | DOLIUM_OPEN_TREE_CLONE | DOLIUM_OPEN_TREE_CLOEXEC);
-		if (tree < 0)
-			return fail_with(launch, errno, "copy the terminal's mount");
-		result = attach(tree, at);
-		if (result)
-			return fail_with(launch, -result, "/dev/console");
-	}
-	result = op->a[0].i >= 0 ? send_console(slot_fd(launch, op->a[0].i), master) : send_console_message(launch, master);
-	if (result)
-		return fail_with(launch, -result, "send the terminal");
+	int unlock = 0;
+	TRY(or_errno(ioctl(master, TIOCSPTLCK, &unlock)));
+	cleanup_fd slave = or_errno(ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC));
+	TRY(slave);
+	struct winsize size = { .ws_row = (unsigned short)op->a[1].i, .ws_col = (unsigned short)op->a[2].i };
+	if (size.ws_row && size.ws_col)
+		TRY(or_errno(ioctl(slave, TIOCSWINSZ, &size)));
+	if (op->stage == CHILD_BEFORE_PIVOT) /* an exec's terminal is not the container's console */
+		TRY(bind_console(launch, slave));
+	TRY_SAYING(op->a[0].i >= 0 ? send_console(slot_fd(launch, op->a[0].i), master) : send_console_message(launch, master),
+		   "send the terminal");
 	for (int fd = 0; fd < 3; fd++)
-		if (dup2(slave, fd) < 0)
-			return -errno;
-	return ioctl(0, TIOCSCTTY, 0) ? -errno : 0;
+		TRY(or_errno(dup2(slave, fd)));
+	return or_errno(ioctl(0, TIOCSCTTY, 0));
 }

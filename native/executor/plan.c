@@ -3,35 +3,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct reader {
-	const char *at, *end;
-};
-
 static const struct {
-	uint16_t code;
 	const char *name, *signature;
 } table[] = {
-#define OP(code, name, signature) { code, #name, signature },
+#define OP(code, name, signature) [code] = { #name, signature },
 #include "ops.def"
 #undef OP
 };
 
-static int find(uint16_t code)
-{
-	for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
-		if (table[i].code == code)
-			return (int)i;
-	return -1;
+static int known(uint16_t code) {
+	return code < sizeof table / sizeof table[0] && table[code].name;
 }
 
-const char *op_name(uint16_t code)
-{
-	int i = find(code);
-	return i < 0 ? "unknown" : table[i].name;
+const char *op_name(uint16_t code) {
+	return known(code) ? table[code].name : "unknown";
 }
 
-static int take(struct reader *r, void *out, size_t n)
-{
+static int take(struct reader *r, void *out, size_t n) {
 	if ((size_t)(r->end - r->at) < n)
 		return -1;
 	memcpy(out, r->at, n);
@@ -39,21 +27,15 @@ static int take(struct reader *r, void *out, size_t n)
 	return 0;
 }
 
-static int take_string(struct reader *r, struct string *s)
-{
-	uint32_t len;
-	if (take(r, &len, sizeof len))
-		return -1;
-	if ((size_t)(r->end - r->at) < (size_t)len + 1 || r->at[len] != '\0')
+int take_string(struct reader *r, struct string *s) {
+	if (take(r, &s->len, sizeof s->len) || (size_t)(r->end - r->at) < (size_t)s->len + 1 || r->at[s->len] != '\0')
 		return -1;
 	s->data = r->at;
-	s->len = len;
-	r->at += (size_t)len + 1;
+	r->at += (size_t)s->len + 1;
 	return 0;
 }
 
-static int take_list(struct reader *r, struct list *l)
-{
+int take_list(struct reader *r, struct list *l) {
 	struct string ignored;
 	if (take(r, &l->count, sizeof l->count))
 		return -1;
@@ -64,33 +46,27 @@ static int take_list(struct reader *r, struct list *l)
 	return 0;
 }
 
-static int take_op(struct reader *r, struct op *op, const char **why)
-{
-	struct reader body;
-	struct string label;
+static int take_op(struct reader *r, struct op *op, const char **why) {
 	uint32_t size;
-	const char *signature;
-	int known;
 	*why = "cut short";
 	if (take(r, &op->code, 2) || take(r, &op->stage, 1) || take(r, &op->flags, 1) || take(r, &size, 4))
 		return -1;
 	if ((size_t)(r->end - r->at) < size)
 		return -1;
-	body.at = r->at;
-	body.end = r->at + size;
+	struct reader body = { r->at, r->at + size };
 	r->at += size;
 	*why = "unknown operation";
-	known = find(op->code);
-	if (known < 0)
+	if (!known(op->code))
 		return -1;
 	*why = "unknown stage";
 	if (op->stage >= STAGES)
 		return -1;
 	*why = "malformed argument";
+	struct string label;
 	if (take_string(&body, &label))
 		return -1;
 	op->label = label.data;
-	signature = table[known].signature;
+	const char *signature = table[op->code].signature;
 	for (int i = 0; signature[i]; i++) {
 		int bad = signature[i] == 'i'   ? take(&body, &op->a[i].i, 8)
 			  : signature[i] == 's' ? take_string(&body, &op->a[i].s) : take_list(&body, &op->a[i].l);
@@ -101,15 +77,14 @@ static int take_op(struct reader *r, struct op *op, const char **why)
 	return body.at == body.end ? 0 : -1;
 }
 
-int plan_decode(const char *buffer, size_t size, struct plan *plan, const char **why)
-{
+int plan_decode(const char *buffer, size_t size, struct plan *plan, const char **why) {
 	struct reader r = { buffer, buffer + size };
-	char magic[4];
-	uint16_t version;
 	memset(plan, 0, sizeof *plan);
+	char magic[4];
 	*why = "not a launch plan";
 	if (take(&r, magic, 4) || memcmp(magic, PLAN_MAGIC, 4) != 0)
 		return -1;
+	uint16_t version;
 	*why = "a launch plan of another version";
 	if (take(&r, &version, 2) || version != PLAN_VERSION)
 		return -1;
@@ -134,15 +109,13 @@ malformed:
 	return -1;
 }
 
-void plan_free(struct plan *plan)
-{
+void plan_free(struct plan *plan) {
 	free(plan->ops);
 	plan->ops = NULL;
 	plan->count = 0;
 }
 
-struct string list_next(const char **cursor)
-{
+struct string list_next(const char **cursor) {
 	struct string s;
 	memcpy(&s.len, *cursor, 4);
 	s.data = *cursor + 4;
@@ -150,13 +123,19 @@ struct string list_next(const char **cursor)
 	return s;
 }
 
-char **list_vector(const struct list *list)
-{
-	char **vector = calloc((size_t)list->count + 1, sizeof *vector);
-	const char *cursor = list->encoded;
-	if (!vector)
-		return NULL;
-	for (uint32_t i = 0; i < list->count; i++)
-		vector[i] = (char *)list_next(&cursor).data;
+int list_take(struct list *rest, struct string *s) {
+	if (!rest->count)
+		return 0;
+	rest->count--;
+	*s = list_next(&rest->encoded);
+	return 1;
+}
+
+char **list_vector(const struct list *list) {
+	char **vector = calloc((size_t)list->count + 2, sizeof *vector);
+	struct list rest = *list;
+	struct string s;
+	for (uint32_t i = 0; vector && list_take(&rest, &s); i++)
+		vector[i] = (char *)s.data;
 	return vector;
 }

@@ -37,6 +37,11 @@ struct list {
 	uint32_t count;
 };
 
+/* What is left to decode. */
+struct reader {
+	const char *at, *end;
+};
+
 union arg {
 	int64_t i;
 	struct string s;
@@ -62,9 +67,14 @@ int plan_decode(const char *buffer, size_t size, struct plan *plan, const char *
 void plan_free(struct plan *plan);
 const char *op_name(uint16_t code);
 
+/* The next string or list of strings: 0, or -1 when it is malformed. */
+int take_string(struct reader *r, struct string *s);
+int take_list(struct reader *r, struct list *l);
 /* Walk a list: start with *cursor = list->encoded; call count times. */
 struct string list_next(const char **cursor);
-/* A NULL-terminated vector of the strings; the caller frees the vector only. NULL when memory ran out. */
+/* Takes the first string off the copy of a list: 1, or 0 when none is left. */
+int list_take(struct list *rest, struct string *s);
+/* A NULL-terminated vector of the strings, with room for one more; the caller frees the vector only. NULL when memory ran out. */
 char **list_vector(const struct list *list);
 
 #endif

@@ -1,8 +1,6 @@
 /* `run` and `exec` in the foreground: the front stays, relays the terminal, forwards signals, returns the status. */
 #include <poll.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
@@ -13,19 +11,16 @@
 static struct termios saved;
 static int raw;
 
-static void restore_terminal(void)
-{
+static void restore_terminal(void) {
 	if (raw)
 		tcsetattr(0, TCSADRAIN, &saved);
 	raw = 0;
 }
 
-static void make_raw(void)
-{
-	struct termios now;
+static void make_raw(void) {
 	if (tcgetattr(0, &saved))
 		return;
-	now = saved;
+	struct termios now = saved;
 	cfmakeraw(&now); /* output too: the container's own pty has turned line ends into CR LF already */
 	if (tcsetattr(0, TCSADRAIN, &now) == 0) {
 		raw = 1;
@@ -33,16 +28,14 @@ static void make_raw(void)
 	}
 }
 
-static void copy_size(int console)
-{
+static void copy_size(int console) {
 	struct winsize size;
 	if (ioctl(0, TIOCGWINSZ, &size) == 0)
 		ioctl(console, TIOCSWINSZ, &size);
 }
 
 /* Bytes moved, 0 at the end, -1 when there is nothing now. */
-static ssize_t relay(int from, int to)
-{
+static ssize_t relay(int from, int to) {
 	char chunk[16384];
 	ssize_t n = read(from, chunk, sizeof chunk);
 	if (n < 0)
@@ -53,8 +46,7 @@ static ssize_t relay(int from, int to)
 }
 
 /* Reaps everything that ended; 1 when init was among it. */
-static int reap(struct launch *launch, int *status)
-{
+static int reap(struct launch *launch, int *status) {
 	int seen = 0, one;
 	pid_t pid;
 	while ((pid = waitpid(-1, &one, WNOHANG)) > 0)
@@ -65,8 +57,7 @@ static int reap(struct launch *launch, int *status)
 	return seen;
 }
 
-static void take_signal(struct launch *launch, int fd)
-{
+static void take_signal(struct launch *launch, int fd) {
 	struct signalfd_siginfo info;
 	if (read(fd, &info, sizeof info) != sizeof info)
 		return;
@@ -79,25 +70,24 @@ static void take_signal(struct launch *launch, int fd)
 	sys_pidfd_send_signal(launch->pidfd, (int)info.ssi_signo);
 }
 
-int hold_until_exit(struct launch *launch)
-{
-	struct pollfd p[4];
-	cleanup_fd signals = -1;
+int hold_until_exit(struct launch *launch) {
 	sigset_t set;
-	int status = 0, ended = 0;
 	sigfillset(&set);
-	signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	cleanup_fd signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (signals < 0)
 		return 1;
 	if (launch->console >= 0) {
 		make_raw();
 		copy_size(launch->console);
 	}
-	p[0] = (struct pollfd){ .fd = signals, .events = POLLIN };
-	p[1] = (struct pollfd){ .fd = launch->pidfd, .events = POLLIN };
-	p[2] = (struct pollfd){ .fd = launch->console, .events = POLLIN };
-	p[3] = (struct pollfd){ .fd = launch->console >= 0 ? 0 : -1, .events = POLLIN };
-	while (!ended) {
+	struct pollfd p[4] = {
+		{ .fd = signals, .events = POLLIN },
+		{ .fd = launch->pidfd, .events = POLLIN },
+		{ .fd = launch->console, .events = POLLIN },
+		{ .fd = launch->console >= 0 ? 0 : -1, .events = POLLIN },
+	};
+	int status = 0;
+	while (!reap(launch, &status)) {
 		if (poll(p, 4, -1) < 0 && errno != EINTR)
 			break;
 		if (p[0].revents)
@@ -106,7 +96,6 @@ int hold_until_exit(struct launch *launch)
 			p[2].fd = -1;
 		if (p[3].revents && relay(0, launch->console) == 0)
 			p[3].fd = -1;
-		ended = reap(launch, &status);
 	}
 	if (launch->console >= 0) {
 		fcntl(launch->console, F_SETFL, O_NONBLOCK);

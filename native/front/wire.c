@@ -1,16 +1,12 @@
 #include "wire.h"
 
-#include <dirent.h>
 #include <limits.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/utsname.h>
 #include <time.h>
 
-static void put_vector(struct buffer *b, const char *key, char **vector)
-{
+static void put_vector(struct buffer *b, const char *key, char **vector) {
 	uint32_t count = 0;
 	while (vector[count])
 		count++;
@@ -19,13 +15,11 @@ static void put_vector(struct buffer *b, const char *key, char **vector)
 		put_string(b, vector[i], strlen(vector[i]));
 }
 
-void put_context(struct buffer *b, int argc, char **argv, char **env)
-{
+void put_context(struct buffer *b, char **argv, char **env) {
 	char cwd[PATH_MAX];
-	mode_t mask = umask(0);
 	struct winsize size;
 	struct utsname host;
-	(void)argc;
+	mode_t mask = umask(0);
 	umask(mask);
 	put_vector(b, "argv", argv);
 	put_vector(b, "env", env);
@@ -45,92 +39,85 @@ void put_context(struct buffer *b, int argc, char **argv, char **env)
 	}
 }
 
-static int read_fact(struct buffer *out, const char *path)
-{
-	cleanup_fd fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	char chunk[16384];
+/* Each puts what it found as the strings of a fact: their number, or -errno. */
+
+static int read_fact(struct buffer *out, const char *path) {
+	cleanup_fd fd = or_errno(open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+	TRY(fd);
 	struct stat st;
-	if (fd < 0)
-		return -errno;
-	if (fstat(fd, &st))
-		return -errno;
+	TRY(or_errno(fstat(fd, &st)));
 	if (!S_ISREG(st.st_mode))
 		return S_ISDIR(st.st_mode) ? -EISDIR : -EINVAL;
-	for (;;) {
-		ssize_t n = read(fd, chunk, sizeof chunk);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		if (n == 0)
-			return 0;
-		if (out->used + (size_t)n > FACT_LIMIT)
+	cleanup_buffer found = { 0 };
+	char chunk[16384];
+	for (int n; (n = or_errno(RETRY(read(fd, chunk, sizeof chunk))));) {
+		TRY(n);
+		if (found.used + (size_t)n > FACT_LIMIT)
 			return -EFBIG;
-		put_bytes(out, chunk, (size_t)n);
+		put_bytes(&found, chunk, (size_t)n);
 	}
+	out->failed |= found.failed;
+	put_string(out, found.data ? found.data : "", found.used);
+	return 1;
 }
 
-static int list_fact(struct buffer *out, const char *path, uint32_t *count)
-{
-	DIR *folder = opendir(path);
-	struct dirent *entry;
+static int link_fact(struct buffer *out, const char *path) {
+	char link[PATH_MAX];
+	int n = or_errno(readlink(path, link, sizeof link));
+	TRY(n);
+	put_string(out, link, (size_t)n);
+	return 1;
+}
+
+static int real_fact(struct buffer *out, const char *path) {
+	char link[PATH_MAX];
+	if (!realpath(path, link))
+		return -errno;
+	put_string(out, link, strlen(link));
+	return 1;
+}
+
+static int stat_fact(struct buffer *out, const char *path) {
+	struct stat st;
+	TRY(or_errno(stat(path, &st)));
+	char text[128];
+	int n = snprintf(text, sizeof text, "%u %u %u %llu", st.st_mode, st.st_uid, st.st_gid, (unsigned long long)st.st_rdev);
+	put_string(out, text, (size_t)n);
+	return 1;
+}
+
+static int list_fact(struct buffer *out, const char *path) {
+	cleanup_dir folder = opendir(path);
 	if (!folder)
 		return -errno;
-	while ((entry = readdir(folder))) {
-		if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
-			continue;
+	int count = 0;
+	for (struct dirent *entry; (entry = next_entry(folder)); count++)
 		put_string(out, entry->d_name, strlen(entry->d_name));
-		*count += 1;
-	}
-	closedir(folder);
-	return 0;
+	return count;
 }
 
-static int stat_fact(struct buffer *out, const char *path)
-{
-	struct stat st;
-	char text[128];
-	int n;
-	if (stat(path, &st))
-		return -errno;
-	n = snprintf(text, sizeof text, "%u %u %u %llu", st.st_mode, st.st_uid, st.st_gid, (unsigned long long)st.st_rdev);
-	put_bytes(out, text, (size_t)n);
-	return 0;
+static int find_fact(struct buffer *out, const char *query) {
+	static const struct {
+		const char *kind;
+		int (*find)(struct buffer *out, const char *path);
+	} kinds[] = {
+		{ "read:", read_fact }, { "link:", link_fact }, { "real:", real_fact }, { "stat:", stat_fact },
+		{ "list:", list_fact },
+	};
+	for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+		if (!strncmp(query, kinds[i].kind, 5))
+			return kinds[i].find(out, query + 5);
+	return -EINVAL;
 }
 
-void put_fact(struct buffer *b, const char *query)
-{
-	struct buffer found = { 0 };
-	char number[16], link[PATH_MAX];
-	const char *path = strchr(query, ':');
-	uint32_t count = 1;
-	int result = -EINVAL, is_list = 0;
-	path = path ? path + 1 : query;
-	if (!strncmp(query, "read:", 5)) {
-		result = read_fact(&found, path);
-	} else if (!strncmp(query, "link:", 5)) {
-		ssize_t n = readlink(path, link, sizeof link);
-		result = n < 0 ? -errno : 0;
-		if (n > 0)
-			put_bytes(&found, link, (size_t)n);
-	} else if (!strncmp(query, "real:", 5)) {
-		result = realpath(path, link) ? 0 : -errno;
-		if (!result)
-			put_bytes(&found, link, strlen(link));
-	} else if (!strncmp(query, "stat:", 5)) {
-		result = stat_fact(&found, path);
-	} else if (!strncmp(query, "list:", 5)) {
-		is_list = 1;
-		count = 0;
-		result = list_fact(&found, path, &count);
-	}
-	put_key(b, query, 1 + (result ? 0 : count));
-	snprintf(number, sizeof number, "%d", -result);
+void put_fact(struct buffer *b, const char *query) {
+	cleanup_buffer found = { 0 };
+	char number[16];
+	int count = find_fact(&found, query);
+	put_key(b, query, count < 0 ? 1 : 1 + (uint32_t)count);
+	snprintf(number, sizeof number, "%d", count < 0 ? -count : 0);
 	put_string(b, number, strlen(number));
-	if (!result && is_list)
+	if (count > 0)
 		put_bytes(b, found.data, found.used);
-	else if (!result)
-		put_string(b, found.data ? found.data : "", found.used);
 	b->failed |= found.failed;
-	buffer_free(&found);
 }

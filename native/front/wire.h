@@ -15,7 +15,7 @@
 #define FACT_LIMIT (16u << 20)
 
 /* The caller's context: argv, environment, cwd, umask, ids, what the terminal is. */
-void put_context(struct buffer *b, int argc, char **argv, char **env);
+void put_context(struct buffer *b, char **argv, char **env);
 /* One fact: its key, then errno as a decimal string, then what was found. */
 void put_fact(struct buffer *b, const char *query);
 
