@@ -34,18 +34,15 @@ struct client {
 static struct client *clients;
 static unsigned last_number;
 
-static int backlog(const struct client *c)
-{
+static int backlog(const struct client *c) {
 	return c->tail > c->head;
 }
 
-static int may_type(const struct client *c)
-{
+static int may_type(const struct client *c) {
 	return !c->eof && !(c->in && c->process && (c->process->state == PROCESS_NEW || c->process->pending));
 }
 
-static void let_go(struct client *c)
-{
+static void let_go(struct client *c) {
 	struct client **at = &clients;
 	while (*at != c)
 		at = &(*at)->next;
@@ -55,16 +52,14 @@ static void let_go(struct client *c)
 	free(c);
 }
 
-static void drop(struct client *c)
-{
+static void drop(struct client *c) {
 	/* The daemon may still hold a copy: the other side is to see the end now. */
 	shutdown(c->source.fd, SHUT_RDWR);
 	let_go(c);
 }
 
 /* Watches what is wanted now; drops a client from which and to which nothing more can come. */
-static void settle(struct client *c)
-{
+static void settle(struct client *c) {
 	uint32_t events = (may_type(c) ? EPOLLIN : 0u) | (backlog(c) ? EPOLLOUT : 0u);
 	if (c->eof && (c->deaf || (c->finished && !backlog(c)))) {
 		drop(c);
@@ -79,22 +74,19 @@ static void settle(struct client *c)
 
 /* ---- to the client ---- */
 
-static void turn_deaf(struct client *c)
-{
+static void turn_deaf(struct client *c) {
 	c->deaf = 1;
 	c->head = c->tail = 0;
 	close_fd(&c->spill);
 }
 
-static void cut_off(struct client *c, const char *why)
-{
+static void cut_off(struct client *c, const char *why) {
 	complain("client %u is cut off: %s", c->number, why);
 	turn_deaf(c);
 	shutdown(c->source.fd, SHUT_RDWR);
 }
 
-static void spill(struct client *c, const char *data, size_t len)
-{
+static void spill(struct client *c, const char *data, size_t len) {
 	if (c->spill < 0)
 		c->spill = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	if (c->spill < 0)
@@ -107,8 +99,7 @@ static void spill(struct client *c, const char *data, size_t len)
 		c->tail += (off_t)len;
 }
 
-static void put(struct client *c, int stream, const char *data, size_t len)
-{
+static void put(struct client *c, int stream, const char *data, size_t len) {
 	unsigned char head[8] = { (unsigned char)stream, 0, 0, 0, (unsigned char)(len >> 24), (unsigned char)(len >> 16),
 				  (unsigned char)(len >> 8), (unsigned char)len };
 	size_t head_size = c->mux ? sizeof head : 0, sent = 0;
@@ -132,8 +123,7 @@ static void put(struct client *c, int stream, const char *data, size_t len)
 		spill(c, data + (sent - head_size), len - (sent - head_size));
 }
 
-static void send_spilled(struct client *c)
-{
+static void send_spilled(struct client *c) {
 	ssize_t got = pread(c->spill, shim.scratch, SCRATCH_SIZE, c->head), n;
 	if (got <= 0) {
 		cut_off(c, "what it did not read is unreadable");
@@ -157,8 +147,7 @@ static void send_spilled(struct client *c)
 	}
 }
 
-static void deliver(struct stream *stream, const char *data, size_t len)
-{
+static void deliver(struct stream *stream, const char *data, size_t len) {
 	struct process *p = stream->process;
 	for (struct client *c = clients, *next; c; c = next) {
 		next = c->next;
@@ -171,8 +160,7 @@ static void deliver(struct stream *stream, const char *data, size_t len)
 		log_write(p->log, stream->number, data, len);
 }
 
-void stream_ready(struct source *source, uint32_t events)
-{
+void stream_ready(struct source *source, uint32_t events) {
 	struct stream *stream = container_of(source, struct stream, source);
 	ssize_t n = read(source->fd, shim.scratch, SCRATCH_SIZE);
 	(void)events;
@@ -183,8 +171,7 @@ void stream_ready(struct source *source, uint32_t events)
 }
 
 /* What was in the pipe when the process died, not what a grandchild goes on writing. */
-void drain_streams(struct process *process)
-{
+void drain_streams(struct process *process) {
 	for (int i = 0; i < 2; i++) {
 		struct source *source = &process->out[i].source;
 		int room = source->fd < 0 ? 0 : fcntl(source->fd, F_GETPIPE_SZ);
@@ -201,16 +188,14 @@ void drain_streams(struct process *process)
 
 /* ---- from the client ---- */
 
-void input_close(struct process *process)
-{
+void input_close(struct process *process) {
 	process->input_ending = process->pending != NULL;
 	if (!process->input_ending)
 		source_close(&process->input);
 }
 
 /* Only when nothing is pending: see may_type. */
-static void feed(struct process *p, const char *data, size_t len)
-{
+static void feed(struct process *p, const char *data, size_t len) {
 	ssize_t n = len ? write(p->input.fd, data, len) : 0;
 	if (n < 0 && errno != EAGAIN) {
 		source_close(&p->input); /* the container closed its end: what is typed has no reader */
@@ -229,8 +214,7 @@ static void feed(struct process *p, const char *data, size_t len)
 	watch(&p->input, EPOLLOUT);
 }
 
-void input_ready(struct source *source, uint32_t events)
-{
+void input_ready(struct source *source, uint32_t events) {
 	struct process *p = container_of(source, struct process, input);
 	ssize_t n = write(source->fd, p->pending, p->pending_size);
 	(void)events;
@@ -252,8 +236,7 @@ void input_ready(struct source *source, uint32_t events)
 }
 
 /* Copies what was typed without a completed detach sequence; 1 when there was one. A broken one is passed on. */
-static int filter_keys(struct client *c, const char *in, size_t n, char *out, size_t *len)
-{
+static int filter_keys(struct client *c, const char *in, size_t n, char *out, size_t *len) {
 	*len = 0;
 	for (size_t i = 0; i < n; i++) {
 		while (c->matched && in[i] != c->keys[c->matched]) {
@@ -272,8 +255,7 @@ static int filter_keys(struct client *c, const char *in, size_t n, char *out, si
 	return 0;
 }
 
-static void detach(struct client *c)
-{
+static void detach(struct client *c) {
 	struct buffer b = { 0 };
 	put_text(&b, "event", "detached");
 	put_text(&b, "id", c->process->id);
@@ -282,8 +264,7 @@ static void detach(struct client *c)
 	c->eof = c->deaf = 1;
 }
 
-static void input_ended(struct client *c)
-{
+static void input_ended(struct client *c) {
 	struct process *p = c->process;
 	c->eof = 1;
 	if (!c->in || !p || p->input.fd < 0)
@@ -300,8 +281,7 @@ static void input_ended(struct client *c)
 	input_close(p);
 }
 
-static void take_input(struct client *c)
-{
+static void take_input(struct client *c) {
 	ssize_t n = recv(c->source.fd, shim.scratch, INPUT_CHUNK, MSG_DONTWAIT);
 	char *data = shim.scratch;
 	size_t len = n > 0 ? (size_t)n : 0;
@@ -323,8 +303,7 @@ static void take_input(struct client *c)
 		detach(c);
 }
 
-static void client_ready(struct source *source, uint32_t events)
-{
+static void client_ready(struct source *source, uint32_t events) {
 	struct client *c = container_of(source, struct client, source);
 	if (events & EPOLLOUT && backlog(c))
 		send_spilled(c);
@@ -336,8 +315,7 @@ static void client_ready(struct source *source, uint32_t events)
 }
 
 /* The call may free the client. */
-static void for_each(const struct process *process, void (*call)(struct client *c))
-{
+static void for_each(const struct process *process, void (*call)(struct client *c)) {
 	for (struct client *c = clients, *next; c; c = next) {
 		next = c->next;
 		if (c->process == process)
@@ -345,13 +323,11 @@ static void for_each(const struct process *process, void (*call)(struct client *
 	}
 }
 
-void clients_go_on(struct process *process)
-{
+void clients_go_on(struct process *process) {
 	for_each(process, settle);
 }
 
-void clients_finish(struct process *process, int exited)
-{
+void clients_finish(struct process *process, int exited) {
 	char code[16];
 	int n = snprintf(code, sizeof code, "%d", process->exit_code);
 	for (struct client *c = clients, *next; c; c = next) {
@@ -369,28 +345,24 @@ void clients_finish(struct process *process, int exited)
 }
 
 /* Nothing ran: the connections stay open for the daemon, which says why. */
-void clients_let_go(struct process *process)
-{
+void clients_let_go(struct process *process) {
 	for_each(process, let_go);
 }
 
-int unread_clients(void)
-{
+int unread_clients(void) {
 	for (const struct client *c = clients; c; c = c->next)
 		if (backlog(c))
 			return 1;
 	return 0;
 }
 
-static int is_stream_socket(int fd)
-{
+static int is_stream_socket(int fd) {
 	int type = 0;
 	socklen_t len = sizeof type;
 	return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_STREAM;
 }
 
-int request_attach(struct request *r)
-{
+int request_attach(struct request *r) {
 	struct string keys = fields_get(&r->frame, "detach_keys");
 	struct process *p;
 	struct client *c;

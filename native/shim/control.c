@@ -25,8 +25,7 @@ struct connection {
 
 static struct connection *connections, *current; /* current: the one that said the right hello last */
 
-static void drop_frame(struct connection *c)
-{
+static void drop_frame(struct connection *c) {
 	for (unsigned i = 0; i < c->fd_count; i++)
 		close_fd(&c->fds[i]);
 	free(c->fds);
@@ -36,8 +35,7 @@ static void drop_frame(struct connection *c)
 	buffer_free(&c->frame);
 }
 
-static void connection_close(struct connection *c)
-{
+static void connection_close(struct connection *c) {
 	struct connection **at = &connections;
 	while (*at != c)
 		at = &(*at)->next;
@@ -52,8 +50,7 @@ static void connection_close(struct connection *c)
 
 /* ---- sending ---- */
 
-static void send_unsent(struct connection *c)
-{
+static void send_unsent(struct connection *c) {
 	while (c->sent < c->unsent.used) {
 		ssize_t n = send(c->source.fd, c->unsent.data + c->sent, c->unsent.used - c->sent, MSG_DONTWAIT | MSG_NOSIGNAL);
 		if (n < 0 && errno == EAGAIN) {
@@ -71,8 +68,7 @@ static void send_unsent(struct connection *c)
 	watch(&c->source, EPOLLIN);
 }
 
-static void send_body(struct connection *c, struct buffer *body)
-{
+static void send_body(struct connection *c, struct buffer *body) {
 	put_u32(&c->unsent, (uint32_t)body->used);
 	put_bytes(&c->unsent, body->data, body->used);
 	if (body->failed || c->unsent.failed || c->unsent.used - c->sent > UNSENT_LIMIT) {
@@ -84,21 +80,18 @@ static void send_body(struct connection *c, struct buffer *body)
 	buffer_free(body);
 }
 
-void send_event(struct buffer *b)
-{
+void send_event(struct buffer *b) {
 	if (current)
 		send_body(current, b);
 	else
 		buffer_free(b);
 }
 
-int unsent_answers(void)
-{
+int unsent_answers(void) {
 	return current && current->unsent.used;
 }
 
-int refuse(struct request *r, int result, const char *format, ...)
-{
+int refuse(struct request *r, int result, const char *format, ...) {
 	va_list args;
 	va_start(args, format);
 	vsnprintf(r->why, sizeof r->why, format, args);
@@ -108,8 +101,7 @@ int refuse(struct request *r, int result, const char *format, ...)
 
 /* ---- requests ---- */
 
-static int request_hello(struct request *r)
-{
+static int request_hello(struct request *r) {
 	if (fields_number(&r->frame, "version", 0) != SHIM_VERSION)
 		return refuse(r, -EPROTO, "this shim speaks version %d", SHIM_VERSION);
 	if (strcmp(fields_get(&r->frame, "nonce").data, shim.nonce))
@@ -121,8 +113,7 @@ static int request_hello(struct request *r)
 	return 0;
 }
 
-static int request_status(struct request *r)
-{
+static int request_status(struct request *r) {
 	put_processes(&r->answer);
 	return 0;
 }
@@ -138,8 +129,7 @@ static const struct {
 	{ "end", request_end },
 };
 
-static int handle(struct connection *c, struct request *r)
-{
+static int handle(struct connection *c, struct request *r) {
 	const char *type = fields_get(&r->frame, "type").data;
 	int hello = !strcmp(type, "hello"), result;
 	if (current != c && !hello)
@@ -158,8 +148,7 @@ static int handle(struct connection *c, struct request *r)
 	return refuse(r, -ENOSYS, "unknown request type %.64s", type);
 }
 
-static void answer(struct connection *c)
-{
+static void answer(struct connection *c) {
 	struct request r = { .frame = c->frame, .fds = c->fds, .fd_count = c->fd_count, .op = UINT32_MAX };
 	int64_t number = fields_number(&r.frame, "request", 0);
 	int result;
@@ -181,8 +170,7 @@ static void answer(struct connection *c)
 /* ---- receiving ---- */
 
 /* The kernel puts all fds of one message into one header. */
-static int take_fds(struct connection *c, struct msghdr *msg)
-{
+static int take_fds(struct connection *c, struct msghdr *msg) {
 	struct cmsghdr *m = CMSG_FIRSTHDR(msg);
 	size_t size = m && m->cmsg_level == SOL_SOCKET && m->cmsg_type == SCM_RIGHTS ? m->cmsg_len - CMSG_LEN(0) : 0;
 	if (!size)
@@ -199,8 +187,7 @@ static int take_fds(struct connection *c, struct msghdr *msg)
 	return 0;
 }
 
-static int well_formed(const struct buffer *b)
-{
+static int well_formed(const struct buffer *b) {
 	const char *at = b->data;
 	struct field field;
 	int more;
@@ -210,8 +197,7 @@ static int well_formed(const struct buffer *b)
 	return more == 0;
 }
 
-static int begin_body(struct connection *c)
-{
+static int begin_body(struct connection *c) {
 	if (c->size > FRAME_LIMIT)
 		return -EPROTO;
 	c->frame.data = malloc((size_t)c->size + 1);
@@ -220,8 +206,7 @@ static int begin_body(struct connection *c)
 }
 
 /* Reads no further than one frame, so that fds stay with their frame. 1 a whole frame, 0 not yet, -errno. */
-static int receive(struct connection *c)
-{
+static int receive(struct connection *c) {
 	union {
 		char space[CMSG_SPACE(sizeof(int) * MAX_FDS)];
 		struct cmsghdr align;
@@ -249,8 +234,7 @@ static int receive(struct connection *c)
 	}
 }
 
-static void connection_ready(struct source *source, uint32_t events)
-{
+static void connection_ready(struct source *source, uint32_t events) {
 	struct connection *c = container_of(source, struct connection, source);
 	int result;
 	if (events & EPOLLOUT && c->unsent.used) {
@@ -264,8 +248,7 @@ static void connection_ready(struct source *source, uint32_t events)
 		connection_close(c);
 }
 
-static void listener_ready(struct source *source, uint32_t events)
-{
+static void listener_ready(struct source *source, uint32_t events) {
 	struct ucred peer = { 0 };
 	socklen_t len = sizeof peer;
 	int fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
@@ -288,8 +271,7 @@ static void listener_ready(struct source *source, uint32_t events)
 
 static struct source listener = { .fd = -1, .ready = listener_ready };
 
-int listen_for_daemon(void)
-{
+int listen_for_daemon(void) {
 	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = "shim.sock" };
 	mode_t before = umask(0177);
 	int result = 0;
@@ -301,8 +283,7 @@ int listen_for_daemon(void)
 	return result ? result : watch(&listener, EPOLLIN);
 }
 
-void stop_listening(void)
-{
+void stop_listening(void) {
 	unlink("shim.sock");
 	unlink("shim.state");
 	source_close(&listener);

@@ -9,8 +9,7 @@
 #define LOG_PATH_LIMIT 4000
 #define PLAN_HEAD 12 /* magic, version, flags, count */
 
-static int copy_list(struct list list, char ***copy)
-{
+static int copy_list(struct list list, char ***copy) {
 	const char *cursor = list.encoded;
 	*copy = calloc((size_t)list.count + 1, sizeof **copy);
 	for (uint32_t i = 0; *copy && i < list.count; i++)
@@ -20,8 +19,7 @@ static int copy_list(struct list list, char ***copy)
 }
 
 /* The AFTER_EXIT operations as a plan of their own: all that is kept of a plan while the process runs. */
-static int keep_after_exit(struct process *p, struct string plan)
-{
+static int keep_after_exit(struct process *p, struct string plan) {
 	uint32_t count = 0, size, used = PLAN_HEAD;
 	char *kept = malloc(plan.len), *fit;
 	if (!kept)
@@ -44,8 +42,7 @@ static int keep_after_exit(struct process *p, struct string plan)
 	return count && !fit ? -ENOMEM : 0;
 }
 
-static int check_plan(struct request *r, const struct plan *plan, int tty)
-{
+static int check_plan(struct request *r, const struct plan *plan, int tty) {
 	int clones = 0, consoles = 0, waits = 0;
 	for (uint32_t i = 0; i < plan->count; i++) {
 		clones += plan->ops[i].code == OP_clone;
@@ -59,8 +56,7 @@ static int check_plan(struct request *r, const struct plan *plan, int tty)
 	return 0;
 }
 
-static int take_passed(struct request *r, struct launch *launch)
-{
+static int take_passed(struct request *r, struct launch *launch) {
 	struct list slots = fields_list(&r->frame, "fd_slots");
 	const char *cursor = slots.encoded;
 	if (slots.count != r->fd_count)
@@ -76,8 +72,7 @@ static int take_passed(struct request *r, struct launch *launch)
 }
 
 /* One pipe: the container's end into its slot, ours non-blocking. */
-static int make_pipe(struct launch *launch, int slot, struct source *ours, int write_end)
-{
+static int make_pipe(struct launch *launch, int slot, struct source *ours, int write_end) {
 	int pair[2];
 	if (pipe2(pair, O_CLOEXEC))
 		return -errno;
@@ -86,8 +81,7 @@ static int make_pipe(struct launch *launch, int slot, struct source *ours, int w
 	return fcntl(ours->fd, F_SETFL, O_NONBLOCK) ? -errno : 0;
 }
 
-static int make_stdio(struct process *p, struct launch *launch, int wants_stdin)
-{
+static int make_stdio(struct process *p, struct launch *launch, int wants_stdin) {
 	int result = 0;
 	if (p->tty)
 		return 0;
@@ -100,8 +94,7 @@ static int make_stdio(struct process *p, struct launch *launch, int wants_stdin)
 	return result ? result : make_pipe(launch, SLOT_STDERR, &p->out[1].source, 0);
 }
 
-static int take_console(struct process *p, struct launch *launch, int wants_stdin)
-{
+static int take_console(struct process *p, struct launch *launch, int wants_stdin) {
 	int master = p->out[0].source.fd = launch->console;
 	launch->console = -1;
 	if (fcntl(master, F_SETFL, O_NONBLOCK))
@@ -112,8 +105,7 @@ static int take_console(struct process *p, struct launch *launch, int wants_stdi
 	return p->slave < 0 || (wants_stdin && p->input.fd < 0) ? -errno : 0;
 }
 
-static int open_log(struct request *r, struct process *p)
-{
+static int open_log(struct request *r, struct process *p) {
 	struct string path = fields_get(&r->frame, "log");
 	int64_t size = fields_number(&r->frame, "log_max_size", 20 << 20);
 	int64_t files = fields_number(&r->frame, "log_max_files", 5);
@@ -125,8 +117,7 @@ static int open_log(struct request *r, struct process *p)
 	return p->log ? 0 : refuse(r, -errno, "open the log %s: %s", path.data, strerror(errno));
 }
 
-static int prepare(struct request *r, struct process *p, struct launch *launch, int wants_stdin)
-{
+static int prepare(struct request *r, struct process *p, struct launch *launch, int wants_stdin) {
 	char name[ID_LIMIT + 8];
 	int result = take_passed(r, launch);
 	if (!result)
@@ -144,14 +135,12 @@ static int prepare(struct request *r, struct process *p, struct launch *launch, 
 	return result ? refuse(r, result, "prepare standard input and output: %s", strerror(-result)) : 0;
 }
 
-static int plan_failed(struct request *r, const struct launch *launch)
-{
+static int plan_failed(struct request *r, const struct launch *launch) {
 	r->op = launch->failure.op;
 	return refuse(r, launch->failure.number > 0 ? -launch->failure.number : -ECANCELED, "%s", launch->failure.text);
 }
 
-static int run(struct request *r, struct process *p, struct launch *launch)
-{
+static int run(struct request *r, struct process *p, struct launch *launch) {
 	int wants_stdin = fields_number(&r->frame, "stdin", 0) != 0;
 	int result = prepare(r, p, launch, wants_stdin);
 	if (result)
@@ -174,8 +163,7 @@ static int run(struct request *r, struct process *p, struct launch *launch)
 	return launch_start(launch) ? plan_failed(r, launch) : 0;
 }
 
-static void adopt(struct request *r, struct process *p, struct launch *launch)
-{
+static void adopt(struct request *r, struct process *p, struct launch *launch) {
 	p->state = PROCESS_RUNNING;
 	p->pid = launch->pid;
 	p->start_time = launch->start_time;
@@ -193,8 +181,7 @@ static void adopt(struct request *r, struct process *p, struct launch *launch)
 	clients_go_on(p);
 }
 
-int request_launch(struct request *r)
-{
+int request_launch(struct request *r) {
 	struct string bytes = fields_get(&r->frame, "plan");
 	struct plan plan = { 0 };
 	struct launch launch;

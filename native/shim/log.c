@@ -24,16 +24,14 @@ struct log {
 	char stamp[40];
 };
 
-static int open_file(struct log *log)
-{
+static int open_file(struct log *log) {
 	struct stat st;
 	log->fd = open(log->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0640);
 	log->size = log->fd >= 0 && fstat(log->fd, &st) == 0 ? (uint64_t)st.st_size : 0;
 	return log->fd < 0 ? -errno : 0;
 }
 
-struct log *log_open(const char *path, uint64_t max_size, unsigned max_files)
-{
+struct log *log_open(const char *path, uint64_t max_size, unsigned max_files) {
 	struct log *log = calloc(1, sizeof *log);
 	if (!log)
 		return NULL;
@@ -47,8 +45,7 @@ struct log *log_open(const char *path, uint64_t max_size, unsigned max_files)
 	return NULL;
 }
 
-static void rotate(struct log *log)
-{
+static void rotate(struct log *log) {
 	char from[PATH_MAX + 16], to[PATH_MAX + 16];
 	if (log->max_files == 1) {
 		if (ftruncate(log->fd, 0) == 0)
@@ -66,8 +63,7 @@ static void rotate(struct log *log)
 }
 
 /* All or nothing, so that a full disk leaves no half line behind. */
-static int append(struct log *log, const char *data, size_t len)
-{
+static int append(struct log *log, const char *data, size_t len) {
 	ssize_t n;
 	if (log->fd < 0 && open_file(log))
 		return -errno;
@@ -79,8 +75,7 @@ static int append(struct log *log, const char *data, size_t len)
 	return n < 0 || ftruncate(log->fd, (off_t)log->size) ? -errno : -ENOSPC;
 }
 
-static int tell_lost(struct log *log)
-{
+static int tell_lost(struct log *log) {
 	char line[256];
 	int n = snprintf(line, sizeof line, "{\"log\":\"dolium: %llu lines were lost here: the log could not be written\\n\","
 			 "\"stream\":\"stderr\",\"time\":\"%s\"}\n", (unsigned long long)log->lost, log->stamp);
@@ -90,8 +85,7 @@ static int tell_lost(struct log *log)
 	return result;
 }
 
-static void flush(struct log *log)
-{
+static void flush(struct log *log) {
 	int result = log->used ? tell_lost(log) : 0;
 	if (!result && log->used)
 		result = append(log, shim.batch, log->used);
@@ -104,8 +98,7 @@ static void flush(struct log *log)
 }
 
 /* Length of the UTF-8 sequence at p as Go decodes it, 0 when it is not valid. */
-static size_t sequence(const unsigned char *p, size_t n, uint32_t *code)
-{
+static size_t sequence(const unsigned char *p, size_t n, uint32_t *code) {
 	static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
 	size_t len = *p >= 0xf0 ? 4 : *p >= 0xe0 ? 3 : 2;
 	if (*p < 0xc2 || *p > 0xf4 || n < len)
@@ -120,8 +113,7 @@ static size_t sequence(const unsigned char *p, size_t n, uint32_t *code)
 }
 
 /* One character of a JSON string as Go writes it; gives the bytes it took. */
-static size_t escape(char **out, const unsigned char *p, size_t n)
-{
+static size_t escape(char **out, const unsigned char *p, size_t n) {
 	static const char letters[] = "\n\r\t\"\\", written[] = "nrt\"\\";
 	const char *letter = *p ? strchr(letters, *p) : NULL;
 	uint32_t code = *p;
@@ -139,13 +131,11 @@ static size_t escape(char **out, const unsigned char *p, size_t n)
 	return len ? len : 1;
 }
 
-static int plain(unsigned char c)
-{
+static int plain(unsigned char c) {
 	return c >= 0x20 && c < 0x80 && c != '"' && c != '\\' && c != '<' && c != '>' && c != '&';
 }
 
-static void put_line(struct log *log, int stream, const char *line, size_t len)
-{
+static void put_line(struct log *log, int stream, const char *line, size_t len) {
 	char *start = shim.batch + log->used, *at = start;
 	size_t size;
 	at += sprintf(at, "{\"log\":\"");
@@ -170,8 +160,7 @@ static void put_line(struct log *log, int stream, const char *line, size_t len)
 }
 
 /* Bytes at the end that begin a character and do not end it: they go into the next piece. */
-static size_t unfinished(const char *data, size_t n)
-{
+static size_t unfinished(const char *data, size_t n) {
 	for (size_t back = 1; back <= 3 && back < n; back++) {
 		unsigned char c = (unsigned char)data[n - back];
 		if ((c & 0xc0) != 0x80)
@@ -180,8 +169,7 @@ static size_t unfinished(const char *data, size_t n)
 	return 0;
 }
 
-static void put_partial(struct log *log, int stream, size_t len)
-{
+static void put_partial(struct log *log, int stream, size_t len) {
 	size_t *used = &log->partial[stream - 1].used;
 	char **data = &log->partial[stream - 1].data;
 	put_line(log, stream, *data, len);
@@ -193,8 +181,7 @@ static void put_partial(struct log *log, int stream, size_t len)
 	}
 }
 
-static void stamp(struct log *log)
-{
+static void stamp(struct log *log) {
 	struct timespec now;
 	struct tm tm;
 	size_t n;
@@ -204,8 +191,7 @@ static void stamp(struct log *log)
 	snprintf(log->stamp + n, sizeof log->stamp - n, ".%09ldZ", now.tv_nsec);
 }
 
-void log_write(struct log *log, int stream, const char *data, size_t len)
-{
+void log_write(struct log *log, int stream, const char *data, size_t len) {
 	size_t *used = &log->partial[stream - 1].used, take;
 	char **kept = &log->partial[stream - 1].data;
 	stamp(log);
@@ -234,8 +220,7 @@ void log_write(struct log *log, int stream, const char *data, size_t len)
 	flush(log);
 }
 
-void log_close(struct log *log)
-{
+void log_close(struct log *log) {
 	stamp(log);
 	for (int stream = 1; stream <= 2; stream++)
 		if (log->partial[stream - 1].used)

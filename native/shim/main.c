@@ -19,8 +19,7 @@
 
 struct shim shim;
 
-int watch(struct source *source, uint32_t events)
-{
+int watch(struct source *source, uint32_t events) {
 	struct epoll_event event = { .events = events, .data.ptr = source };
 	if (source->watched && source->events == events)
 		return 0;
@@ -31,29 +30,25 @@ int watch(struct source *source, uint32_t events)
 	return 0;
 }
 
-void unwatch(struct source *source)
-{
+void unwatch(struct source *source) {
 	if (source->watched)
 		epoll_ctl(shim.epoll, EPOLL_CTL_DEL, source->fd, NULL);
 	source->watched = 0;
 }
 
 /* By hand out of the epoll set: a description that someone else holds too would stay in it. */
-void source_close(struct source *source)
-{
+void source_close(struct source *source) {
 	unwatch(source);
 	close_fd(&source->fd);
 }
 
-int64_t now_ns(void)
-{
+int64_t now_ns(void) {
 	struct timespec t;
 	clock_gettime(CLOCK_REALTIME, &t);
 	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-void complain(const char *format, ...)
-{
+void complain(const char *format, ...) {
 	cleanup_fd fd = open("shim.log", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
 	va_list args;
 	if (fd < 0)
@@ -65,8 +60,7 @@ void complain(const char *format, ...)
 	dprintf(fd, "\n");
 }
 
-int write_record(const char *name, const struct buffer *b)
-{
+int write_record(const char *name, const struct buffer *b) {
 	char fresh[ID_LIMIT + 16];
 	cleanup_fd fd = -1;
 	int result;
@@ -82,8 +76,7 @@ int write_record(const char *name, const struct buffer *b)
 	return result;
 }
 
-static void children_ready(struct source *source, uint32_t events)
-{
+static void children_ready(struct source *source, uint32_t events) {
 	struct signalfd_siginfo info;
 	int status;
 	pid_t pid;
@@ -97,8 +90,7 @@ static void children_ready(struct source *source, uint32_t events)
 static struct source children = { .fd = -1, .ready = children_ready };
 
 /* Gives back what the last burst of work touched: buffers, and the stack below this frame. */
-static void quiet(void)
-{
+static void quiet(void) {
 	uintptr_t top = ((uintptr_t)__builtin_frame_address(0) - STACK_KEPT) & ~(uintptr_t)4095;
 	madvise((void *)(top - STACK_DROPPED), STACK_DROPPED, MADV_DONTNEED);
 	madvise(shim.scratch, SCRATCH_SIZE + BATCH_SIZE, MADV_DONTNEED);
@@ -108,8 +100,7 @@ static void quiet(void)
 }
 
 /* One event at a time: a handler may free whatever it likes. */
-static void loop(void)
-{
+static void loop(void) {
 	struct epoll_event event;
 	shim.dirty = 1;
 	while (!shim.ending || unsent_answers() || unread_clients()) {
@@ -133,22 +124,19 @@ struct verdict {
 	char step[64];
 };
 
-static int failed(struct verdict *v, const char *step, int number)
-{
+static int failed(struct verdict *v, const char *step, int number) {
 	v->number = number;
 	snprintf(v->step, sizeof v->step, "%s", step);
 	return -1;
 }
 
-static void name_self(struct verdict *v)
-{
+static void name_self(struct verdict *v) {
 	v->pid = getpid();
 	v->start_time = process_start_time(v->pid);
 }
 
 /* What the daemon said of the shim, and who the shim is. */
-static int write_state(const struct buffer *request)
-{
+static int write_state(const struct buffer *request) {
 	struct buffer b = { 0 };
 	int result;
 	put_bytes(&b, request->data, request->used);
@@ -160,8 +148,7 @@ static int write_state(const struct buffer *request)
 	return result;
 }
 
-static int set_up(struct verdict *v, const struct buffer *request)
-{
+static int set_up(struct verdict *v, const struct buffer *request) {
 	sigset_t all, child;
 	int result;
 	signal(SIGCHLD, SIG_DFL);
@@ -192,8 +179,7 @@ static int set_up(struct verdict *v, const struct buffer *request)
 	return result ? failed(v, "write shim.state", -result) : 0;
 }
 
-static void __attribute__((noreturn)) shim_main(struct verdict *v, struct buffer *request, int report)
-{
+static void __attribute__((noreturn)) shim_main(struct verdict *v, struct buffer *request, int report) {
 	int result;
 	report = dup3(report, DAEMON_FD, O_CLOEXEC);
 	sys_close_range(DAEMON_FD + 1, ~0u, 0);
@@ -206,8 +192,7 @@ static void __attribute__((noreturn)) shim_main(struct verdict *v, struct buffer
 	_exit(0);
 }
 
-static void spawn(struct buffer *request, struct verdict *v)
-{
+static void spawn(struct buffer *request, struct verdict *v) {
 	int pair[2];
 	pid_t pid;
 	memset(v, 0, sizeof *v);
@@ -232,8 +217,7 @@ static void spawn(struct buffer *request, struct verdict *v)
 
 /* ---- the spawner ---- */
 
-static int answer(const struct verdict *v)
-{
+static int answer(const struct verdict *v) {
 	struct buffer b = { 0 };
 	int result;
 	if (v->number) {
@@ -249,8 +233,7 @@ static int answer(const struct verdict *v)
 }
 
 /* Out of the daemon's session and cgroups: what is done to those must not reach a container. */
-static void leave_daemon(struct verdict *v, char **procs)
-{
+static void leave_daemon(struct verdict *v, char **procs) {
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0)
 		failed(v, "open /dev/null", errno);
@@ -267,8 +250,7 @@ static void leave_daemon(struct verdict *v, char **procs)
 	name_self(v);
 }
 
-static int spawner(char **procs)
-{
+static int spawner(char **procs) {
 	uint64_t none[4] = { 0 }; /* an empty mask, and the kernel's struct sigaction for SIG_DFL */
 	struct buffer request = { 0 };
 	struct verdict v = { 0 };
@@ -289,8 +271,7 @@ static int spawner(char **procs)
 	return 0;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
 	if (argc >= 2 && !strcmp(argv[1], "--spawner"))
 		return spawner(argv + 2);
 	dprintf(2, "usage: dolium-shim --spawner [CGROUP.PROCS ...]  (doliumd starts it, with a socket as fd 3)\n");

@@ -12,15 +12,13 @@
 
 static const char *const state_names[] = { "new", "running", "exiting", "exited" };
 
-static int good_id(struct string id)
-{
+static int good_id(struct string id) {
 	static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
 	/* It becomes part of a file's name. */
 	return id.len && id.len <= ID_LIMIT && id.data[0] != '.' && strspn(id.data, allowed) == id.len;
 }
 
-static struct process *make_process(const char *id)
-{
+static struct process *make_process(const char *id) {
 	struct process *p = calloc(1, sizeof *p);
 	if (!p || !(p->id = strdup(id))) {
 		free(p);
@@ -35,8 +33,7 @@ static struct process *make_process(const char *id)
 	return p;
 }
 
-int find_process(struct request *r, int make, struct process **process)
-{
+int find_process(struct request *r, int make, struct process **process) {
 	struct string id = fields_get(&r->frame, "id");
 	if (!good_id(id))
 		return refuse(r, -EINVAL, "the process id is not a plain name");
@@ -52,8 +49,7 @@ int find_process(struct request *r, int make, struct process **process)
 }
 
 /* What only a running process needs. */
-static void release(struct process *p)
-{
+static void release(struct process *p) {
 	source_close(&p->input);
 	free(p->pending);
 	p->pending = NULL;
@@ -70,8 +66,7 @@ static void release(struct process *p)
 	p->oom_files = NULL;
 }
 
-void forget_process(struct process *p)
-{
+void forget_process(struct process *p) {
 	struct process **at = &shim.processes;
 	while (*at != p)
 		at = &(*at)->next;
@@ -87,8 +82,7 @@ void forget_process(struct process *p)
 }
 
 /* memory.oom_control (v1) and memory.events (v2) both have a line "oom_kill N". */
-uint64_t oom_kills(char **files)
-{
+uint64_t oom_kills(char **files) {
 	uint64_t sum = 0;
 	for (; files && *files; files++) {
 		cleanup_fd fd = open(*files, O_RDONLY | O_CLOEXEC);
@@ -103,8 +97,7 @@ uint64_t oom_kills(char **files)
 
 /* ---- exit ---- */
 
-static void put_exit(struct buffer *b, const struct process *p)
-{
+static void put_exit(struct buffer *b, const struct process *p) {
 	put_text(b, "id", p->id);
 	put_number(b, "pid", p->pid);
 	put_number(b, "start_time", (long long)p->start_time);
@@ -116,8 +109,7 @@ static void put_exit(struct buffer *b, const struct process *p)
 }
 
 /* One value of the field for each process: its fields. */
-void put_processes(struct buffer *b)
-{
+void put_processes(struct buffer *b) {
 	uint32_t count = 0;
 	for (struct process *p = shim.processes; p; p = p->next)
 		count++;
@@ -131,8 +123,7 @@ void put_processes(struct buffer *b)
 	}
 }
 
-static void write_exit(struct process *p)
-{
+static void write_exit(struct process *p) {
 	struct buffer b = { 0 };
 	char name[ID_LIMIT + 8];
 	put_exit(&b, p);
@@ -143,16 +134,14 @@ static void write_exit(struct process *p)
 	buffer_free(&b);
 }
 
-void write_exit_records(void)
-{
+void write_exit_records(void) {
 	shim.unrecorded = 0;
 	for (struct process *p = shim.processes; p; p = p->next)
 		if (p->state >= PROCESS_EXITING && !p->recorded)
 			write_exit(p);
 }
 
-static void finish(struct process *p)
-{
+static void finish(struct process *p) {
 	struct buffer b = { 0 };
 	p->state = PROCESS_EXITED;
 	put_text(&b, "event", "exited");
@@ -168,8 +157,7 @@ static void finish(struct process *p)
 	p->after_exit.data = NULL;
 }
 
-static void __attribute__((noreturn)) helper_main(struct process *p)
-{
+static void __attribute__((noreturn)) helper_main(struct process *p) {
 	struct launch launch = { 0 };
 	struct plan plan;
 	const char *why = launch.failure.text;
@@ -187,8 +175,7 @@ static void __attribute__((noreturn)) helper_main(struct process *p)
 }
 
 /* Hooks and cgroups may take their time: a helper waits for them, not the shim. */
-static void start_helper(struct process *p)
-{
+static void start_helper(struct process *p) {
 	p->helper_text = mmap(NULL, TEXT_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (p->helper_text == MAP_FAILED)
 		p->helper_text = NULL;
@@ -201,8 +188,7 @@ static void start_helper(struct process *p)
 	}
 }
 
-static void died(struct process *p, int status)
-{
+static void died(struct process *p, int status) {
 	p->exited_at = now_ns();
 	p->signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
 	p->exit_code = p->signal ? 128 + p->signal : WEXITSTATUS(status);
@@ -217,8 +203,7 @@ static void died(struct process *p, int status)
 		finish(p);
 }
 
-void process_reaped(pid_t pid, int status)
-{
+void process_reaped(pid_t pid, int status) {
 	for (struct process *p = shim.processes; p; p = p->next) {
 		if (p->state == PROCESS_RUNNING && p->pid == pid) {
 			died(p, status);
@@ -235,23 +220,20 @@ void process_reaped(pid_t pid, int status)
 
 /* ---- small requests ---- */
 
-static int running_process(struct request *r, struct process **p)
-{
+static int running_process(struct request *r, struct process **p) {
 	int result = find_process(r, 0, p);
 	if (result)
 		return result;
 	return (*p)->state == PROCESS_RUNNING ? 0 : refuse(r, -ESRCH, "process %s is not running", (*p)->id);
 }
 
-static int idle(struct request *r, const struct process *p)
-{
+static int idle(struct request *r, const struct process *p) {
 	if (p->state != PROCESS_RUNNING && p->state != PROCESS_EXITING)
 		return 0;
 	return refuse(r, -EBUSY, "process %s is %s", p->id, state_names[p->state]);
 }
 
-int request_resize(struct request *r)
-{
+int request_resize(struct request *r) {
 	struct winsize size = { .ws_row = (unsigned short)fields_number(&r->frame, "rows", 0),
 				.ws_col = (unsigned short)fields_number(&r->frame, "columns", 0) };
 	struct process *p;
@@ -263,8 +245,7 @@ int request_resize(struct request *r)
 	return ioctl(p->slave, TIOCSWINSZ, &size) ? refuse(r, -errno, "resize: %s", strerror(errno)) : 0;
 }
 
-int request_signal(struct request *r)
-{
+int request_signal(struct request *r) {
 	int64_t number = fields_number(&r->frame, "signal", 0);
 	struct process *p;
 	int result = running_process(r, &p);
@@ -277,8 +258,7 @@ int request_signal(struct request *r)
 	return 0;
 }
 
-int request_close_stdin(struct request *r)
-{
+int request_close_stdin(struct request *r) {
 	struct process *p;
 	int result = running_process(r, &p);
 	if (!result && !p->tty)
@@ -286,8 +266,7 @@ int request_close_stdin(struct request *r)
 	return result;
 }
 
-int request_forget(struct request *r)
-{
+int request_forget(struct request *r) {
 	char name[ID_LIMIT + 8];
 	struct process *p;
 	int result = find_process(r, 0, &p);
@@ -302,8 +281,7 @@ int request_forget(struct request *r)
 	return 0;
 }
 
-int request_end(struct request *r)
-{
+int request_end(struct request *r) {
 	for (struct process *p = shim.processes; p; p = p->next)
 		if (idle(r, p))
 			return -EBUSY;
