@@ -1,6 +1,7 @@
 /* Attached clients. A client never holds up the container or another client: what it does not read goes to a file
  * without a name, what the container does not read stops the reading of that client. Sockets belong to callers, so
  * O_NONBLOCK is not touched: MSG_DONTWAIT does. */
+#include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +35,16 @@ struct client {
 static struct client *clients;
 static unsigned last_number;
 
+static struct client *first_of(const struct process *process, struct client *c) {
+	while (c && c->process != process)
+		c = c->next;
+	return c;
+}
+/* The body may free the client, or take it from the process. */
+#define EACH_CLIENT(c, process) \
+	for (struct client *c = first_of(process, clients), *next; \
+	     c && (next = first_of(process, c->next), 1); c = next)
+
 static int backlog(const struct client *c) {
 	return c->tail > c->head;
 }
@@ -43,10 +54,7 @@ static int may_type(const struct client *c) {
 }
 
 static void let_go(struct client *c) {
-	struct client **at = &clients;
-	while (*at != c)
-		at = &(*at)->next;
-	*at = c->next;
+	UNLINK(&clients, c);
 	source_close(&c->source);
 	close_fd(&c->spill);
 	free(c);
@@ -100,14 +108,13 @@ static void spill(struct client *c, const char *data, size_t len) {
 }
 
 static void put(struct client *c, int stream, const char *data, size_t len) {
-	unsigned char head[8] = { (unsigned char)stream, 0, 0, 0, (unsigned char)(len >> 24), (unsigned char)(len >> 16),
-				  (unsigned char)(len >> 8), (unsigned char)len };
+	uint32_t head[2] = { htonl((uint32_t)stream << 24), htonl((uint32_t)len) };
 	size_t head_size = c->mux ? sizeof head : 0, sent = 0;
-	struct iovec iov[2] = { { head, head_size }, { (void *)data, len } };
-	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
 	if (c->deaf)
 		return;
 	if (!backlog(c)) {
+		struct iovec iov[2] = { { head, head_size }, { (void *)data, len } };
+		struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
 		ssize_t n = sendmsg(c->source.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 		if (n < 0 && errno != EAGAIN && errno != ENOBUFS) {
 			turn_deaf(c);
@@ -124,12 +131,12 @@ static void put(struct client *c, int stream, const char *data, size_t len) {
 }
 
 static void send_spilled(struct client *c) {
-	ssize_t got = pread(c->spill, shim.scratch, SCRATCH_SIZE, c->head), n;
+	ssize_t got = pread(c->spill, shim.scratch, SCRATCH_SIZE, c->head);
 	if (got <= 0) {
 		cut_off(c, "what it did not read is unreadable");
 		return;
 	}
-	n = send(c->source.fd, shim.scratch, (size_t)got, MSG_DONTWAIT | MSG_NOSIGNAL);
+	ssize_t n = send(c->source.fd, shim.scratch, (size_t)got, MSG_DONTWAIT | MSG_NOSIGNAL);
 	if (n < 0 && errno != EAGAIN && errno != ENOBUFS)
 		turn_deaf(c);
 	if (n < 0)
@@ -142,16 +149,15 @@ static void send_spilled(struct client *c) {
 			shutdown(c->source.fd, SHUT_WR);
 	} else if (c->head - c->punched > PUNCH_STEP) {
 		/* A client that is slow but alive must not make the file grow for ever; not every file system can. */
-		if (fallocate(c->spill, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, c->punched, c->head - c->punched) == 0)
+		if (!fallocate(c->spill, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, c->punched, c->head - c->punched))
 			c->punched = c->head;
 	}
 }
 
 static void deliver(struct stream *stream, const char *data, size_t len) {
 	struct process *p = stream->process;
-	for (struct client *c = clients, *next; c; c = next) {
-		next = c->next;
-		if (c->process != p || !(c->out & (unsigned)stream->number))
+	EACH_CLIENT(c, p) {
+		if (!(c->out & (unsigned)stream->number))
 			continue;
 		put(c, stream->number, data, len);
 		settle(c);
@@ -174,13 +180,10 @@ void stream_ready(struct source *source, uint32_t events) {
 void drain_streams(struct process *process) {
 	for (int i = 0; i < 2; i++) {
 		struct source *source = &process->out[i].source;
-		int room = source->fd < 0 ? 0 : fcntl(source->fd, F_GETPIPE_SZ);
-		ssize_t n, moved = 0;
-		if (source->fd < 0)
-			continue;
+		int room = fcntl(source->fd, F_GETPIPE_SZ);
 		if (room <= 0)
-			room = SCRATCH_SIZE; /* a pty */
-		for (; moved < room && (n = read(source->fd, shim.scratch, SCRATCH_SIZE)) > 0; moved += n)
+			room = SCRATCH_SIZE; /* a pty, or closed already */
+		for (ssize_t n; room > 0 && (n = read(source->fd, shim.scratch, SCRATCH_SIZE)) > 0; room -= (int)n)
 			deliver(&process->out[i], shim.scratch, (size_t)n);
 		source_close(source);
 	}
@@ -194,15 +197,18 @@ void input_close(struct process *process) {
 		source_close(&process->input);
 }
 
+/* What the container has no room for: so many bytes at the end. */
+static size_t write_input(struct process *p, const char *data, size_t len) {
+	ssize_t n = len ? write(p->input.fd, data, len) : 0;
+	if (n >= 0 || errno == EAGAIN)
+		return n < 0 ? len : len - (size_t)n;
+	source_close(&p->input); /* the container closed its end: what is typed has no reader */
+	return 0;
+}
+
 /* Only when nothing is pending: see may_type. */
 static void feed(struct process *p, const char *data, size_t len) {
-	ssize_t n = len ? write(p->input.fd, data, len) : 0;
-	if (n < 0 && errno != EAGAIN) {
-		source_close(&p->input); /* the container closed its end: what is typed has no reader */
-		return;
-	}
-	n = n < 0 ? 0 : n;
-	p->pending_size = len - (size_t)n;
+	p->pending_size = write_input(p, data, len);
 	if (!p->pending_size)
 		return;
 	p->pending = malloc(p->pending_size);
@@ -210,23 +216,18 @@ static void feed(struct process *p, const char *data, size_t len) {
 		complain("no memory for the input of %s", p->id);
 		return;
 	}
-	memcpy(p->pending, data + n, p->pending_size);
+	memcpy(p->pending, data + len - p->pending_size, p->pending_size);
 	watch(&p->input, EPOLLOUT);
 }
 
 void input_ready(struct source *source, uint32_t events) {
 	struct process *p = container_of(source, struct process, input);
-	ssize_t n = write(source->fd, p->pending, p->pending_size);
+	size_t rest = write_input(p, p->pending, p->pending_size);
 	(void)events;
-	if (n < 0 && errno == EAGAIN)
+	memmove(p->pending, p->pending + p->pending_size - rest, rest);
+	p->pending_size = rest;
+	if (rest)
 		return;
-	if (n < 0)
-		source_close(source);
-	p->pending_size -= n < 0 ? p->pending_size : (size_t)n;
-	if (p->pending_size) {
-		memmove(p->pending, p->pending + n, p->pending_size);
-		return;
-	}
 	free(p->pending);
 	p->pending = NULL;
 	unwatch(source);
@@ -256,7 +257,7 @@ static int filter_keys(struct client *c, const char *in, size_t n, char *out, si
 }
 
 static void detach(struct client *c) {
-	struct buffer b = { 0 };
+	cleanup_buffer b = { 0 };
 	put_text(&b, "event", "detached");
 	put_text(&b, "id", c->process->id);
 	put_number(&b, "client", c->number);
@@ -275,17 +276,14 @@ static void input_ended(struct client *c) {
 	}
 	if (p->stdin_end == STDIN_STAYS)
 		return;
-	for (struct client *other = clients; other && p->stdin_end == STDIN_LAST_EOF; other = other->next)
-		if (other->process == p && other->in && !other->eof)
+	EACH_CLIENT(other, p)
+		if (p->stdin_end == STDIN_LAST_EOF && other->in && !other->eof)
 			return;
 	input_close(p);
 }
 
 static void take_input(struct client *c) {
 	ssize_t n = recv(c->source.fd, shim.scratch, INPUT_CHUNK, MSG_DONTWAIT);
-	char *data = shim.scratch;
-	size_t len = n > 0 ? (size_t)n : 0;
-	int detaches = 0;
 	if (n < 0 && errno == EAGAIN)
 		return;
 	if (n <= 0) {
@@ -294,11 +292,13 @@ static void take_input(struct client *c) {
 	}
 	if (!c->in || !c->process || c->process->input.fd < 0 || c->process->input_ending)
 		return; /* read all the same: unread input would turn our end into a reset, which loses output */
-	if (c->key_count && c->process->tty) {
-		data = shim.batch;
-		detaches = filter_keys(c, shim.scratch, (size_t)n, data, &len);
+	if (!c->key_count || !c->process->tty) {
+		feed(c->process, shim.scratch, (size_t)n);
+		return;
 	}
-	feed(c->process, data, len);
+	size_t len;
+	int detaches = filter_keys(c, shim.scratch, (size_t)n, shim.batch, &len);
+	feed(c->process, shim.batch, len);
 	if (detaches)
 		detach(c);
 }
@@ -314,26 +314,15 @@ static void client_ready(struct source *source, uint32_t events) {
 	settle(c);
 }
 
-/* The call may free the client. */
-static void for_each(const struct process *process, void (*call)(struct client *c)) {
-	for (struct client *c = clients, *next; c; c = next) {
-		next = c->next;
-		if (c->process == process)
-			call(c);
-	}
-}
-
 void clients_go_on(struct process *process) {
-	for_each(process, settle);
+	EACH_CLIENT(c, process)
+		settle(c);
 }
 
 void clients_finish(struct process *process, int exited) {
 	char code[16];
 	int n = snprintf(code, sizeof code, "%d", process->exit_code);
-	for (struct client *c = clients, *next; c; c = next) {
-		next = c->next;
-		if (c->process != process)
-			continue;
+	EACH_CLIENT(c, process) {
 		if (exited && c->exit_frame && c->mux)
 			put(c, FRAME_EXIT, code, (size_t)n);
 		c->process = NULL;
@@ -346,7 +335,8 @@ void clients_finish(struct process *process, int exited) {
 
 /* Nothing ran: the connections stay open for the daemon, which says why. */
 void clients_let_go(struct process *process) {
-	for_each(process, let_go);
+	EACH_CLIENT(c, process)
+		let_go(c);
 }
 
 int unread_clients(void) {
@@ -365,32 +355,22 @@ static int is_stream_socket(int fd) {
 int request_attach(struct request *r) {
 	struct string keys = fields_get(&r->frame, "detach_keys");
 	struct process *p;
-	struct client *c;
-	int result;
 	if (r->fd_count != 1 || !is_stream_socket(r->fds[0]))
 		return refuse(r, -EINVAL, "attach takes one stream socket");
 	if (keys.len > KEYS_LIMIT)
 		return refuse(r, -EINVAL, "detach keys: at most %d bytes", KEYS_LIMIT);
-	result = find_process(r, 1, &p);
-	if (result)
-		return result;
+	TRY(find_process(r, 1, &p));
 	if (p->state > PROCESS_RUNNING)
 		return refuse(r, -ESRCH, "process %s has exited", p->id);
-	c = calloc(1, sizeof *c);
+	struct client *c = malloc(sizeof *c);
 	if (!c)
 		return refuse(r, -ENOMEM, "no memory");
-	c->process = p;
-	c->number = ++last_number;
-	c->in = fields_number(&r->frame, "stdin", 0) != 0;
-	c->out = (fields_number(&r->frame, "stdout", 0) != 0) | (fields_number(&r->frame, "stderr", 0) != 0) << 1;
-	c->mux = fields_number(&r->frame, "mux", 0) != 0;
-	c->exit_frame = fields_number(&r->frame, "exit_frame", 0) != 0;
+	*c = (struct client){
+		.next = clients, .source = { .fd = moved_fd(&r->fds[0]), .ready = client_ready }, .process = p,
+		.number = ++last_number, .in = flag(r, "stdin"), .out = flag(r, "stdout") | flag(r, "stderr") << 1,
+		.mux = flag(r, "mux"), .exit_frame = flag(r, "exit_frame"), .key_count = keys.len, .spill = -1,
+	};
 	memcpy(c->keys, keys.data, keys.len);
-	c->key_count = keys.len;
-	c->spill = -1;
-	c->source = (struct source){ .fd = r->fds[0], .ready = client_ready };
-	r->fds[0] = -1;
-	c->next = clients;
 	clients = c;
 	put_number(&r->answer, "client", c->number);
 	settle(c);

@@ -36,10 +36,7 @@ static void drop_frame(struct connection *c) {
 }
 
 static void connection_close(struct connection *c) {
-	struct connection **at = &connections;
-	while (*at != c)
-		at = &(*at)->next;
-	*at = c->next;
+	UNLINK(&connections, c);
 	if (current == c)
 		current = NULL;
 	source_close(&c->source);
@@ -52,7 +49,8 @@ static void connection_close(struct connection *c) {
 
 static void send_unsent(struct connection *c) {
 	while (c->sent < c->unsent.used) {
-		ssize_t n = send(c->source.fd, c->unsent.data + c->sent, c->unsent.used - c->sent, MSG_DONTWAIT | MSG_NOSIGNAL);
+		ssize_t n = send(c->source.fd, c->unsent.data + c->sent, c->unsent.used - c->sent,
+				 MSG_DONTWAIT | MSG_NOSIGNAL);
 		if (n < 0 && errno == EAGAIN) {
 			watch(&c->source, EPOLLIN | EPOLLOUT);
 			return;
@@ -91,6 +89,10 @@ int unsent_answers(void) {
 	return current && current->unsent.used;
 }
 
+unsigned flag(const struct request *r, const char *key) {
+	return fields_number(&r->frame, key, 0) != 0;
+}
+
 int refuse(struct request *r, int result, const char *format, ...) {
 	va_list args;
 	va_start(args, format);
@@ -110,6 +112,9 @@ static int request_hello(struct request *r) {
 	put_number(&r->answer, "pid", shim.pid);
 	put_number(&r->answer, "start_time", (long long)shim.start_time);
 	put_processes(&r->answer);
+	if (current && current != r->from)
+		connection_close(current);
+	current = r->from;
 	return 0;
 }
 
@@ -129,35 +134,23 @@ static const struct {
 	{ "end", request_end },
 };
 
-static int handle(struct connection *c, struct request *r) {
+static int handle(struct request *r) {
 	const char *type = fields_get(&r->frame, "type").data;
-	int hello = !strcmp(type, "hello"), result;
-	if (current != c && !hello)
+	if (current != r->from && strcmp(type, "hello"))
 		return refuse(r, -EPERM, "say hello first");
-	for (size_t i = 0; i < sizeof handlers / sizeof handlers[0]; i++) {
-		if (strcmp(type, handlers[i].type))
-			continue;
-		result = handlers[i].handle(r);
-		if (!result && hello && current != c) {
-			if (current)
-				connection_close(current);
-			current = c;
-		}
-		return result;
-	}
+	for (size_t i = 0; i < sizeof handlers / sizeof handlers[0]; i++)
+		if (!strcmp(type, handlers[i].type))
+			return handlers[i].handle(r);
 	return refuse(r, -ENOSYS, "unknown request type %.64s", type);
 }
 
 static void answer(struct connection *c) {
-	struct request r = { .frame = c->frame, .fds = c->fds, .fd_count = c->fd_count, .op = UINT32_MAX };
-	int64_t number = fields_number(&r.frame, "request", 0);
-	int result;
-	put_number(&r.answer, "answer", number);
-	put_number(&r.answer, "ok", 1);
-	result = handle(c, &r);
-	if (result) {
-		buffer_free(&r.answer);
-		put_number(&r.answer, "answer", number);
+	struct request r = { .from = c, .frame = c->frame, .fds = c->fds, .fd_count = c->fd_count, .op = UINT32_MAX };
+	int result = handle(&r);
+	put_number(&r.answer, "answer", fields_number(&r.frame, "request", 0));
+	if (!result) {
+		put_number(&r.answer, "ok", 1);
+	} else {
 		put_text(&r.answer, "error", r.why);
 		put_number(&r.answer, "errno", -result);
 		if (r.op != UINT32_MAX)
@@ -188,12 +181,10 @@ static int take_fds(struct connection *c, struct msghdr *msg) {
 }
 
 static int well_formed(const struct buffer *b) {
-	const char *at = b->data;
 	struct field field;
-	int more;
-	do
+	int more = 1;
+	for (const char *at = b->data; more > 0;)
 		more = fields_next(&at, b->data + b->used, &field);
-	while (more > 0);
 	return more == 0;
 }
 
@@ -215,19 +206,16 @@ static int receive(struct connection *c) {
 		struct iovec iov = { (char *)&c->size + c->have, 4 - c->have };
 		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.space,
 				      .msg_controllen = sizeof control.space };
-		int result = c->have == 4 && !c->frame.data ? begin_body(c) : 0;
-		ssize_t n;
-		if (result)
-			return result;
+		if (c->have == 4 && !c->frame.data)
+			TRY(begin_body(c));
 		if (c->have >= 4 && c->have - 4 == c->frame.used)
 			return well_formed(&c->frame) ? 1 : -EPROTO;
 		if (c->have >= 4)
 			iov = (struct iovec){ c->frame.data + (c->have - 4), c->frame.used - (c->have - 4) };
-		n = recvmsg(c->source.fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+		ssize_t n = recvmsg(c->source.fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 		if (n < 0)
 			return errno == EAGAIN ? 0 : -errno;
-		if (take_fds(c, &msg))
-			return -EPROTO;
+		TRY(take_fds(c, &msg));
 		if (n == 0)
 			return -EPIPE;
 		c->have += (size_t)n;
@@ -236,12 +224,11 @@ static int receive(struct connection *c) {
 
 static void connection_ready(struct source *source, uint32_t events) {
 	struct connection *c = container_of(source, struct connection, source);
-	int result;
 	if (events & EPOLLOUT && c->unsent.used) {
 		send_unsent(c);
 		return;
 	}
-	result = receive(c);
+	int result = receive(c);
 	if (result > 0)
 		answer(c);
 	else if (result < 0)
@@ -249,21 +236,16 @@ static void connection_ready(struct source *source, uint32_t events) {
 }
 
 static void listener_ready(struct source *source, uint32_t events) {
-	struct ucred peer = { 0 };
+	cleanup_fd fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	struct ucred peer;
 	socklen_t len = sizeof peer;
-	int fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	struct connection *c = NULL;
 	(void)events;
-	if (fd < 0)
+	if (fd < 0 || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) || (peer.uid != geteuid() && peer.uid != 0))
 		return;
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0 && (peer.uid == geteuid() || peer.uid == 0))
-		c = calloc(1, sizeof *c);
-	if (!c) {
-		close(fd);
+	struct connection *c = malloc(sizeof *c);
+	if (!c)
 		return;
-	}
-	c->source = (struct source){ .fd = fd, .ready = connection_ready };
-	c->next = connections;
+	*c = (struct connection){ .source = { .fd = moved_fd(&fd), .ready = connection_ready }, .next = connections };
 	connections = c;
 	if (watch(&c->source, EPOLLIN))
 		connection_close(c);

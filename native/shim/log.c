@@ -17,10 +17,10 @@ struct log {
 	uint64_t size, max_size, lost;
 	unsigned max_files, lines; /* lines: in the batch */
 	size_t used;               /* of the batch */
-	struct {
+	struct partial {
 		char *data;
 		size_t used;
-	} partial[2];
+	} partial[2]; /* of stdout and stderr: a line whose end has not come */
 	char stamp[40];
 };
 
@@ -64,10 +64,9 @@ static void rotate(struct log *log) {
 
 /* All or nothing, so that a full disk leaves no half line behind. */
 static int append(struct log *log, const char *data, size_t len) {
-	ssize_t n;
-	if (log->fd < 0 && open_file(log))
-		return -errno;
-	n = write(log->fd, data, len);
+	if (log->fd < 0)
+		TRY(open_file(log));
+	ssize_t n = write(log->fd, data, len);
 	if (n == (ssize_t)len) {
 		log->size += len;
 		return 0;
@@ -77,17 +76,20 @@ static int append(struct log *log, const char *data, size_t len) {
 
 static int tell_lost(struct log *log) {
 	char line[256];
-	int n = snprintf(line, sizeof line, "{\"log\":\"dolium: %llu lines were lost here: the log could not be written\\n\","
-			 "\"stream\":\"stderr\",\"time\":\"%s\"}\n", (unsigned long long)log->lost, log->stamp);
-	int result = log->lost ? append(log, line, (size_t)n) : 0;
-	if (!result)
-		log->lost = 0;
-	return result;
+	if (!log->lost)
+		return 0;
+	int n = snprintf(line, sizeof line, "{\"log\":\"dolium: %llu lines were lost here: the log could not be "
+			 "written\\n\",\"stream\":\"stderr\",\"time\":\"%s\"}\n", (unsigned long long)log->lost, log->stamp);
+	TRY(append(log, line, (size_t)n));
+	log->lost = 0;
+	return 0;
 }
 
 static void flush(struct log *log) {
-	int result = log->used ? tell_lost(log) : 0;
-	if (!result && log->used)
+	if (!log->used)
+		return;
+	int result = tell_lost(log);
+	if (!result)
 		result = append(log, shim.batch, log->used);
 	if (result) {
 		if (!log->lost)
@@ -137,7 +139,6 @@ static int plain(unsigned char c) {
 
 static void put_line(struct log *log, int stream, const char *line, size_t len) {
 	char *start = shim.batch + log->used, *at = start;
-	size_t size;
 	at += sprintf(at, "{\"log\":\"");
 	for (size_t i = 0; i < len;) {
 		if (plain((unsigned char)line[i]))
@@ -146,7 +147,7 @@ static void put_line(struct log *log, int stream, const char *line, size_t len) 
 			i += escape(&at, (const unsigned char *)line + i, len - i);
 	}
 	at += sprintf(at, "\",\"stream\":\"%s\",\"time\":\"%s\"}\n", stream == 2 ? "stderr" : "stdout", log->stamp);
-	size = (size_t)(at - start);
+	size_t size = (size_t)(at - start);
 	if (log->max_size && log->size + log->used && log->size + log->used + size > log->max_size) {
 		flush(log);
 		if (log->size)
@@ -170,52 +171,47 @@ static size_t unfinished(const char *data, size_t n) {
 }
 
 static void put_partial(struct log *log, int stream, size_t len) {
-	size_t *used = &log->partial[stream - 1].used;
-	char **data = &log->partial[stream - 1].data;
-	put_line(log, stream, *data, len);
-	*used -= len;
-	memmove(*data, *data + len, *used);
-	if (!*used) {
-		free(*data);
-		*data = NULL;
+	struct partial *kept = &log->partial[stream - 1];
+	put_line(log, stream, kept->data, len);
+	kept->used -= len;
+	memmove(kept->data, kept->data + len, kept->used);
+	if (!kept->used) {
+		free(kept->data);
+		kept->data = NULL;
 	}
 }
 
 static void stamp(struct log *log) {
-	struct timespec now;
+	int64_t now = now_ns();
+	time_t seconds = now / 1000000000;
 	struct tm tm;
-	size_t n;
-	clock_gettime(CLOCK_REALTIME, &now);
-	gmtime_r(&now.tv_sec, &tm);
-	n = strftime(log->stamp, sizeof log->stamp, "%Y-%m-%dT%H:%M:%S", &tm);
-	snprintf(log->stamp + n, sizeof log->stamp - n, ".%09ldZ", now.tv_nsec);
+	size_t n = strftime(log->stamp, sizeof log->stamp, "%Y-%m-%dT%H:%M:%S", gmtime_r(&seconds, &tm));
+	snprintf(log->stamp + n, sizeof log->stamp - n, ".%09lldZ", (long long)(now % 1000000000));
 }
 
 void log_write(struct log *log, int stream, const char *data, size_t len) {
-	size_t *used = &log->partial[stream - 1].used, take;
-	char **kept = &log->partial[stream - 1].data;
+	struct partial *kept = &log->partial[stream - 1];
 	stamp(log);
-	for (; len; data += take, len -= take) {
-		size_t room = LINE_LIMIT - *used, window = len < room ? len : room;
+	for (size_t take; len; data += take, len -= take) {
+		size_t room = LINE_LIMIT - kept->used, window = len < room ? len : room;
 		const char *newline = memchr(data, '\n', window);
 		int whole = newline || window == room;
-
 		take = newline ? (size_t)(newline - data) + 1 : window;
-		if (whole && !*used) {
+		if (whole && !kept->used) {
 			take -= newline ? 0 : unfinished(data, take);
 			put_line(log, stream, data, take);
 			continue;
 		}
-		if (!*kept)
-			*kept = malloc(LINE_LIMIT);
-		if (!*kept) {
+		if (!kept->data)
+			kept->data = malloc(LINE_LIMIT);
+		if (!kept->data) {
 			log->lost++;
 			break;
 		}
-		memcpy(*kept + *used, data, take);
-		*used += take;
+		memcpy(kept->data + kept->used, data, take);
+		kept->used += take;
 		if (whole)
-			put_partial(log, stream, *used - (newline ? 0 : unfinished(*kept, *used)));
+			put_partial(log, stream, kept->used - (newline ? 0 : unfinished(kept->data, kept->used)));
 	}
 	flush(log);
 }

@@ -20,9 +20,9 @@
 struct shim shim;
 
 int watch(struct source *source, uint32_t events) {
-	struct epoll_event event = { .events = events, .data.ptr = source };
 	if (source->watched && source->events == events)
 		return 0;
+	struct epoll_event event = { .events = events, .data.ptr = source };
 	if (epoll_ctl(shim.epoll, source->watched ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, source->fd, &event))
 		return -errno;
 	source->watched = 1;
@@ -50,10 +50,10 @@ int64_t now_ns(void) {
 
 void complain(const char *format, ...) {
 	cleanup_fd fd = open("shim.log", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-	va_list args;
 	if (fd < 0)
 		return; /* no one is left to tell */
 	dprintf(fd, "%lld ", (long long)now_ns());
+	va_list args;
 	va_start(args, format);
 	vdprintf(fd, format, args);
 	va_end(args);
@@ -62,13 +62,11 @@ void complain(const char *format, ...) {
 
 int write_record(const char *name, const struct buffer *b) {
 	char fresh[ID_LIMIT + 16];
-	cleanup_fd fd = -1;
-	int result;
 	snprintf(fresh, sizeof fresh, ".%s.new", name);
-	fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	cleanup_fd fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0)
 		return -errno;
-	result = b->failed ? -ENOMEM : write_all(fd, b->data, b->used);
+	int result = b->failed ? -ENOMEM : write_all(fd, b->data, b->used);
 	if (!result && rename(fresh, name))
 		result = -errno;
 	if (result)
@@ -78,12 +76,10 @@ int write_record(const char *name, const struct buffer *b) {
 
 static void children_ready(struct source *source, uint32_t events) {
 	struct signalfd_siginfo info;
-	int status;
-	pid_t pid;
 	(void)events;
 	if (read(source->fd, &info, sizeof info) < 0 && errno != EAGAIN)
 		complain("read signals: %s", strerror(errno));
-	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+	for (int pid, status; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
 		process_reaped(pid, status);
 }
 
@@ -101,17 +97,17 @@ static void quiet(void) {
 
 /* One event at a time: a handler may free whatever it likes. */
 static void loop(void) {
-	struct epoll_event event;
 	shim.dirty = 1;
 	while (!shim.ending || unsent_answers() || unread_clients()) {
+		struct epoll_event event;
 		int n = epoll_wait(shim.epoll, &event, 1, shim.dirty || shim.unrecorded ? QUIET_MS : -1);
-		struct source *source = event.data.ptr;
-		if (n == 1) {
-			shim.dirty = 1;
-			source->ready(source, event.events);
-		} else if (n == 0) {
+		if (n == 0)
 			quiet();
-		}
+		if (n != 1)
+			continue;
+		struct source *source = event.data.ptr;
+		shim.dirty = 1;
+		source->ready(source, event.events);
 	}
 }
 
@@ -124,66 +120,59 @@ struct verdict {
 	char step[64];
 };
 
-static int failed(struct verdict *v, const char *step, int number) {
-	v->number = number;
-	snprintf(v->step, sizeof v->step, "%s", step);
-	return -1;
+/* Gives the step's result back, 0 or -errno; a failure is written down. */
+static int step(struct verdict *v, const char *name, int result) {
+	v->number = -result;
+	if (result)
+		snprintf(v->step, sizeof v->step, "%s", name);
+	return result;
 }
 
 static void name_self(struct verdict *v) {
-	v->pid = getpid();
-	v->start_time = process_start_time(v->pid);
+	shim.pid = v->pid = getpid();
+	shim.start_time = v->start_time = process_start_time(v->pid);
 }
 
 /* What the daemon said of the shim, and who the shim is. */
 static int write_state(const struct buffer *request) {
-	struct buffer b = { 0 };
-	int result;
+	cleanup_buffer b = { 0 };
 	put_bytes(&b, request->data, request->used);
 	put_number(&b, "version", SHIM_VERSION);
 	put_number(&b, "pid", shim.pid);
 	put_number(&b, "start_time", (long long)shim.start_time);
-	result = write_record("shim.state", &b);
-	buffer_free(&b);
-	return result;
+	return write_record("shim.state", &b);
 }
 
 static int set_up(struct verdict *v, const struct buffer *request) {
 	sigset_t all, child;
-	int result;
 	signal(SIGCHLD, SIG_DFL);
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	sigemptyset(&child);
 	sigaddset(&child, SIGCHLD);
 	if (setsid() < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) || prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-		return failed(v, "setsid, prctl", errno);
+		return step(v, "setsid, prctl", -errno);
 	if (chdir(fields_get(request, "dir").data))
-		return failed(v, "chdir to the shim's folder", errno);
+		return step(v, "chdir to the shim's folder", -errno);
 	name_self(v);
-	shim.pid = v->pid;
-	shim.start_time = v->start_time;
 	shim.nonce = strdup(fields_get(request, "nonce").data);
-	shim.scratch = mmap(NULL, SCRATCH_SIZE + BATCH_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	shim.scratch = mmap(NULL, SCRATCH_SIZE + BATCH_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			    -1, 0);
 	shim.batch = shim.scratch + SCRATCH_SIZE;
 	if (!shim.nonce || shim.scratch == MAP_FAILED)
-		return failed(v, "get memory", ENOMEM);
+		return step(v, "get memory", -ENOMEM);
 	shim.epoll = epoll_create1(EPOLL_CLOEXEC);
 	children.fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (shim.epoll < 0 || children.fd < 0 || watch(&children, EPOLLIN))
-		return failed(v, "epoll", errno);
-	result = listen_for_daemon();
-	if (result)
-		return failed(v, "listen on shim.sock", -result);
-	result = write_state(request);
-	return result ? failed(v, "write shim.state", -result) : 0;
+		return step(v, "epoll", -errno);
+	TRY(step(v, "listen on shim.sock", listen_for_daemon()));
+	return step(v, "write shim.state", write_state(request));
 }
 
 static void __attribute__((noreturn)) shim_main(struct verdict *v, struct buffer *request, int report) {
-	int result;
 	report = dup3(report, DAEMON_FD, O_CLOEXEC);
 	sys_close_range(DAEMON_FD + 1, ~0u, 0);
-	result = set_up(v, request);
+	int result = set_up(v, request);
 	buffer_free(request);
 	if (write_all(report, v, sizeof *v) || result)
 		_exit(1);
@@ -192,34 +181,27 @@ static void __attribute__((noreturn)) shim_main(struct verdict *v, struct buffer
 	_exit(0);
 }
 
-static void spawn(struct buffer *request, struct verdict *v) {
+static int spawn(struct verdict *v, struct buffer *request) {
 	int pair[2];
-	pid_t pid;
 	memset(v, 0, sizeof *v);
-	if (fields_get(request, "dir").data[0] != '/' || !fields_get(request, "nonce").len) {
-		failed(v, "spawn needs an absolute dir and a nonce", EINVAL);
-		return;
-	}
-	if (pipe2(pair, O_CLOEXEC)) {
-		failed(v, "pipe", errno);
-		return;
-	}
-	pid = fork();
+	if (fields_get(request, "dir").data[0] != '/' || !fields_get(request, "nonce").len)
+		return step(v, "spawn needs an absolute dir and a nonce", -EINVAL);
+	if (pipe2(pair, O_CLOEXEC))
+		return step(v, "pipe", -errno);
+	pid_t pid = fork();
 	if (pid == 0)
 		shim_main(v, request, pair[1]);
 	close(pair[1]);
+	cleanup_fd report = pair[0];
 	if (pid < 0)
-		failed(v, "fork", errno);
-	else if (read(pair[0], v, sizeof *v) != sizeof *v)
-		failed(v, "the shim died while it was set up", ECANCELED);
-	close(pair[0]);
+		return step(v, "fork", -errno);
+	return read(report, v, sizeof *v) == sizeof *v ? 0 : step(v, "the shim died while it was set up", -ECANCELED);
 }
 
 /* ---- the spawner ---- */
 
 static int answer(const struct verdict *v) {
-	struct buffer b = { 0 };
-	int result;
+	cleanup_buffer b = { 0 };
 	if (v->number) {
 		put_text(&b, "error", v->step);
 		put_number(&b, "errno", v->number);
@@ -227,27 +209,23 @@ static int answer(const struct verdict *v) {
 	put_number(&b, "version", SHIM_VERSION);
 	put_number(&b, "pid", v->pid);
 	put_number(&b, "start_time", (long long)v->start_time);
-	result = send_frame(DAEMON_FD, &b);
-	buffer_free(&b);
-	return result;
+	return send_frame(DAEMON_FD, &b);
 }
 
 /* Out of the daemon's session and cgroups: what is done to those must not reach a container. */
-static void leave_daemon(struct verdict *v, char **procs) {
+static int leave_daemon(struct verdict *v, char **procs) {
+	name_self(v);
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0)
-		failed(v, "open /dev/null", errno);
+		return step(v, "open /dev/null", -errno);
 	sys_close_range(DAEMON_FD + 1, ~0u, 0);
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) || prctl(PR_SET_NAME, "dolium-shim", 0, 0, 0))
-		failed(v, "prctl", errno);
+		return step(v, "prctl", -errno);
 	if (setsid() < 0 && getsid(0) != getpid())
-		failed(v, "setsid", errno);
-	for (; *procs && !v->number; procs++) {
-		int result = write_path(AT_FDCWD, *procs, "0", 1);
-		if (result)
-			failed(v, *procs, -result);
-	}
-	name_self(v);
+		return step(v, "setsid", -errno);
+	for (; *procs; procs++)
+		TRY(step(v, *procs, write_path(AT_FDCWD, *procs, "0", 1)));
+	return 0;
 }
 
 static int spawner(char **procs) {
@@ -259,12 +237,12 @@ static int spawner(char **procs) {
 	for (int number = 1; number <= 64; number++)
 		syscall(SYS_rt_sigaction, number, none, NULL, sizeof none[0]);
 	umask(022);
-	leave_daemon(&v, procs);
+	int result = leave_daemon(&v, procs);
 	signal(SIGCHLD, SIG_IGN); /* the kernel reaps shims that end */
-	if (answer(&v) || v.number)
+	if (answer(&v) || result)
 		return 1;
 	while (!receive_frame(DAEMON_FD, &request)) {
-		spawn(&request, &v);
+		spawn(&v, &request);
 		if (answer(&v))
 			break;
 	}

@@ -20,14 +20,15 @@ static int good_id(struct string id) {
 
 static struct process *make_process(const char *id) {
 	struct process *p = calloc(1, sizeof *p);
-	if (!p || !(p->id = strdup(id))) {
+	if (!p || asprintf(&p->record, "exit.%s", id) < 0) {
 		free(p);
 		return NULL;
 	}
+	p->id = strchr(p->record, '.') + 1;
 	p->pidfd = p->slave = -1;
 	p->input = (struct source){ .fd = -1, .ready = input_ready };
 	for (int i = 0; i < 2; i++)
-		p->out[i] = (struct stream){ .source = { .fd = -1, .ready = stream_ready }, .process = p, .number = i + 1 };
+		p->out[i] = (struct stream){ { .fd = -1, .ready = stream_ready }, .process = p, .number = i + 1 };
 	p->next = shim.processes;
 	shim.processes = p;
 	return p;
@@ -37,15 +38,13 @@ int find_process(struct request *r, int make, struct process **process) {
 	struct string id = fields_get(&r->frame, "id");
 	if (!good_id(id))
 		return refuse(r, -EINVAL, "the process id is not a plain name");
-	for (struct process *p = shim.processes; p; p = p->next)
-		if (!strcmp(p->id, id.data)) {
-			*process = p;
-			return 0;
-		}
-	*process = make ? make_process(id.data) : NULL;
-	if (*process)
-		return 0;
-	return make ? refuse(r, -ENOMEM, "no memory") : refuse(r, -ENOENT, "no process %s", id.data);
+	struct process *p = shim.processes;
+	while (p && strcmp(p->id, id.data))
+		p = p->next;
+	if (!p && !make)
+		return refuse(r, -ENOENT, "no process %s", id.data);
+	*process = p ? p : make_process(id.data);
+	return *process ? 0 : refuse(r, -ENOMEM, "no memory");
 }
 
 /* What only a running process needs. */
@@ -60,36 +59,31 @@ static void release(struct process *p) {
 	if (p->log)
 		log_close(p->log);
 	p->log = NULL;
-	for (char **file = p->oom_files; file && *file; file++)
-		free(*file);
-	free(p->oom_files);
-	p->oom_files = NULL;
+	free((char *)p->oom_files.encoded);
+	p->oom_files = (struct list){ 0 };
 }
 
 void forget_process(struct process *p) {
-	struct process **at = &shim.processes;
-	while (*at != p)
-		at = &(*at)->next;
-	*at = p->next;
+	UNLINK(&shim.processes, p);
 	if (p->state == PROCESS_NEW)
 		clients_let_go(p);
 	else
 		clients_finish(p, 0);
 	release(p);
 	free((char *)p->after_exit.data);
-	free(p->id);
+	free(p->record);
 	free(p);
 }
 
 /* memory.oom_control (v1) and memory.events (v2) both have a line "oom_kill N". */
-uint64_t oom_kills(char **files) {
+uint64_t oom_kills(struct list files) {
 	uint64_t sum = 0;
-	for (; files && *files; files++) {
-		cleanup_fd fd = open(*files, O_RDONLY | O_CLOEXEC);
-		char text[1024] = "\n", *found;
+	for (const char *cursor = files.encoded; files.count; files.count--) {
+		cleanup_fd fd = open(list_next(&cursor).data, O_RDONLY | O_CLOEXEC);
+		char text[1024] = "\n";
 		ssize_t n = fd < 0 ? 0 : read(fd, text + 1, sizeof text - 2);
 		text[n > 0 ? n + 1 : 0] = '\0';
-		found = strstr(text, "\noom_kill ");
+		const char *found = strstr(text, "\noom_kill ");
 		sum += found ? strtoull(found + 10, NULL, 10) : 0;
 	}
 	return sum;
@@ -115,23 +109,25 @@ void put_processes(struct buffer *b) {
 		count++;
 	put_key(b, "process", count);
 	for (struct process *p = shim.processes; p; p = p->next) {
-		struct buffer one = { 0 };
+		cleanup_buffer one = { 0 };
 		put_text(&one, "state", state_names[p->state]);
 		put_exit(&one, p);
 		put_string(b, one.data, one.used);
-		buffer_free(&one);
 	}
 }
 
 static void write_exit(struct process *p) {
-	struct buffer b = { 0 };
-	char name[ID_LIMIT + 8];
+	cleanup_buffer b = { 0 };
 	put_exit(&b, p);
-	snprintf(name, sizeof name, "exit.%s", p->id);
-	p->recorded = !write_record(name, &b);
+	p->recorded = !write_record(p->record, &b);
 	if (!p->recorded)
 		shim.unrecorded = 1; /* the loop tries again every second: the disk may be full */
-	buffer_free(&b);
+}
+
+int remove_exit(struct request *r, const struct process *p, const char *which) {
+	if (unlink(p->record) && errno != ENOENT)
+		return refuse(r, -errno, "remove %s%s: %s", which, p->record, strerror(errno));
+	return 0;
 }
 
 void write_exit_records(void) {
@@ -142,7 +138,7 @@ void write_exit_records(void) {
 }
 
 static void finish(struct process *p) {
-	struct buffer b = { 0 };
+	cleanup_buffer b = { 0 };
 	p->state = PROCESS_EXITED;
 	put_text(&b, "event", "exited");
 	put_exit(&b, p);
@@ -211,7 +207,8 @@ void process_reaped(pid_t pid, int status) {
 		}
 		if (p->state == PROCESS_EXITING && p->helper == pid) {
 			if (WIFSIGNALED(status))
-				snprintf(p->helper_text, TEXT_SIZE, "clean-up was killed by signal %d", WTERMSIG(status));
+				snprintf(p->helper_text, TEXT_SIZE, "clean-up was killed by signal %d",
+					 WTERMSIG(status));
 			finish(p);
 			return;
 		}
@@ -220,10 +217,8 @@ void process_reaped(pid_t pid, int status) {
 
 /* ---- small requests ---- */
 
-static int running_process(struct request *r, struct process **p) {
-	int result = find_process(r, 0, p);
-	if (result)
-		return result;
+static int find_running(struct request *r, struct process **p) {
+	TRY(find_process(r, 0, p));
 	return (*p)->state == PROCESS_RUNNING ? 0 : refuse(r, -ESRCH, "process %s is not running", (*p)->id);
 }
 
@@ -237,9 +232,7 @@ int request_resize(struct request *r) {
 	struct winsize size = { .ws_row = (unsigned short)fields_number(&r->frame, "rows", 0),
 				.ws_col = (unsigned short)fields_number(&r->frame, "columns", 0) };
 	struct process *p;
-	int result = running_process(r, &p);
-	if (result)
-		return result;
+	TRY(find_running(r, &p));
 	if (!p->tty)
 		return refuse(r, -ENOTTY, "process %s has no terminal", p->id);
 	return ioctl(p->slave, TIOCSWINSZ, &size) ? refuse(r, -errno, "resize: %s", strerror(errno)) : 0;
@@ -248,9 +241,7 @@ int request_resize(struct request *r) {
 int request_signal(struct request *r) {
 	int64_t number = fields_number(&r->frame, "signal", 0);
 	struct process *p;
-	int result = running_process(r, &p);
-	if (result)
-		return result;
+	TRY(find_running(r, &p));
 	if (number < 1 || number > 64)
 		return refuse(r, -EINVAL, "there is no signal %lld", (long long)number);
 	if (sys_pidfd_send_signal(p->pidfd, (int)number))
@@ -260,31 +251,24 @@ int request_signal(struct request *r) {
 
 int request_close_stdin(struct request *r) {
 	struct process *p;
-	int result = running_process(r, &p);
-	if (!result && !p->tty)
+	TRY(find_running(r, &p));
+	if (!p->tty)
 		input_close(p);
-	return result;
+	return 0;
 }
 
 int request_forget(struct request *r) {
-	char name[ID_LIMIT + 8];
 	struct process *p;
-	int result = find_process(r, 0, &p);
-	if (!result)
-		result = idle(r, p);
-	if (result)
-		return result;
-	snprintf(name, sizeof name, "exit.%s", p->id);
-	if (unlink(name) && errno != ENOENT)
-		return refuse(r, -errno, "remove %s: %s", name, strerror(errno));
+	TRY(find_process(r, 0, &p));
+	TRY(idle(r, p));
+	TRY(remove_exit(r, p, ""));
 	forget_process(p);
 	return 0;
 }
 
 int request_end(struct request *r) {
 	for (struct process *p = shim.processes; p; p = p->next)
-		if (idle(r, p))
-			return -EBUSY;
+		TRY(idle(r, p));
 	stop_listening();
 	shim.ending = 1;
 	return 0;
