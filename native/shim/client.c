@@ -2,9 +2,6 @@
  * without a name, what the container does not read stops the reading of that client. Sockets belong to callers, so
  * O_NONBLOCK is not touched: MSG_DONTWAIT does. */
 #include <arpa/inet.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -40,6 +37,7 @@ static struct client *first_of(const struct process *process, struct client *c) 
 		c = c->next;
 	return c;
 }
+
 /* The body may free the client, or take it from the process. */
 #define EACH_CLIENT(c, process) \
 	for (struct client *c = first_of(process, clients), *next; \
@@ -166,10 +164,9 @@ static void deliver(struct stream *stream, const char *data, size_t len) {
 		log_write(p->log, stream->number, data, len);
 }
 
-void stream_ready(struct source *source, uint32_t events) {
+void stream_ready(struct source *source) {
 	struct stream *stream = container_of(source, struct stream, source);
 	ssize_t n = read(source->fd, shim.scratch, SCRATCH_SIZE);
-	(void)events;
 	if (n > 0)
 		deliver(stream, shim.scratch, (size_t)n);
 	else if (n == 0 || errno != EAGAIN)
@@ -220,10 +217,9 @@ static void feed(struct process *p, const char *data, size_t len) {
 	watch(&p->input, EPOLLOUT);
 }
 
-void input_ready(struct source *source, uint32_t events) {
+void input_ready(struct source *source) {
 	struct process *p = container_of(source, struct process, input);
 	size_t rest = write_input(p, p->pending, p->pending_size);
-	(void)events;
 	memmove(p->pending, p->pending + p->pending_size - rest, rest);
 	p->pending_size = rest;
 	if (rest)
@@ -303,13 +299,13 @@ static void take_input(struct client *c) {
 		detach(c);
 }
 
-static void client_ready(struct source *source, uint32_t events) {
+static void client_ready(struct source *source) {
 	struct client *c = container_of(source, struct client, source);
-	if (events & EPOLLOUT && backlog(c))
+	if (source->got & EPOLLOUT && backlog(c))
 		send_spilled(c);
-	if (events & (EPOLLIN | EPOLLHUP | EPOLLERR) && may_type(c))
+	if (source->got & (EPOLLIN | EPOLLHUP | EPOLLERR) && may_type(c))
 		take_input(c);
-	else if (events & (EPOLLHUP | EPOLLERR) && c->eof)
+	else if (source->got & (EPOLLHUP | EPOLLERR) && c->eof)
 		turn_deaf(c);
 	settle(c);
 }

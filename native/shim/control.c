@@ -1,9 +1,6 @@
 /* The daemon's connection. docs/shim-protocol.md lists the messages. A connection that sends half a frame, or reads
  * nothing, holds up nothing: all is non-blocking, and what waits to be sent is bounded. */
 #include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -108,9 +105,7 @@ static int request_hello(struct request *r) {
 		return refuse(r, -EPROTO, "this shim speaks version %d", SHIM_VERSION);
 	if (strcmp(fields_get(&r->frame, "nonce").data, shim.nonce))
 		return refuse(r, -EACCES, "the nonce is another shim's");
-	put_number(&r->answer, "version", SHIM_VERSION);
-	put_number(&r->answer, "pid", shim.pid);
-	put_number(&r->answer, "start_time", (long long)shim.start_time);
+	put_self(&r->answer);
 	put_processes(&r->answer);
 	if (current && current != r->from)
 		connection_close(current);
@@ -222,9 +217,9 @@ static int receive(struct connection *c) {
 	}
 }
 
-static void connection_ready(struct source *source, uint32_t events) {
+static void connection_ready(struct source *source) {
 	struct connection *c = container_of(source, struct connection, source);
-	if (events & EPOLLOUT && c->unsent.used) {
+	if (source->got & EPOLLOUT && c->unsent.used) {
 		send_unsent(c);
 		return;
 	}
@@ -235,11 +230,10 @@ static void connection_ready(struct source *source, uint32_t events) {
 		connection_close(c);
 }
 
-static void listener_ready(struct source *source, uint32_t events) {
+static void listener_ready(struct source *source) {
 	cleanup_fd fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	struct ucred peer;
 	socklen_t len = sizeof peer;
-	(void)events;
 	if (fd < 0 || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) || (peer.uid != geteuid() && peer.uid != 0))
 		return;
 	struct connection *c = malloc(sizeof *c);

@@ -1,7 +1,4 @@
 /* From a request to a running process. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 
 #include "shim.h"
@@ -132,26 +129,6 @@ static int plan_failed(struct request *r, const struct launch *launch) {
 	return refuse(r, launch->failure.number > 0 ? -launch->failure.number : -ECANCELED, "%s", launch->failure.text);
 }
 
-static int run(struct request *r, struct process *p, struct launch *launch) {
-	int wants_stdin = (int)flag(r, "stdin");
-	TRY(prepare(r, p, launch, wants_stdin));
-	sigemptyset(&launch->original_mask); /* the shim blocks all signals; a program starts with none blocked */
-	launch->only_slots = 1;
-	if (launch_create(launch))
-		return plan_failed(r, launch);
-	int result = p->tty ? take_console(p, launch, wants_stdin) : 0;
-	for (int i = 0; i < 2 && !result; i++)
-		if (p->out[i].source.fd >= 0)
-			result = watch(&p->out[i].source, EPOLLIN);
-	if (result) {
-		launch_abandon(launch);
-		return refuse(r, result, "take the terminal: %s", strerror(-result));
-	}
-	p->oom_before = oom_kills(p->oom_files);
-	p->started_at = now_ns();
-	return launch_start(launch) ? plan_failed(r, launch) : 0;
-}
-
 static void adopt(struct request *r, struct process *p, struct launch *launch) {
 	p->state = PROCESS_RUNNING;
 	p->pid = launch->pid;
@@ -168,16 +145,31 @@ static void adopt(struct request *r, struct process *p, struct launch *launch) {
 	clients_go_on(p);
 }
 
-static int run_plan(struct request *r, struct process *p, const struct plan *plan) {
-	struct launch launch;
+static int run(struct request *r, struct process *p, const struct plan *plan) {
+	int wants_stdin = (int)flag(r, "stdin");
 	TRY(check_plan(r, plan, p->tty));
+	__attribute__((cleanup(launch_end))) struct launch launch;
 	if (launch_init(&launch, plan))
 		return plan_failed(r, &launch);
-	int result = run(r, p, &launch);
-	if (!result)
-		adopt(r, p, &launch);
-	launch_end(&launch);
-	return result;
+	TRY(prepare(r, p, &launch, wants_stdin));
+	sigemptyset(&launch.original_mask); /* the shim blocks all signals; a program starts with none blocked */
+	launch.only_slots = 1;
+	if (launch_create(&launch))
+		return plan_failed(r, &launch);
+	int result = p->tty ? take_console(p, &launch, wants_stdin) : 0;
+	for (int i = 0; i < 2 && !result; i++)
+		if (p->out[i].source.fd >= 0)
+			result = watch(&p->out[i].source, EPOLLIN);
+	if (result) {
+		launch_abandon(&launch);
+		return refuse(r, result, "take the terminal: %s", strerror(-result));
+	}
+	p->oom_before = oom_kills(p->oom_files);
+	p->started_at = now_ns();
+	if (launch_start(&launch))
+		return plan_failed(r, &launch);
+	adopt(r, p, &launch);
+	return 0;
 }
 
 int request_launch(struct request *r) {
@@ -196,7 +188,7 @@ int request_launch(struct request *r) {
 	else if (plan_decode(bytes.data, bytes.len, &plan, &why))
 		result = refuse(r, -EINVAL, "the plan: %s", why);
 	else
-		result = run_plan(r, p, &plan);
+		result = run(r, p, &plan);
 	plan_free(&plan);
 	if (result)
 		forget_process(p);

@@ -1,10 +1,8 @@
 /* The log file in Docker's json-file format, one object a line, rotated. It never ends a shim: what a full disk refused
  * is counted, and told in the log once there is room. */
 #include <limits.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <time.h>
+#include <wchar.h>
 
 #include "shim.h"
 
@@ -99,38 +97,24 @@ static void flush(struct log *log) {
 	log->used = log->lines = 0;
 }
 
-/* Length of the UTF-8 sequence at p as Go decodes it, 0 when it is not valid. */
-static size_t sequence(const unsigned char *p, size_t n, uint32_t *code) {
-	static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
-	size_t len = *p >= 0xf0 ? 4 : *p >= 0xe0 ? 3 : 2;
-	if (*p < 0xc2 || *p > 0xf4 || n < len)
-		return 0;
-	*code = *p & (0x7fu >> len);
-	for (size_t i = 1; i < len; i++) {
-		if ((p[i] & 0xc0) != 0x80)
-			return 0;
-		*code = *code << 6 | (p[i] & 0x3f);
-	}
-	return *code < least[len] || *code > 0x10ffff || *code >> 11 == 0x1b /* surrogates */ ? 0 : len;
-}
-
 /* One character of a JSON string as Go writes it; gives the bytes it took. */
 static size_t escape(char **out, const unsigned char *p, size_t n) {
 	static const char letters[] = "\n\r\t\"\\", written[] = "nrt\"\\";
 	const char *letter = *p ? strchr(letters, *p) : NULL;
-	uint32_t code = *p;
-	size_t len = *p < 0x80 ? 1 : sequence(p, n, &code);
+	wchar_t code = *p;
+	size_t len = *p < 0x80 ? 1 : mbrtowc(&code, (const char *)p, n, &(mbstate_t){ 0 });
+	int valid = len <= n; /* not (size_t)-1 or -2: libc takes for UTF-8 what Go does */
 	if (letter) {
 		*(*out)++ = '\\';
 		*(*out)++ = written[letter - letters];
-	} else if (!len || code < 0x20 || code == '<' || code == '>' || code == '&' || code >> 1 == 0x2028 >> 1) {
+	} else if (!valid || code < 0x20 || code == '<' || code == '>' || code == '&' || code >> 1 == 0x2028 >> 1) {
 		/* U+2028 and U+2029 end lines in JavaScript, <>& mean something in HTML: Go escapes them for both. */
-		*out += sprintf(*out, "\\u%04x", len ? code : 0xfffd);
+		*out += sprintf(*out, "\\u%04x", valid ? (unsigned)code : 0xfffdu);
 	} else {
 		memcpy(*out, p, len);
 		*out += len;
 	}
-	return len ? len : 1;
+	return valid ? len : 1;
 }
 
 static int plain(unsigned char c) {
@@ -162,11 +146,9 @@ static void put_line(struct log *log, int stream, const char *line, size_t len) 
 
 /* Bytes at the end that begin a character and do not end it: they go into the next piece. */
 static size_t unfinished(const char *data, size_t n) {
-	for (size_t back = 1; back <= 3 && back < n; back++) {
-		unsigned char c = (unsigned char)data[n - back];
-		if ((c & 0xc0) != 0x80)
-			return c >= 0xc2 && back < (c >= 0xf0 ? 4u : c >= 0xe0 ? 3u : 2u) ? back : 0;
-	}
+	for (size_t back = 1; back <= 3 && back < n; back++)
+		if (mbrtowc(NULL, data + n - back, back, &(mbstate_t){ 0 }) == (size_t)-2)
+			return back;
 	return 0;
 }
 

@@ -1,9 +1,7 @@
 /* The spawner, which the daemon starts once, and the life of a shim, which the spawner forks: no exec, so that all shims
  * share the pages of one sealed image. */
+#include <locale.h>
 #include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -74,9 +72,8 @@ int write_record(const char *name, const struct buffer *b) {
 	return result;
 }
 
-static void children_ready(struct source *source, uint32_t events) {
+static void children_ready(struct source *source) {
 	struct signalfd_siginfo info;
-	(void)events;
 	if (read(source->fd, &info, sizeof info) < 0 && errno != EAGAIN)
 		complain("read signals: %s", strerror(errno));
 	for (int pid, status; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
@@ -107,143 +104,149 @@ static void loop(void) {
 			continue;
 		struct source *source = event.data.ptr;
 		shim.dirty = 1;
-		source->ready(source, event.events);
+		source->got = event.events;
+		source->ready(source);
 	}
 }
 
 /* ---- how a shim begins ---- */
 
-struct verdict {
-	int number; /* errno */
-	pid_t pid;
-	uint64_t start_time;
-	char step[64];
-};
+static const char *step; /* what is done now: named when it fails */
 
-/* Gives the step's result back, 0 or -errno; a failure is written down. */
-static int step(struct verdict *v, const char *name, int result) {
-	v->number = -result;
-	if (result)
-		snprintf(v->step, sizeof v->step, "%s", name);
-	return result;
+static void know_self(void) {
+	shim.pid = getpid();
+	shim.start_time = process_start_time(shim.pid);
 }
 
-static void name_self(struct verdict *v) {
-	shim.pid = v->pid = getpid();
-	shim.start_time = v->start_time = process_start_time(v->pid);
+void put_self(struct buffer *b) {
+	put_number(b, "version", SHIM_VERSION);
+	put_number(b, "pid", shim.pid);
+	put_number(b, "start_time", (long long)shim.start_time);
+}
+
+static int answer(int fd, int result) {
+	cleanup_buffer b = { 0 };
+	if (result) {
+		put_text(&b, "error", step);
+		put_number(&b, "errno", -result);
+	}
+	put_self(&b);
+	return send_frame(fd, &b);
 }
 
 /* What the daemon said of the shim, and who the shim is. */
 static int write_state(const struct buffer *request) {
 	cleanup_buffer b = { 0 };
 	put_bytes(&b, request->data, request->used);
-	put_number(&b, "version", SHIM_VERSION);
-	put_number(&b, "pid", shim.pid);
-	put_number(&b, "start_time", (long long)shim.start_time);
+	put_self(&b);
 	return write_record("shim.state", &b);
 }
 
-static int set_up(struct verdict *v, const struct buffer *request) {
+static int set_up(const struct buffer *request) {
 	sigset_t all, child;
 	signal(SIGCHLD, SIG_DFL);
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	sigemptyset(&child);
 	sigaddset(&child, SIGCHLD);
+	step = "setsid, prctl";
 	if (setsid() < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) || prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-		return step(v, "setsid, prctl", -errno);
+		return -errno;
+	step = "chdir to the shim's folder";
 	if (chdir(fields_get(request, "dir").data))
-		return step(v, "chdir to the shim's folder", -errno);
-	name_self(v);
+		return -errno;
+	know_self();
+	step = "get memory";
 	shim.nonce = strdup(fields_get(request, "nonce").data);
 	shim.scratch = mmap(NULL, SCRATCH_SIZE + BATCH_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
 			    -1, 0);
 	shim.batch = shim.scratch + SCRATCH_SIZE;
 	if (!shim.nonce || shim.scratch == MAP_FAILED)
-		return step(v, "get memory", -ENOMEM);
+		return -ENOMEM;
+	step = "epoll";
 	shim.epoll = epoll_create1(EPOLL_CLOEXEC);
 	children.fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (shim.epoll < 0 || children.fd < 0 || watch(&children, EPOLLIN))
-		return step(v, "epoll", -errno);
-	TRY(step(v, "listen on shim.sock", listen_for_daemon()));
-	return step(v, "write shim.state", write_state(request));
+		return -errno;
+	step = "listen on shim.sock";
+	TRY(listen_for_daemon());
+	step = "write shim.state";
+	return write_state(request);
 }
 
-static void __attribute__((noreturn)) shim_main(struct verdict *v, struct buffer *request, int report) {
+static void __attribute__((noreturn)) shim_main(struct buffer *request, int report) {
 	report = dup3(report, DAEMON_FD, O_CLOEXEC);
 	sys_close_range(DAEMON_FD + 1, ~0u, 0);
-	int result = set_up(v, request);
+	int result = set_up(request);
 	buffer_free(request);
-	if (write_all(report, v, sizeof *v) || result)
+	if (answer(report, result) || result)
 		_exit(1);
 	close(report);
 	loop();
 	_exit(0);
 }
 
-static int spawn(struct verdict *v, struct buffer *request) {
+/* ---- the spawner ---- */
+
+/* The answer is the new shim's own, unless there is none. */
+static int spawn(struct buffer *request, struct buffer *its_answer) {
 	int pair[2];
-	memset(v, 0, sizeof *v);
+	step = "spawn needs an absolute dir and a nonce";
 	if (fields_get(request, "dir").data[0] != '/' || !fields_get(request, "nonce").len)
-		return step(v, "spawn needs an absolute dir and a nonce", -EINVAL);
+		return -EINVAL;
+	step = "pipe";
 	if (pipe2(pair, O_CLOEXEC))
-		return step(v, "pipe", -errno);
+		return -errno;
+	step = "fork";
 	pid_t pid = fork();
 	if (pid == 0)
-		shim_main(v, request, pair[1]);
+		shim_main(request, pair[1]);
 	close(pair[1]);
 	cleanup_fd report = pair[0];
 	if (pid < 0)
-		return step(v, "fork", -errno);
-	return read(report, v, sizeof *v) == sizeof *v ? 0 : step(v, "the shim died while it was set up", -ECANCELED);
-}
-
-/* ---- the spawner ---- */
-
-static int answer(const struct verdict *v) {
-	cleanup_buffer b = { 0 };
-	if (v->number) {
-		put_text(&b, "error", v->step);
-		put_number(&b, "errno", v->number);
-	}
-	put_number(&b, "version", SHIM_VERSION);
-	put_number(&b, "pid", v->pid);
-	put_number(&b, "start_time", (long long)v->start_time);
-	return send_frame(DAEMON_FD, &b);
+		return -errno;
+	step = "the shim died while it was set up";
+	return receive_frame(report, its_answer) ? -ECANCELED : 0;
 }
 
 /* Out of the daemon's session and cgroups: what is done to those must not reach a container. */
-static int leave_daemon(struct verdict *v, char **procs) {
-	name_self(v);
+static int leave_daemon(char **procs) {
+	know_self();
+	step = "open /dev/null";
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0)
-		return step(v, "open /dev/null", -errno);
+		return -errno;
 	sys_close_range(DAEMON_FD + 1, ~0u, 0);
+	step = "prctl";
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) || prctl(PR_SET_NAME, "dolium-shim", 0, 0, 0))
-		return step(v, "prctl", -errno);
+		return -errno;
+	step = "setsid";
 	if (setsid() < 0 && getsid(0) != getpid())
-		return step(v, "setsid", -errno);
-	for (; *procs; procs++)
-		TRY(step(v, *procs, write_path(AT_FDCWD, *procs, "0", 1)));
+		return -errno;
+	for (; *procs; procs++) {
+		step = *procs;
+		TRY(write_path(AT_FDCWD, step, "0", 1));
+	}
 	return 0;
 }
 
 static int spawner(char **procs) {
 	uint64_t none[4] = { 0 }; /* an empty mask, and the kernel's struct sigaction for SIG_DFL */
 	struct buffer request = { 0 };
-	struct verdict v = { 0 };
 	/* By the raw calls: libc keeps some numbers to itself, but the caller may have left them ignored too. */
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, none, NULL, sizeof none[0]);
 	for (int number = 1; number <= 64; number++)
 		syscall(SYS_rt_sigaction, number, none, NULL, sizeof none[0]);
 	umask(022);
-	int result = leave_daemon(&v, procs);
+	uselocale(newlocale(LC_ALL_MASK, "C.UTF-8", NULL)); /* for the log; setlocale would cost each shim a page */
+	int result = leave_daemon(procs);
 	signal(SIGCHLD, SIG_IGN); /* the kernel reaps shims that end */
-	if (answer(&v) || result)
+	if (answer(DAEMON_FD, result) || result)
 		return 1;
 	while (!receive_frame(DAEMON_FD, &request)) {
-		spawn(&v, &request);
-		if (answer(&v))
+		cleanup_buffer its_answer = { 0 };
+		result = spawn(&request, &its_answer);
+		if (result ? answer(DAEMON_FD, result) : send_frame(DAEMON_FD, &its_answer))
 			break;
 	}
 	return 0;

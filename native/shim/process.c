@@ -1,7 +1,4 @@
 /* From a running process to its exit record. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -116,14 +113,6 @@ void put_processes(struct buffer *b) {
 	}
 }
 
-static void write_exit(struct process *p) {
-	cleanup_buffer b = { 0 };
-	put_exit(&b, p);
-	p->recorded = !write_record(p->record, &b);
-	if (!p->recorded)
-		shim.unrecorded = 1; /* the loop tries again every second: the disk may be full */
-}
-
 int remove_exit(struct request *r, const struct process *p, const char *which) {
 	if (unlink(p->record) && errno != ENOENT)
 		return refuse(r, -errno, "remove %s%s: %s", which, p->record, strerror(errno));
@@ -132,9 +121,14 @@ int remove_exit(struct request *r, const struct process *p, const char *which) {
 
 void write_exit_records(void) {
 	shim.unrecorded = 0;
-	for (struct process *p = shim.processes; p; p = p->next)
-		if (p->state >= PROCESS_EXITING && !p->recorded)
-			write_exit(p);
+	for (struct process *p = shim.processes; p; p = p->next) {
+		cleanup_buffer b = { 0 };
+		if (p->state < PROCESS_EXITING || p->recorded)
+			continue;
+		put_exit(&b, p);
+		p->recorded = !write_record(p->record, &b);
+		shim.unrecorded |= !p->recorded; /* the loop tries again every second: the disk may be full */
+	}
 }
 
 static void finish(struct process *p) {
@@ -192,7 +186,7 @@ static void died(struct process *p, int status) {
 	p->state = PROCESS_EXITING;
 	drain_streams(p);
 	release(p);
-	write_exit(p); /* before anything that may take time: this must survive us */
+	write_exit_records(); /* before anything that may take time: this must survive us */
 	if (p->after_exit.data)
 		start_helper(p);
 	else

@@ -13,8 +13,9 @@
 #ifndef DOLIUM_SHIM_H
 #define DOLIUM_SHIM_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 
 #include "../executor/fields.h"
@@ -43,9 +44,9 @@
 #define container_of(pointer, type, member) ((type *)((char *)(pointer)-offsetof(type, member)))
 
 struct source {
-	int fd, watched; /* fd -1 = closed */
-	uint32_t events;
-	void (*ready)(struct source *source, uint32_t events);
+	int fd, watched;      /* fd -1 = closed */
+	uint32_t events, got; /* waited for; come */
+	void (*ready)(struct source *source);
 };
 
 struct stream {
@@ -115,6 +116,8 @@ void unwatch(struct source *source);
 void source_close(struct source *source);
 /* A small file by rename in the shim's folder. 0 or -errno. */
 int write_record(const char *name, const struct buffer *b);
+/* The fields that say who this shim, or the spawner, is. */
+void put_self(struct buffer *b);
 void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int64_t now_ns(void);
 
@@ -144,8 +147,8 @@ void process_reaped(pid_t pid, int status);
 void write_exit_records(void);
 
 /* client.c */
-void stream_ready(struct source *source, uint32_t events);
-void input_ready(struct source *source, uint32_t events);
+void stream_ready(struct source *source);
+void input_ready(struct source *source);
 void drain_streams(struct process *process);
 void input_close(struct process *process);
 /* The process runs, or has read what was pending: clients may type. */
