@@ -12,14 +12,12 @@
 /* These come from a fault of this process itself, or stop it: they stay as they are. */
 static const int kept[] = { SIGFPE, SIGILL, SIGSEGV, SIGBUS, SIGABRT, SIGTRAP, SIGSYS, SIGTTIN, SIGTTOU };
 
-static int fail(int code, const char *what, const char *name)
-{
+static int fail(int code, const char *what, const char *name) {
 	dprintf(2, "dolium-init: %s %s: %s\n", what, name, strerror(errno));
 	return code;
 }
 
-static void __attribute__((noreturn)) child_main(char **argv, const sigset_t *mask)
-{
+static void __attribute__((noreturn)) child_main(char **argv, const sigset_t *mask) {
 	if (setpgid(0, 0))
 		_exit(fail(126, "make a process group for", argv[0]));
 	/* From what is not yet the foreground group this raises SIGTTOU: ignored until here. No terminal is fine. */
@@ -33,8 +31,7 @@ static void __attribute__((noreturn)) child_main(char **argv, const sigset_t *ma
 }
 
 /* Reaps all that ended; the program's exit code once it is among them, else -1. */
-static int reap(pid_t program)
-{
+static int reap(pid_t program) {
 	int status, code = -1;
 	pid_t pid;
 	while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
@@ -43,8 +40,7 @@ static int reap(pid_t program)
 	return code;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
 	sigset_t waited, before;
 	int code = -1, skip = argc > 1 && !strcmp(argv[1], "--") ? 2 : 1;
 	pid_t program;

@@ -1,9 +1,7 @@
 /* Attached clients. A client never holds up the container or another client: what it does not read goes to a file
  * without a name, what the container does not read stops the reading of that client. Sockets belong to callers, so
  * O_NONBLOCK is not touched: MSG_DONTWAIT does. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include <arpa/inet.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -34,37 +32,40 @@ struct client {
 static struct client *clients;
 static unsigned last_number;
 
-static int backlog(const struct client *c)
-{
+static struct client *first_of(const struct process *process, struct client *c) {
+	while (c && c->process != process)
+		c = c->next;
+	return c;
+}
+
+/* The body may free the client, or take it from the process. */
+#define EACH_CLIENT(c, process) \
+	for (struct client *c = first_of(process, clients), *next; \
+	     c && (next = first_of(process, c->next), 1); c = next)
+
+static int backlog(const struct client *c) {
 	return c->tail > c->head;
 }
 
-static int may_type(const struct client *c)
-{
+static int may_type(const struct client *c) {
 	return !c->eof && !(c->in && c->process && (c->process->state == PROCESS_NEW || c->process->pending));
 }
 
-static void let_go(struct client *c)
-{
-	struct client **at = &clients;
-	while (*at != c)
-		at = &(*at)->next;
-	*at = c->next;
+static void let_go(struct client *c) {
+	UNLINK(&clients, c);
 	source_close(&c->source);
 	close_fd(&c->spill);
 	free(c);
 }
 
-static void drop(struct client *c)
-{
+static void drop(struct client *c) {
 	/* The daemon may still hold a copy: the other side is to see the end now. */
 	shutdown(c->source.fd, SHUT_RDWR);
 	let_go(c);
 }
 
 /* Watches what is wanted now; drops a client from which and to which nothing more can come. */
-static void settle(struct client *c)
-{
+static void settle(struct client *c) {
 	uint32_t events = (may_type(c) ? EPOLLIN : 0u) | (backlog(c) ? EPOLLOUT : 0u);
 	if (c->eof && (c->deaf || (c->finished && !backlog(c)))) {
 		drop(c);
@@ -79,22 +80,19 @@ static void settle(struct client *c)
 
 /* ---- to the client ---- */
 
-static void turn_deaf(struct client *c)
-{
+static void turn_deaf(struct client *c) {
 	c->deaf = 1;
 	c->head = c->tail = 0;
 	close_fd(&c->spill);
 }
 
-static void cut_off(struct client *c, const char *why)
-{
+static void cut_off(struct client *c, const char *why) {
 	complain("client %u is cut off: %s", c->number, why);
 	turn_deaf(c);
 	shutdown(c->source.fd, SHUT_RDWR);
 }
 
-static void spill(struct client *c, const char *data, size_t len)
-{
+static void spill(struct client *c, const char *data, size_t len) {
 	if (c->spill < 0)
 		c->spill = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	if (c->spill < 0)
@@ -107,16 +105,14 @@ static void spill(struct client *c, const char *data, size_t len)
 		c->tail += (off_t)len;
 }
 
-static void put(struct client *c, int stream, const char *data, size_t len)
-{
-	unsigned char head[8] = { (unsigned char)stream, 0, 0, 0, (unsigned char)(len >> 24), (unsigned char)(len >> 16),
-				  (unsigned char)(len >> 8), (unsigned char)len };
+static void put(struct client *c, int stream, const char *data, size_t len) {
+	uint32_t head[2] = { htonl((uint32_t)stream << 24), htonl((uint32_t)len) };
 	size_t head_size = c->mux ? sizeof head : 0, sent = 0;
-	struct iovec iov[2] = { { head, head_size }, { (void *)data, len } };
-	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
 	if (c->deaf)
 		return;
 	if (!backlog(c)) {
+		struct iovec iov[2] = { { head, head_size }, { (void *)data, len } };
+		struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
 		ssize_t n = sendmsg(c->source.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 		if (n < 0 && errno != EAGAIN && errno != ENOBUFS) {
 			turn_deaf(c);
@@ -132,14 +128,13 @@ static void put(struct client *c, int stream, const char *data, size_t len)
 		spill(c, data + (sent - head_size), len - (sent - head_size));
 }
 
-static void send_spilled(struct client *c)
-{
-	ssize_t got = pread(c->spill, shim.scratch, SCRATCH_SIZE, c->head), n;
+static void send_spilled(struct client *c) {
+	ssize_t got = pread(c->spill, shim.scratch, SCRATCH_SIZE, c->head);
 	if (got <= 0) {
 		cut_off(c, "what it did not read is unreadable");
 		return;
 	}
-	n = send(c->source.fd, shim.scratch, (size_t)got, MSG_DONTWAIT | MSG_NOSIGNAL);
+	ssize_t n = send(c->source.fd, shim.scratch, (size_t)got, MSG_DONTWAIT | MSG_NOSIGNAL);
 	if (n < 0 && errno != EAGAIN && errno != ENOBUFS)
 		turn_deaf(c);
 	if (n < 0)
@@ -152,17 +147,15 @@ static void send_spilled(struct client *c)
 			shutdown(c->source.fd, SHUT_WR);
 	} else if (c->head - c->punched > PUNCH_STEP) {
 		/* A client that is slow but alive must not make the file grow for ever; not every file system can. */
-		if (fallocate(c->spill, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, c->punched, c->head - c->punched) == 0)
+		if (!fallocate(c->spill, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, c->punched, c->head - c->punched))
 			c->punched = c->head;
 	}
 }
 
-static void deliver(struct stream *stream, const char *data, size_t len)
-{
+static void deliver(struct stream *stream, const char *data, size_t len) {
 	struct process *p = stream->process;
-	for (struct client *c = clients, *next; c; c = next) {
-		next = c->next;
-		if (c->process != p || !(c->out & (unsigned)stream->number))
+	EACH_CLIENT(c, p) {
+		if (!(c->out & (unsigned)stream->number))
 			continue;
 		put(c, stream->number, data, len);
 		settle(c);
@@ -171,11 +164,9 @@ static void deliver(struct stream *stream, const char *data, size_t len)
 		log_write(p->log, stream->number, data, len);
 }
 
-void stream_ready(struct source *source, uint32_t events)
-{
+void stream_ready(struct source *source) {
 	struct stream *stream = container_of(source, struct stream, source);
 	ssize_t n = read(source->fd, shim.scratch, SCRATCH_SIZE);
-	(void)events;
 	if (n > 0)
 		deliver(stream, shim.scratch, (size_t)n);
 	else if (n == 0 || errno != EAGAIN)
@@ -183,17 +174,13 @@ void stream_ready(struct source *source, uint32_t events)
 }
 
 /* What was in the pipe when the process died, not what a grandchild goes on writing. */
-void drain_streams(struct process *process)
-{
+void drain_streams(struct process *process) {
 	for (int i = 0; i < 2; i++) {
 		struct source *source = &process->out[i].source;
-		int room = source->fd < 0 ? 0 : fcntl(source->fd, F_GETPIPE_SZ);
-		ssize_t n, moved = 0;
-		if (source->fd < 0)
-			continue;
+		int room = fcntl(source->fd, F_GETPIPE_SZ);
 		if (room <= 0)
-			room = SCRATCH_SIZE; /* a pty */
-		for (; moved < room && (n = read(source->fd, shim.scratch, SCRATCH_SIZE)) > 0; moved += n)
+			room = SCRATCH_SIZE; /* a pty, or closed already */
+		for (ssize_t n; room > 0 && (n = read(source->fd, shim.scratch, SCRATCH_SIZE)) > 0; room -= (int)n)
 			deliver(&process->out[i], shim.scratch, (size_t)n);
 		source_close(source);
 	}
@@ -201,23 +188,24 @@ void drain_streams(struct process *process)
 
 /* ---- from the client ---- */
 
-void input_close(struct process *process)
-{
+void input_close(struct process *process) {
 	process->input_ending = process->pending != NULL;
 	if (!process->input_ending)
 		source_close(&process->input);
 }
 
-/* Only when nothing is pending: see may_type. */
-static void feed(struct process *p, const char *data, size_t len)
-{
+/* What the container has no room for: so many bytes at the end. */
+static size_t write_input(struct process *p, const char *data, size_t len) {
 	ssize_t n = len ? write(p->input.fd, data, len) : 0;
-	if (n < 0 && errno != EAGAIN) {
-		source_close(&p->input); /* the container closed its end: what is typed has no reader */
-		return;
-	}
-	n = n < 0 ? 0 : n;
-	p->pending_size = len - (size_t)n;
+	if (n >= 0 || errno == EAGAIN)
+		return n < 0 ? len : len - (size_t)n;
+	source_close(&p->input); /* the container closed its end: what is typed has no reader */
+	return 0;
+}
+
+/* Only when nothing is pending: see may_type. */
+static void feed(struct process *p, const char *data, size_t len) {
+	p->pending_size = write_input(p, data, len);
 	if (!p->pending_size)
 		return;
 	p->pending = malloc(p->pending_size);
@@ -225,24 +213,17 @@ static void feed(struct process *p, const char *data, size_t len)
 		complain("no memory for the input of %s", p->id);
 		return;
 	}
-	memcpy(p->pending, data + n, p->pending_size);
+	memcpy(p->pending, data + len - p->pending_size, p->pending_size);
 	watch(&p->input, EPOLLOUT);
 }
 
-void input_ready(struct source *source, uint32_t events)
-{
+void input_ready(struct source *source) {
 	struct process *p = container_of(source, struct process, input);
-	ssize_t n = write(source->fd, p->pending, p->pending_size);
-	(void)events;
-	if (n < 0 && errno == EAGAIN)
+	size_t rest = write_input(p, p->pending, p->pending_size);
+	memmove(p->pending, p->pending + p->pending_size - rest, rest);
+	p->pending_size = rest;
+	if (rest)
 		return;
-	if (n < 0)
-		source_close(source);
-	p->pending_size -= n < 0 ? p->pending_size : (size_t)n;
-	if (p->pending_size) {
-		memmove(p->pending, p->pending + n, p->pending_size);
-		return;
-	}
 	free(p->pending);
 	p->pending = NULL;
 	unwatch(source);
@@ -252,8 +233,7 @@ void input_ready(struct source *source, uint32_t events)
 }
 
 /* Copies what was typed without a completed detach sequence; 1 when there was one. A broken one is passed on. */
-static int filter_keys(struct client *c, const char *in, size_t n, char *out, size_t *len)
-{
+static int filter_keys(struct client *c, const char *in, size_t n, char *out, size_t *len) {
 	*len = 0;
 	for (size_t i = 0; i < n; i++) {
 		while (c->matched && in[i] != c->keys[c->matched]) {
@@ -272,9 +252,8 @@ static int filter_keys(struct client *c, const char *in, size_t n, char *out, si
 	return 0;
 }
 
-static void detach(struct client *c)
-{
-	struct buffer b = { 0 };
+static void detach(struct client *c) {
+	cleanup_buffer b = { 0 };
 	put_text(&b, "event", "detached");
 	put_text(&b, "id", c->process->id);
 	put_number(&b, "client", c->number);
@@ -282,8 +261,7 @@ static void detach(struct client *c)
 	c->eof = c->deaf = 1;
 }
 
-static void input_ended(struct client *c)
-{
+static void input_ended(struct client *c) {
 	struct process *p = c->process;
 	c->eof = 1;
 	if (!c->in || !p || p->input.fd < 0)
@@ -294,18 +272,14 @@ static void input_ended(struct client *c)
 	}
 	if (p->stdin_end == STDIN_STAYS)
 		return;
-	for (struct client *other = clients; other && p->stdin_end == STDIN_LAST_EOF; other = other->next)
-		if (other->process == p && other->in && !other->eof)
+	EACH_CLIENT(other, p)
+		if (p->stdin_end == STDIN_LAST_EOF && other->in && !other->eof)
 			return;
 	input_close(p);
 }
 
-static void take_input(struct client *c)
-{
+static void take_input(struct client *c) {
 	ssize_t n = recv(c->source.fd, shim.scratch, INPUT_CHUNK, MSG_DONTWAIT);
-	char *data = shim.scratch;
-	size_t len = n > 0 ? (size_t)n : 0;
-	int detaches = 0;
 	if (n < 0 && errno == EAGAIN)
 		return;
 	if (n <= 0) {
@@ -314,50 +288,37 @@ static void take_input(struct client *c)
 	}
 	if (!c->in || !c->process || c->process->input.fd < 0 || c->process->input_ending)
 		return; /* read all the same: unread input would turn our end into a reset, which loses output */
-	if (c->key_count && c->process->tty) {
-		data = shim.batch;
-		detaches = filter_keys(c, shim.scratch, (size_t)n, data, &len);
+	if (!c->key_count || !c->process->tty) {
+		feed(c->process, shim.scratch, (size_t)n);
+		return;
 	}
-	feed(c->process, data, len);
+	size_t len;
+	int detaches = filter_keys(c, shim.scratch, (size_t)n, shim.batch, &len);
+	feed(c->process, shim.batch, len);
 	if (detaches)
 		detach(c);
 }
 
-static void client_ready(struct source *source, uint32_t events)
-{
+static void client_ready(struct source *source) {
 	struct client *c = container_of(source, struct client, source);
-	if (events & EPOLLOUT && backlog(c))
+	if (source->got & EPOLLOUT && backlog(c))
 		send_spilled(c);
-	if (events & (EPOLLIN | EPOLLHUP | EPOLLERR) && may_type(c))
+	if (source->got & (EPOLLIN | EPOLLHUP | EPOLLERR) && may_type(c))
 		take_input(c);
-	else if (events & (EPOLLHUP | EPOLLERR) && c->eof)
+	else if (source->got & (EPOLLHUP | EPOLLERR) && c->eof)
 		turn_deaf(c);
 	settle(c);
 }
 
-/* The call may free the client. */
-static void for_each(const struct process *process, void (*call)(struct client *c))
-{
-	for (struct client *c = clients, *next; c; c = next) {
-		next = c->next;
-		if (c->process == process)
-			call(c);
-	}
+void clients_go_on(struct process *process) {
+	EACH_CLIENT(c, process)
+		settle(c);
 }
 
-void clients_go_on(struct process *process)
-{
-	for_each(process, settle);
-}
-
-void clients_finish(struct process *process, int exited)
-{
+void clients_finish(struct process *process, int exited) {
 	char code[16];
 	int n = snprintf(code, sizeof code, "%d", process->exit_code);
-	for (struct client *c = clients, *next; c; c = next) {
-		next = c->next;
-		if (c->process != process)
-			continue;
+	EACH_CLIENT(c, process) {
 		if (exited && c->exit_frame && c->mux)
 			put(c, FRAME_EXIT, code, (size_t)n);
 		c->process = NULL;
@@ -369,56 +330,43 @@ void clients_finish(struct process *process, int exited)
 }
 
 /* Nothing ran: the connections stay open for the daemon, which says why. */
-void clients_let_go(struct process *process)
-{
-	for_each(process, let_go);
+void clients_let_go(struct process *process) {
+	EACH_CLIENT(c, process)
+		let_go(c);
 }
 
-int unread_clients(void)
-{
+int unread_clients(void) {
 	for (const struct client *c = clients; c; c = c->next)
 		if (backlog(c))
 			return 1;
 	return 0;
 }
 
-static int is_stream_socket(int fd)
-{
+static int is_stream_socket(int fd) {
 	int type = 0;
 	socklen_t len = sizeof type;
 	return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_STREAM;
 }
 
-int request_attach(struct request *r)
-{
+int request_attach(struct request *r) {
 	struct string keys = fields_get(&r->frame, "detach_keys");
 	struct process *p;
-	struct client *c;
-	int result;
 	if (r->fd_count != 1 || !is_stream_socket(r->fds[0]))
 		return refuse(r, -EINVAL, "attach takes one stream socket");
 	if (keys.len > KEYS_LIMIT)
 		return refuse(r, -EINVAL, "detach keys: at most %d bytes", KEYS_LIMIT);
-	result = find_process(r, 1, &p);
-	if (result)
-		return result;
+	TRY(find_process(r, 1, &p));
 	if (p->state > PROCESS_RUNNING)
 		return refuse(r, -ESRCH, "process %s has exited", p->id);
-	c = calloc(1, sizeof *c);
+	struct client *c = malloc(sizeof *c);
 	if (!c)
 		return refuse(r, -ENOMEM, "no memory");
-	c->process = p;
-	c->number = ++last_number;
-	c->in = fields_number(&r->frame, "stdin", 0) != 0;
-	c->out = (fields_number(&r->frame, "stdout", 0) != 0) | (fields_number(&r->frame, "stderr", 0) != 0) << 1;
-	c->mux = fields_number(&r->frame, "mux", 0) != 0;
-	c->exit_frame = fields_number(&r->frame, "exit_frame", 0) != 0;
+	*c = (struct client){
+		.next = clients, .source = { .fd = moved_fd(&r->fds[0]), .ready = client_ready }, .process = p,
+		.number = ++last_number, .in = flag(r, "stdin"), .out = flag(r, "stdout") | flag(r, "stderr") << 1,
+		.mux = flag(r, "mux"), .exit_frame = flag(r, "exit_frame"), .key_count = keys.len, .spill = -1,
+	};
 	memcpy(c->keys, keys.data, keys.len);
-	c->key_count = keys.len;
-	c->spill = -1;
-	c->source = (struct source){ .fd = r->fds[0], .ready = client_ready };
-	r->fds[0] = -1;
-	c->next = clients;
 	clients = c;
 	put_number(&r->answer, "client", c->number);
 	settle(c);

@@ -1,9 +1,6 @@
 /* The daemon's connection. docs/shim-protocol.md lists the messages. A connection that sends half a frame, or reads
  * nothing, holds up nothing: all is non-blocking, and what waits to be sent is bounded. */
 #include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -25,8 +22,7 @@ struct connection {
 
 static struct connection *connections, *current; /* current: the one that said the right hello last */
 
-static void drop_frame(struct connection *c)
-{
+static void drop_frame(struct connection *c) {
 	for (unsigned i = 0; i < c->fd_count; i++)
 		close_fd(&c->fds[i]);
 	free(c->fds);
@@ -36,12 +32,8 @@ static void drop_frame(struct connection *c)
 	buffer_free(&c->frame);
 }
 
-static void connection_close(struct connection *c)
-{
-	struct connection **at = &connections;
-	while (*at != c)
-		at = &(*at)->next;
-	*at = c->next;
+static void connection_close(struct connection *c) {
+	UNLINK(&connections, c);
 	if (current == c)
 		current = NULL;
 	source_close(&c->source);
@@ -52,10 +44,10 @@ static void connection_close(struct connection *c)
 
 /* ---- sending ---- */
 
-static void send_unsent(struct connection *c)
-{
+static void send_unsent(struct connection *c) {
 	while (c->sent < c->unsent.used) {
-		ssize_t n = send(c->source.fd, c->unsent.data + c->sent, c->unsent.used - c->sent, MSG_DONTWAIT | MSG_NOSIGNAL);
+		ssize_t n = send(c->source.fd, c->unsent.data + c->sent, c->unsent.used - c->sent,
+				 MSG_DONTWAIT | MSG_NOSIGNAL);
 		if (n < 0 && errno == EAGAIN) {
 			watch(&c->source, EPOLLIN | EPOLLOUT);
 			return;
@@ -71,8 +63,7 @@ static void send_unsent(struct connection *c)
 	watch(&c->source, EPOLLIN);
 }
 
-static void send_body(struct connection *c, struct buffer *body)
-{
+static void send_body(struct connection *c, struct buffer *body) {
 	put_u32(&c->unsent, (uint32_t)body->used);
 	put_bytes(&c->unsent, body->data, body->used);
 	if (body->failed || c->unsent.failed || c->unsent.used - c->sent > UNSENT_LIMIT) {
@@ -84,21 +75,22 @@ static void send_body(struct connection *c, struct buffer *body)
 	buffer_free(body);
 }
 
-void send_event(struct buffer *b)
-{
+void send_event(struct buffer *b) {
 	if (current)
 		send_body(current, b);
 	else
 		buffer_free(b);
 }
 
-int unsent_answers(void)
-{
+int unsent_answers(void) {
 	return current && current->unsent.used;
 }
 
-int refuse(struct request *r, int result, const char *format, ...)
-{
+unsigned flag(const struct request *r, const char *key) {
+	return fields_number(&r->frame, key, 0) != 0;
+}
+
+int refuse(struct request *r, int result, const char *format, ...) {
 	va_list args;
 	va_start(args, format);
 	vsnprintf(r->why, sizeof r->why, format, args);
@@ -108,21 +100,20 @@ int refuse(struct request *r, int result, const char *format, ...)
 
 /* ---- requests ---- */
 
-static int request_hello(struct request *r)
-{
+static int request_hello(struct request *r) {
 	if (fields_number(&r->frame, "version", 0) != SHIM_VERSION)
 		return refuse(r, -EPROTO, "this shim speaks version %d", SHIM_VERSION);
 	if (strcmp(fields_get(&r->frame, "nonce").data, shim.nonce))
 		return refuse(r, -EACCES, "the nonce is another shim's");
-	put_number(&r->answer, "version", SHIM_VERSION);
-	put_number(&r->answer, "pid", shim.pid);
-	put_number(&r->answer, "start_time", (long long)shim.start_time);
+	put_self(&r->answer);
 	put_processes(&r->answer);
+	if (current && current != r->from)
+		connection_close(current);
+	current = r->from;
 	return 0;
 }
 
-static int request_status(struct request *r)
-{
+static int request_status(struct request *r) {
 	put_processes(&r->answer);
 	return 0;
 }
@@ -138,37 +129,23 @@ static const struct {
 	{ "end", request_end },
 };
 
-static int handle(struct connection *c, struct request *r)
-{
+static int handle(struct request *r) {
 	const char *type = fields_get(&r->frame, "type").data;
-	int hello = !strcmp(type, "hello"), result;
-	if (current != c && !hello)
+	if (current != r->from && strcmp(type, "hello"))
 		return refuse(r, -EPERM, "say hello first");
-	for (size_t i = 0; i < sizeof handlers / sizeof handlers[0]; i++) {
-		if (strcmp(type, handlers[i].type))
-			continue;
-		result = handlers[i].handle(r);
-		if (!result && hello && current != c) {
-			if (current)
-				connection_close(current);
-			current = c;
-		}
-		return result;
-	}
+	for (size_t i = 0; i < sizeof handlers / sizeof handlers[0]; i++)
+		if (!strcmp(type, handlers[i].type))
+			return handlers[i].handle(r);
 	return refuse(r, -ENOSYS, "unknown request type %.64s", type);
 }
 
-static void answer(struct connection *c)
-{
-	struct request r = { .frame = c->frame, .fds = c->fds, .fd_count = c->fd_count, .op = UINT32_MAX };
-	int64_t number = fields_number(&r.frame, "request", 0);
-	int result;
-	put_number(&r.answer, "answer", number);
-	put_number(&r.answer, "ok", 1);
-	result = handle(c, &r);
-	if (result) {
-		buffer_free(&r.answer);
-		put_number(&r.answer, "answer", number);
+static void answer(struct connection *c) {
+	struct request r = { .from = c, .frame = c->frame, .fds = c->fds, .fd_count = c->fd_count, .op = UINT32_MAX };
+	int result = handle(&r);
+	put_number(&r.answer, "answer", fields_number(&r.frame, "request", 0));
+	if (!result) {
+		put_number(&r.answer, "ok", 1);
+	} else {
 		put_text(&r.answer, "error", r.why);
 		put_number(&r.answer, "errno", -result);
 		if (r.op != UINT32_MAX)
@@ -181,8 +158,7 @@ static void answer(struct connection *c)
 /* ---- receiving ---- */
 
 /* The kernel puts all fds of one message into one header. */
-static int take_fds(struct connection *c, struct msghdr *msg)
-{
+static int take_fds(struct connection *c, struct msghdr *msg) {
 	struct cmsghdr *m = CMSG_FIRSTHDR(msg);
 	size_t size = m && m->cmsg_level == SOL_SOCKET && m->cmsg_type == SCM_RIGHTS ? m->cmsg_len - CMSG_LEN(0) : 0;
 	if (!size)
@@ -199,19 +175,15 @@ static int take_fds(struct connection *c, struct msghdr *msg)
 	return 0;
 }
 
-static int well_formed(const struct buffer *b)
-{
-	const char *at = b->data;
+static int well_formed(const struct buffer *b) {
 	struct field field;
-	int more;
-	do
+	int more = 1;
+	for (const char *at = b->data; more > 0;)
 		more = fields_next(&at, b->data + b->used, &field);
-	while (more > 0);
 	return more == 0;
 }
 
-static int begin_body(struct connection *c)
-{
+static int begin_body(struct connection *c) {
 	if (c->size > FRAME_LIMIT)
 		return -EPROTO;
 	c->frame.data = malloc((size_t)c->size + 1);
@@ -220,8 +192,7 @@ static int begin_body(struct connection *c)
 }
 
 /* Reads no further than one frame, so that fds stay with their frame. 1 a whole frame, 0 not yet, -errno. */
-static int receive(struct connection *c)
-{
+static int receive(struct connection *c) {
 	union {
 		char space[CMSG_SPACE(sizeof(int) * MAX_FDS)];
 		struct cmsghdr align;
@@ -230,57 +201,45 @@ static int receive(struct connection *c)
 		struct iovec iov = { (char *)&c->size + c->have, 4 - c->have };
 		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.space,
 				      .msg_controllen = sizeof control.space };
-		int result = c->have == 4 && !c->frame.data ? begin_body(c) : 0;
-		ssize_t n;
-		if (result)
-			return result;
+		if (c->have == 4 && !c->frame.data)
+			TRY(begin_body(c));
 		if (c->have >= 4 && c->have - 4 == c->frame.used)
 			return well_formed(&c->frame) ? 1 : -EPROTO;
 		if (c->have >= 4)
 			iov = (struct iovec){ c->frame.data + (c->have - 4), c->frame.used - (c->have - 4) };
-		n = recvmsg(c->source.fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+		ssize_t n = recvmsg(c->source.fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 		if (n < 0)
 			return errno == EAGAIN ? 0 : -errno;
-		if (take_fds(c, &msg))
-			return -EPROTO;
+		TRY(take_fds(c, &msg));
 		if (n == 0)
 			return -EPIPE;
 		c->have += (size_t)n;
 	}
 }
 
-static void connection_ready(struct source *source, uint32_t events)
-{
+static void connection_ready(struct source *source) {
 	struct connection *c = container_of(source, struct connection, source);
-	int result;
-	if (events & EPOLLOUT && c->unsent.used) {
+	if (source->got & EPOLLOUT && c->unsent.used) {
 		send_unsent(c);
 		return;
 	}
-	result = receive(c);
+	int result = receive(c);
 	if (result > 0)
 		answer(c);
 	else if (result < 0)
 		connection_close(c);
 }
 
-static void listener_ready(struct source *source, uint32_t events)
-{
-	struct ucred peer = { 0 };
+static void listener_ready(struct source *source) {
+	cleanup_fd fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	struct ucred peer;
 	socklen_t len = sizeof peer;
-	int fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	struct connection *c = NULL;
-	(void)events;
-	if (fd < 0)
+	if (fd < 0 || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) || (peer.uid != geteuid() && peer.uid != 0))
 		return;
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0 && (peer.uid == geteuid() || peer.uid == 0))
-		c = calloc(1, sizeof *c);
-	if (!c) {
-		close(fd);
+	struct connection *c = malloc(sizeof *c);
+	if (!c)
 		return;
-	}
-	c->source = (struct source){ .fd = fd, .ready = connection_ready };
-	c->next = connections;
+	*c = (struct connection){ .source = { .fd = moved_fd(&fd), .ready = connection_ready }, .next = connections };
 	connections = c;
 	if (watch(&c->source, EPOLLIN))
 		connection_close(c);
@@ -288,8 +247,7 @@ static void listener_ready(struct source *source, uint32_t events)
 
 static struct source listener = { .fd = -1, .ready = listener_ready };
 
-int listen_for_daemon(void)
-{
+int listen_for_daemon(void) {
 	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = "shim.sock" };
 	mode_t before = umask(0177);
 	int result = 0;
@@ -301,8 +259,7 @@ int listen_for_daemon(void)
 	return result ? result : watch(&listener, EPOLLIN);
 }
 
-void stop_listening(void)
-{
+void stop_listening(void) {
 	unlink("shim.sock");
 	unlink("shim.state");
 	source_close(&listener);

@@ -20,14 +20,12 @@ static struct block *spare[SMALL / UNIT + 1];
 static char *run;
 static size_t left;
 
-static void *map(size_t size)
-{
+static void *map(size_t size) {
 	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	return p == MAP_FAILED ? NULL : p;
 }
 
-void *malloc(size_t wanted)
-{
+void *malloc(size_t wanted) {
 	size_t size = (wanted + sizeof(struct block) + UNIT - 1) & ~(size_t)(UNIT - 1);
 	struct block *block;
 	if (size < wanted) {
@@ -54,8 +52,7 @@ void *malloc(size_t wanted)
 	return block + 1;
 }
 
-void free(void *p)
-{
+void free(void *p) {
 	struct block *block = (struct block *)p - 1;
 	if (!p)
 		return;
@@ -69,14 +66,12 @@ void free(void *p)
 	spare[block->size / UNIT] = block;
 }
 
-void *calloc(size_t count, size_t size)
-{
+void *calloc(size_t count, size_t size) {
 	void *p = size && count > SIZE_MAX / size ? NULL : malloc(count * size);
 	return p ? memset(p, 0, count * size) : NULL;
 }
 
-void *realloc(void *p, size_t wanted)
-{
+void *realloc(void *p, size_t wanted) {
 	size_t had = p ? ((struct block *)p - 1)->size - sizeof(struct block) : 0;
 	void *fresh = malloc(wanted);
 	if (!fresh || !p)

@@ -1,7 +1,4 @@
 /* From a request to a running process. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 
 #include "shim.h"
@@ -9,21 +6,22 @@
 #define LOG_PATH_LIMIT 4000
 #define PLAN_HEAD 12 /* magic, version, flags, count */
 
-static int copy_list(struct list list, char ***copy)
-{
-	const char *cursor = list.encoded;
-	*copy = calloc((size_t)list.count + 1, sizeof **copy);
-	for (uint32_t i = 0; *copy && i < list.count; i++)
-		if (!((*copy)[i] = strdup(list_next(&cursor).data)))
-			return -ENOMEM;
-	return *copy ? 0 : -ENOMEM;
+static int copy_list(struct list list, struct list *copy) {
+	const char *end = list.encoded;
+	for (uint32_t i = 0; i < list.count; i++)
+		list_next(&end);
+	size_t size = (size_t)(end - list.encoded);
+	char *bytes = size ? malloc(size) : NULL;
+	if (!bytes)
+		return size ? -ENOMEM : 0;
+	*copy = (struct list){ memcpy(bytes, list.encoded, size), list.count };
+	return 0;
 }
 
 /* The AFTER_EXIT operations as a plan of their own: all that is kept of a plan while the process runs. */
-static int keep_after_exit(struct process *p, struct string plan)
-{
+static int keep_after_exit(struct process *p, struct string plan) {
 	uint32_t count = 0, size, used = PLAN_HEAD;
-	char *kept = malloc(plan.len), *fit;
+	char *kept = malloc(plan.len);
 	if (!kept)
 		return -ENOMEM;
 	memcpy(kept, plan.data, PLAN_HEAD);
@@ -37,15 +35,13 @@ static int keep_after_exit(struct process *p, struct string plan)
 		count++;
 	}
 	memcpy(kept + 8, &count, sizeof count);
-	fit = count ? malloc(used) : NULL;
-	if (fit)
-		p->after_exit = (struct string){ memcpy(fit, kept, used), used };
-	free(kept);
-	return count && !fit ? -ENOMEM : 0;
+	p->after_exit = (struct string){ count ? realloc(kept, used) : NULL, used };
+	if (!p->after_exit.data)
+		free(kept);
+	return count && !p->after_exit.data ? -ENOMEM : 0;
 }
 
-static int check_plan(struct request *r, const struct plan *plan, int tty)
-{
+static int check_plan(struct request *r, const struct plan *plan, int tty) {
 	int clones = 0, consoles = 0, waits = 0;
 	for (uint32_t i = 0; i < plan->count; i++) {
 		clones += plan->ops[i].code == OP_clone;
@@ -59,8 +55,7 @@ static int check_plan(struct request *r, const struct plan *plan, int tty)
 	return 0;
 }
 
-static int take_passed(struct request *r, struct launch *launch)
-{
+static int take_passed(struct request *r, struct launch *launch) {
 	struct list slots = fields_list(&r->frame, "fd_slots");
 	const char *cursor = slots.encoded;
 	if (slots.count != r->fd_count)
@@ -69,15 +64,13 @@ static int take_passed(struct request *r, struct launch *launch)
 		long slot = strtol(list_next(&cursor).data, NULL, 10);
 		if (slot < 0 || slot >= SLOT_STDIN || launch->slot[slot] >= 0)
 			return refuse(r, -EINVAL, "slot %ld is out of range or used twice", slot);
-		launch->slot[slot] = r->fds[i];
-		r->fds[i] = -1;
+		launch->slot[slot] = moved_fd(&r->fds[i]);
 	}
 	return 0;
 }
 
 /* One pipe: the container's end into its slot, ours non-blocking. */
-static int make_pipe(struct launch *launch, int slot, struct source *ours, int write_end)
-{
+static int make_pipe(struct launch *launch, int slot, struct source *ours, int write_end) {
 	int pair[2];
 	if (pipe2(pair, O_CLOEXEC))
 		return -errno;
@@ -86,24 +79,19 @@ static int make_pipe(struct launch *launch, int slot, struct source *ours, int w
 	return fcntl(ours->fd, F_SETFL, O_NONBLOCK) ? -errno : 0;
 }
 
-static int make_stdio(struct process *p, struct launch *launch, int wants_stdin)
-{
-	int result = 0;
+static int make_stdio(struct process *p, struct launch *launch, int wants_stdin) {
 	if (p->tty)
 		return 0;
 	if (wants_stdin)
-		result = make_pipe(launch, SLOT_STDIN, &p->input, 1);
+		TRY(make_pipe(launch, SLOT_STDIN, &p->input, 1));
 	else if ((launch->slot[SLOT_STDIN] = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
-		result = -errno;
-	if (!result)
-		result = make_pipe(launch, SLOT_STDOUT, &p->out[0].source, 0);
-	return result ? result : make_pipe(launch, SLOT_STDERR, &p->out[1].source, 0);
+		return -errno;
+	TRY(make_pipe(launch, SLOT_STDOUT, &p->out[0].source, 0));
+	return make_pipe(launch, SLOT_STDERR, &p->out[1].source, 0);
 }
 
-static int take_console(struct process *p, struct launch *launch, int wants_stdin)
-{
-	int master = p->out[0].source.fd = launch->console;
-	launch->console = -1;
+static int take_console(struct process *p, struct launch *launch, int wants_stdin) {
+	int master = p->out[0].source.fd = moved_fd(&launch->console);
 	if (fcntl(master, F_SETFL, O_NONBLOCK))
 		return -errno;
 	p->slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
@@ -112,8 +100,7 @@ static int take_console(struct process *p, struct launch *launch, int wants_stdi
 	return p->slave < 0 || (wants_stdin && p->input.fd < 0) ? -errno : 0;
 }
 
-static int open_log(struct request *r, struct process *p)
-{
+static int open_log(struct request *r, struct process *p) {
 	struct string path = fields_get(&r->frame, "log");
 	int64_t size = fields_number(&r->frame, "log_max_size", 20 << 20);
 	int64_t files = fields_number(&r->frame, "log_max_files", 5);
@@ -125,18 +112,11 @@ static int open_log(struct request *r, struct process *p)
 	return p->log ? 0 : refuse(r, -errno, "open the log %s: %s", path.data, strerror(errno));
 }
 
-static int prepare(struct request *r, struct process *p, struct launch *launch, int wants_stdin)
-{
-	char name[ID_LIMIT + 8];
-	int result = take_passed(r, launch);
-	if (!result)
-		result = open_log(r, p);
-	if (result)
-		return result;
-	snprintf(name, sizeof name, "exit.%s", p->id);
-	if (unlink(name) && errno != ENOENT)
-		return refuse(r, -errno, "remove an old %s: %s", name, strerror(errno));
-	result = make_stdio(p, launch, wants_stdin);
+static int prepare(struct request *r, struct process *p, struct launch *launch, int wants_stdin) {
+	TRY(take_passed(r, launch));
+	TRY(open_log(r, p));
+	TRY(remove_exit(r, p, "an old "));
+	int result = make_stdio(p, launch, wants_stdin);
 	if (!result)
 		result = copy_list(fields_list(&r->frame, "oom_files"), &p->oom_files);
 	if (!result)
@@ -144,83 +124,71 @@ static int prepare(struct request *r, struct process *p, struct launch *launch, 
 	return result ? refuse(r, result, "prepare standard input and output: %s", strerror(-result)) : 0;
 }
 
-static int plan_failed(struct request *r, const struct launch *launch)
-{
+static int plan_failed(struct request *r, const struct launch *launch) {
 	r->op = launch->failure.op;
 	return refuse(r, launch->failure.number > 0 ? -launch->failure.number : -ECANCELED, "%s", launch->failure.text);
 }
 
-static int run(struct request *r, struct process *p, struct launch *launch)
-{
-	int wants_stdin = fields_number(&r->frame, "stdin", 0) != 0;
-	int result = prepare(r, p, launch, wants_stdin);
-	if (result)
-		return result;
-	sigemptyset(&launch->original_mask); /* the shim blocks all signals; a program starts with none blocked */
-	launch->only_slots = 1;
-	if (launch_create(launch))
-		return plan_failed(r, launch);
-	if (p->tty)
-		result = take_console(p, launch, wants_stdin);
-	for (int i = 0; i < 2 && !result; i++)
-		if (p->out[i].source.fd >= 0)
-			result = watch(&p->out[i].source, EPOLLIN);
-	if (result) {
-		launch_abandon(launch);
-		return refuse(r, result, "take the terminal: %s", strerror(-result));
-	}
-	p->oom_before = oom_kills(p->oom_files);
-	p->started_at = now_ns();
-	return launch_start(launch) ? plan_failed(r, launch) : 0;
-}
-
-static void adopt(struct request *r, struct process *p, struct launch *launch)
-{
+static void adopt(struct request *r, struct process *p, struct launch *launch) {
 	p->state = PROCESS_RUNNING;
 	p->pid = launch->pid;
 	p->start_time = launch->start_time;
-	p->pidfd = launch->pidfd;
-	launch->pidfd = -1;
+	p->pidfd = moved_fd(&launch->pidfd);
 	put_number(&r->answer, "pid", p->pid);
 	put_number(&r->answer, "start_time", (long long)p->start_time);
 	put_number(&r->answer, "started_at_ns", p->started_at);
 	put_key(&r->answer, "microseconds", launch->plan->count);
 	for (uint32_t i = 0; i < launch->plan->count; i++) {
 		char text[16];
-		int n = snprintf(text, sizeof text, "%u", launch->microseconds[i]);
-		put_string(&r->answer, text, (size_t)n);
+		put_string(&r->answer, text, (size_t)sprintf(text, "%u", launch->microseconds[i]));
 	}
 	clients_go_on(p);
 }
 
-int request_launch(struct request *r)
-{
+static int run(struct request *r, struct process *p, const struct plan *plan) {
+	int wants_stdin = (int)flag(r, "stdin");
+	TRY(check_plan(r, plan, p->tty));
+	__attribute__((cleanup(launch_end))) struct launch launch;
+	if (launch_init(&launch, plan))
+		return plan_failed(r, &launch);
+	TRY(prepare(r, p, &launch, wants_stdin));
+	sigemptyset(&launch.original_mask); /* the shim blocks all signals; a program starts with none blocked */
+	launch.only_slots = 1;
+	if (launch_create(&launch))
+		return plan_failed(r, &launch);
+	int result = p->tty ? take_console(p, &launch, wants_stdin) : 0;
+	for (int i = 0; i < 2 && !result; i++)
+		if (p->out[i].source.fd >= 0)
+			result = watch(&p->out[i].source, EPOLLIN);
+	if (result) {
+		launch_abandon(&launch);
+		return refuse(r, result, "take the terminal: %s", strerror(-result));
+	}
+	p->oom_before = oom_kills(p->oom_files);
+	p->started_at = now_ns();
+	if (launch_start(&launch))
+		return plan_failed(r, &launch);
+	adopt(r, p, &launch);
+	return 0;
+}
+
+int request_launch(struct request *r) {
 	struct string bytes = fields_get(&r->frame, "plan");
 	struct plan plan = { 0 };
-	struct launch launch;
 	struct process *p;
 	const char *why;
-	int result = find_process(r, 1, &p);
-	if (result)
-		return result;
+	int result;
+	TRY(find_process(r, 1, &p));
 	if (p->state != PROCESS_NEW)
 		return refuse(r, -EEXIST, "process %s was launched already", p->id);
-	p->tty = fields_number(&r->frame, "tty", 0) != 0;
+	p->tty = (int)flag(r, "tty");
 	p->stdin_end = (enum stdin_end)fields_number(&r->frame, "stdin_once", STDIN_STAYS);
 	if (p->stdin_end > STDIN_LAST_EOF)
 		result = refuse(r, -EINVAL, "stdin_once is 0, 1 or 2");
 	else if (plan_decode(bytes.data, bytes.len, &plan, &why))
 		result = refuse(r, -EINVAL, "the plan: %s", why);
 	else
-		result = check_plan(r, &plan, p->tty);
-	if (!result && launch_init(&launch, &plan)) {
-		result = plan_failed(r, &launch);
-	} else if (!result) {
-		result = run(r, p, &launch);
-		if (!result)
-			adopt(r, p, &launch);
-		launch_end(&launch);
-	}
+		result = run(r, p, &plan);
 	plan_free(&plan);
 	if (result)
 		forget_process(p);

@@ -1,10 +1,8 @@
 /* The log file in Docker's json-file format, one object a line, rotated. It never ends a shim: what a full disk refused
  * is counted, and told in the log once there is room. */
 #include <limits.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <time.h>
+#include <wchar.h>
 
 #include "shim.h"
 
@@ -17,23 +15,21 @@ struct log {
 	uint64_t size, max_size, lost;
 	unsigned max_files, lines; /* lines: in the batch */
 	size_t used;               /* of the batch */
-	struct {
+	struct partial {
 		char *data;
 		size_t used;
-	} partial[2];
+	} partial[2]; /* of stdout and stderr: a line whose end has not come */
 	char stamp[40];
 };
 
-static int open_file(struct log *log)
-{
+static int open_file(struct log *log) {
 	struct stat st;
 	log->fd = open(log->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0640);
 	log->size = log->fd >= 0 && fstat(log->fd, &st) == 0 ? (uint64_t)st.st_size : 0;
 	return log->fd < 0 ? -errno : 0;
 }
 
-struct log *log_open(const char *path, uint64_t max_size, unsigned max_files)
-{
+struct log *log_open(const char *path, uint64_t max_size, unsigned max_files) {
 	struct log *log = calloc(1, sizeof *log);
 	if (!log)
 		return NULL;
@@ -47,8 +43,7 @@ struct log *log_open(const char *path, uint64_t max_size, unsigned max_files)
 	return NULL;
 }
 
-static void rotate(struct log *log)
-{
+static void rotate(struct log *log) {
 	char from[PATH_MAX + 16], to[PATH_MAX + 16];
 	if (log->max_files == 1) {
 		if (ftruncate(log->fd, 0) == 0)
@@ -66,12 +61,10 @@ static void rotate(struct log *log)
 }
 
 /* All or nothing, so that a full disk leaves no half line behind. */
-static int append(struct log *log, const char *data, size_t len)
-{
-	ssize_t n;
-	if (log->fd < 0 && open_file(log))
-		return -errno;
-	n = write(log->fd, data, len);
+static int append(struct log *log, const char *data, size_t len) {
+	if (log->fd < 0)
+		TRY(open_file(log));
+	ssize_t n = write(log->fd, data, len);
 	if (n == (ssize_t)len) {
 		log->size += len;
 		return 0;
@@ -79,21 +72,22 @@ static int append(struct log *log, const char *data, size_t len)
 	return n < 0 || ftruncate(log->fd, (off_t)log->size) ? -errno : -ENOSPC;
 }
 
-static int tell_lost(struct log *log)
-{
+static int tell_lost(struct log *log) {
 	char line[256];
-	int n = snprintf(line, sizeof line, "{\"log\":\"dolium: %llu lines were lost here: the log could not be written\\n\","
-			 "\"stream\":\"stderr\",\"time\":\"%s\"}\n", (unsigned long long)log->lost, log->stamp);
-	int result = log->lost ? append(log, line, (size_t)n) : 0;
-	if (!result)
-		log->lost = 0;
-	return result;
+	if (!log->lost)
+		return 0;
+	int n = snprintf(line, sizeof line, "{\"log\":\"dolium: %llu lines were lost here: the log could not be "
+			 "written\\n\",\"stream\":\"stderr\",\"time\":\"%s\"}\n", (unsigned long long)log->lost, log->stamp);
+	TRY(append(log, line, (size_t)n));
+	log->lost = 0;
+	return 0;
 }
 
-static void flush(struct log *log)
-{
-	int result = log->used ? tell_lost(log) : 0;
-	if (!result && log->used)
+static void flush(struct log *log) {
+	if (!log->used)
+		return;
+	int result = tell_lost(log);
+	if (!result)
 		result = append(log, shim.batch, log->used);
 	if (result) {
 		if (!log->lost)
@@ -103,51 +97,32 @@ static void flush(struct log *log)
 	log->used = log->lines = 0;
 }
 
-/* Length of the UTF-8 sequence at p as Go decodes it, 0 when it is not valid. */
-static size_t sequence(const unsigned char *p, size_t n, uint32_t *code)
-{
-	static const uint32_t least[] = { 0, 0, 0x80, 0x800, 0x10000 };
-	size_t len = *p >= 0xf0 ? 4 : *p >= 0xe0 ? 3 : 2;
-	if (*p < 0xc2 || *p > 0xf4 || n < len)
-		return 0;
-	*code = *p & (0x7fu >> len);
-	for (size_t i = 1; i < len; i++) {
-		if ((p[i] & 0xc0) != 0x80)
-			return 0;
-		*code = *code << 6 | (p[i] & 0x3f);
-	}
-	return *code < least[len] || *code > 0x10ffff || *code >> 11 == 0x1b /* surrogates */ ? 0 : len;
-}
-
 /* One character of a JSON string as Go writes it; gives the bytes it took. */
-static size_t escape(char **out, const unsigned char *p, size_t n)
-{
+static size_t escape(char **out, const unsigned char *p, size_t n) {
 	static const char letters[] = "\n\r\t\"\\", written[] = "nrt\"\\";
 	const char *letter = *p ? strchr(letters, *p) : NULL;
-	uint32_t code = *p;
-	size_t len = *p < 0x80 ? 1 : sequence(p, n, &code);
+	wchar_t code = *p;
+	size_t len = *p < 0x80 ? 1 : mbrtowc(&code, (const char *)p, n, &(mbstate_t){ 0 });
+	int valid = len <= n; /* not (size_t)-1 or -2: libc takes for UTF-8 what Go does */
 	if (letter) {
 		*(*out)++ = '\\';
 		*(*out)++ = written[letter - letters];
-	} else if (!len || code < 0x20 || code == '<' || code == '>' || code == '&' || code >> 1 == 0x2028 >> 1) {
+	} else if (!valid || code < 0x20 || code == '<' || code == '>' || code == '&' || code >> 1 == 0x2028 >> 1) {
 		/* U+2028 and U+2029 end lines in JavaScript, <>& mean something in HTML: Go escapes them for both. */
-		*out += sprintf(*out, "\\u%04x", len ? code : 0xfffd);
+		*out += sprintf(*out, "\\u%04x", valid ? (unsigned)code : 0xfffdu);
 	} else {
 		memcpy(*out, p, len);
 		*out += len;
 	}
-	return len ? len : 1;
+	return valid ? len : 1;
 }
 
-static int plain(unsigned char c)
-{
+static int plain(unsigned char c) {
 	return c >= 0x20 && c < 0x80 && c != '"' && c != '\\' && c != '<' && c != '>' && c != '&';
 }
 
-static void put_line(struct log *log, int stream, const char *line, size_t len)
-{
+static void put_line(struct log *log, int stream, const char *line, size_t len) {
 	char *start = shim.batch + log->used, *at = start;
-	size_t size;
 	at += sprintf(at, "{\"log\":\"");
 	for (size_t i = 0; i < len;) {
 		if (plain((unsigned char)line[i]))
@@ -156,7 +131,7 @@ static void put_line(struct log *log, int stream, const char *line, size_t len)
 			i += escape(&at, (const unsigned char *)line + i, len - i);
 	}
 	at += sprintf(at, "\",\"stream\":\"%s\",\"time\":\"%s\"}\n", stream == 2 ? "stderr" : "stdout", log->stamp);
-	size = (size_t)(at - start);
+	size_t size = (size_t)(at - start);
 	if (log->max_size && log->size + log->used && log->size + log->used + size > log->max_size) {
 		flush(log);
 		if (log->size)
@@ -170,72 +145,60 @@ static void put_line(struct log *log, int stream, const char *line, size_t len)
 }
 
 /* Bytes at the end that begin a character and do not end it: they go into the next piece. */
-static size_t unfinished(const char *data, size_t n)
-{
-	for (size_t back = 1; back <= 3 && back < n; back++) {
-		unsigned char c = (unsigned char)data[n - back];
-		if ((c & 0xc0) != 0x80)
-			return c >= 0xc2 && back < (c >= 0xf0 ? 4u : c >= 0xe0 ? 3u : 2u) ? back : 0;
-	}
+static size_t unfinished(const char *data, size_t n) {
+	for (size_t back = 1; back <= 3 && back < n; back++)
+		if (mbrtowc(NULL, data + n - back, back, &(mbstate_t){ 0 }) == (size_t)-2)
+			return back;
 	return 0;
 }
 
-static void put_partial(struct log *log, int stream, size_t len)
-{
-	size_t *used = &log->partial[stream - 1].used;
-	char **data = &log->partial[stream - 1].data;
-	put_line(log, stream, *data, len);
-	*used -= len;
-	memmove(*data, *data + len, *used);
-	if (!*used) {
-		free(*data);
-		*data = NULL;
+static void put_partial(struct log *log, int stream, size_t len) {
+	struct partial *kept = &log->partial[stream - 1];
+	put_line(log, stream, kept->data, len);
+	kept->used -= len;
+	memmove(kept->data, kept->data + len, kept->used);
+	if (!kept->used) {
+		free(kept->data);
+		kept->data = NULL;
 	}
 }
 
-static void stamp(struct log *log)
-{
-	struct timespec now;
+static void stamp(struct log *log) {
+	int64_t now = now_ns();
+	time_t seconds = now / 1000000000;
 	struct tm tm;
-	size_t n;
-	clock_gettime(CLOCK_REALTIME, &now);
-	gmtime_r(&now.tv_sec, &tm);
-	n = strftime(log->stamp, sizeof log->stamp, "%Y-%m-%dT%H:%M:%S", &tm);
-	snprintf(log->stamp + n, sizeof log->stamp - n, ".%09ldZ", now.tv_nsec);
+	size_t n = strftime(log->stamp, sizeof log->stamp, "%Y-%m-%dT%H:%M:%S", gmtime_r(&seconds, &tm));
+	snprintf(log->stamp + n, sizeof log->stamp - n, ".%09lldZ", (long long)(now % 1000000000));
 }
 
-void log_write(struct log *log, int stream, const char *data, size_t len)
-{
-	size_t *used = &log->partial[stream - 1].used, take;
-	char **kept = &log->partial[stream - 1].data;
+void log_write(struct log *log, int stream, const char *data, size_t len) {
+	struct partial *kept = &log->partial[stream - 1];
 	stamp(log);
-	for (; len; data += take, len -= take) {
-		size_t room = LINE_LIMIT - *used, window = len < room ? len : room;
+	for (size_t take; len; data += take, len -= take) {
+		size_t room = LINE_LIMIT - kept->used, window = len < room ? len : room;
 		const char *newline = memchr(data, '\n', window);
 		int whole = newline || window == room;
-
 		take = newline ? (size_t)(newline - data) + 1 : window;
-		if (whole && !*used) {
+		if (whole && !kept->used) {
 			take -= newline ? 0 : unfinished(data, take);
 			put_line(log, stream, data, take);
 			continue;
 		}
-		if (!*kept)
-			*kept = malloc(LINE_LIMIT);
-		if (!*kept) {
+		if (!kept->data)
+			kept->data = malloc(LINE_LIMIT);
+		if (!kept->data) {
 			log->lost++;
 			break;
 		}
-		memcpy(*kept + *used, data, take);
-		*used += take;
+		memcpy(kept->data + kept->used, data, take);
+		kept->used += take;
 		if (whole)
-			put_partial(log, stream, *used - (newline ? 0 : unfinished(*kept, *used)));
+			put_partial(log, stream, kept->used - (newline ? 0 : unfinished(kept->data, kept->used)));
 	}
 	flush(log);
 }
 
-void log_close(struct log *log)
-{
+void log_close(struct log *log) {
 	stamp(log);
 	for (int stream = 1; stream <= 2; stream++)
 		if (log->partial[stream - 1].used)

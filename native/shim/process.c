@@ -1,7 +1,4 @@
 /* From a running process to its exit record. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -12,48 +9,43 @@
 
 static const char *const state_names[] = { "new", "running", "exiting", "exited" };
 
-static int good_id(struct string id)
-{
+static int good_id(struct string id) {
 	static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
 	/* It becomes part of a file's name. */
 	return id.len && id.len <= ID_LIMIT && id.data[0] != '.' && strspn(id.data, allowed) == id.len;
 }
 
-static struct process *make_process(const char *id)
-{
+static struct process *make_process(const char *id) {
 	struct process *p = calloc(1, sizeof *p);
-	if (!p || !(p->id = strdup(id))) {
+	if (!p || asprintf(&p->record, "exit.%s", id) < 0) {
 		free(p);
 		return NULL;
 	}
+	p->id = strchr(p->record, '.') + 1;
 	p->pidfd = p->slave = -1;
 	p->input = (struct source){ .fd = -1, .ready = input_ready };
 	for (int i = 0; i < 2; i++)
-		p->out[i] = (struct stream){ .source = { .fd = -1, .ready = stream_ready }, .process = p, .number = i + 1 };
+		p->out[i] = (struct stream){ { .fd = -1, .ready = stream_ready }, .process = p, .number = i + 1 };
 	p->next = shim.processes;
 	shim.processes = p;
 	return p;
 }
 
-int find_process(struct request *r, int make, struct process **process)
-{
+int find_process(struct request *r, int make, struct process **process) {
 	struct string id = fields_get(&r->frame, "id");
 	if (!good_id(id))
 		return refuse(r, -EINVAL, "the process id is not a plain name");
-	for (struct process *p = shim.processes; p; p = p->next)
-		if (!strcmp(p->id, id.data)) {
-			*process = p;
-			return 0;
-		}
-	*process = make ? make_process(id.data) : NULL;
-	if (*process)
-		return 0;
-	return make ? refuse(r, -ENOMEM, "no memory") : refuse(r, -ENOENT, "no process %s", id.data);
+	struct process *p = shim.processes;
+	while (p && strcmp(p->id, id.data))
+		p = p->next;
+	if (!p && !make)
+		return refuse(r, -ENOENT, "no process %s", id.data);
+	*process = p ? p : make_process(id.data);
+	return *process ? 0 : refuse(r, -ENOMEM, "no memory");
 }
 
 /* What only a running process needs. */
-static void release(struct process *p)
-{
+static void release(struct process *p) {
 	source_close(&p->input);
 	free(p->pending);
 	p->pending = NULL;
@@ -64,38 +56,31 @@ static void release(struct process *p)
 	if (p->log)
 		log_close(p->log);
 	p->log = NULL;
-	for (char **file = p->oom_files; file && *file; file++)
-		free(*file);
-	free(p->oom_files);
-	p->oom_files = NULL;
+	free((char *)p->oom_files.encoded);
+	p->oom_files = (struct list){ 0 };
 }
 
-void forget_process(struct process *p)
-{
-	struct process **at = &shim.processes;
-	while (*at != p)
-		at = &(*at)->next;
-	*at = p->next;
+void forget_process(struct process *p) {
+	UNLINK(&shim.processes, p);
 	if (p->state == PROCESS_NEW)
 		clients_let_go(p);
 	else
 		clients_finish(p, 0);
 	release(p);
 	free((char *)p->after_exit.data);
-	free(p->id);
+	free(p->record);
 	free(p);
 }
 
 /* memory.oom_control (v1) and memory.events (v2) both have a line "oom_kill N". */
-uint64_t oom_kills(char **files)
-{
+uint64_t oom_kills(struct list files) {
 	uint64_t sum = 0;
-	for (; files && *files; files++) {
-		cleanup_fd fd = open(*files, O_RDONLY | O_CLOEXEC);
-		char text[1024] = "\n", *found;
+	for (const char *cursor = files.encoded; files.count; files.count--) {
+		cleanup_fd fd = open(list_next(&cursor).data, O_RDONLY | O_CLOEXEC);
+		char text[1024] = "\n";
 		ssize_t n = fd < 0 ? 0 : read(fd, text + 1, sizeof text - 2);
 		text[n > 0 ? n + 1 : 0] = '\0';
-		found = strstr(text, "\noom_kill ");
+		const char *found = strstr(text, "\noom_kill ");
 		sum += found ? strtoull(found + 10, NULL, 10) : 0;
 	}
 	return sum;
@@ -103,8 +88,7 @@ uint64_t oom_kills(char **files)
 
 /* ---- exit ---- */
 
-static void put_exit(struct buffer *b, const struct process *p)
-{
+static void put_exit(struct buffer *b, const struct process *p) {
 	put_text(b, "id", p->id);
 	put_number(b, "pid", p->pid);
 	put_number(b, "start_time", (long long)p->start_time);
@@ -116,44 +100,39 @@ static void put_exit(struct buffer *b, const struct process *p)
 }
 
 /* One value of the field for each process: its fields. */
-void put_processes(struct buffer *b)
-{
+void put_processes(struct buffer *b) {
 	uint32_t count = 0;
 	for (struct process *p = shim.processes; p; p = p->next)
 		count++;
 	put_key(b, "process", count);
 	for (struct process *p = shim.processes; p; p = p->next) {
-		struct buffer one = { 0 };
+		cleanup_buffer one = { 0 };
 		put_text(&one, "state", state_names[p->state]);
 		put_exit(&one, p);
 		put_string(b, one.data, one.used);
-		buffer_free(&one);
 	}
 }
 
-static void write_exit(struct process *p)
-{
-	struct buffer b = { 0 };
-	char name[ID_LIMIT + 8];
-	put_exit(&b, p);
-	snprintf(name, sizeof name, "exit.%s", p->id);
-	p->recorded = !write_record(name, &b);
-	if (!p->recorded)
-		shim.unrecorded = 1; /* the loop tries again every second: the disk may be full */
-	buffer_free(&b);
+int remove_exit(struct request *r, const struct process *p, const char *which) {
+	if (unlink(p->record) && errno != ENOENT)
+		return refuse(r, -errno, "remove %s%s: %s", which, p->record, strerror(errno));
+	return 0;
 }
 
-void write_exit_records(void)
-{
+void write_exit_records(void) {
 	shim.unrecorded = 0;
-	for (struct process *p = shim.processes; p; p = p->next)
-		if (p->state >= PROCESS_EXITING && !p->recorded)
-			write_exit(p);
+	for (struct process *p = shim.processes; p; p = p->next) {
+		cleanup_buffer b = { 0 };
+		if (p->state < PROCESS_EXITING || p->recorded)
+			continue;
+		put_exit(&b, p);
+		p->recorded = !write_record(p->record, &b);
+		shim.unrecorded |= !p->recorded; /* the loop tries again every second: the disk may be full */
+	}
 }
 
-static void finish(struct process *p)
-{
-	struct buffer b = { 0 };
+static void finish(struct process *p) {
+	cleanup_buffer b = { 0 };
 	p->state = PROCESS_EXITED;
 	put_text(&b, "event", "exited");
 	put_exit(&b, p);
@@ -168,8 +147,7 @@ static void finish(struct process *p)
 	p->after_exit.data = NULL;
 }
 
-static void __attribute__((noreturn)) helper_main(struct process *p)
-{
+static void __attribute__((noreturn)) helper_main(struct process *p) {
 	struct launch launch = { 0 };
 	struct plan plan;
 	const char *why = launch.failure.text;
@@ -187,8 +165,7 @@ static void __attribute__((noreturn)) helper_main(struct process *p)
 }
 
 /* Hooks and cgroups may take their time: a helper waits for them, not the shim. */
-static void start_helper(struct process *p)
-{
+static void start_helper(struct process *p) {
 	p->helper_text = mmap(NULL, TEXT_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (p->helper_text == MAP_FAILED)
 		p->helper_text = NULL;
@@ -201,8 +178,7 @@ static void start_helper(struct process *p)
 	}
 }
 
-static void died(struct process *p, int status)
-{
+static void died(struct process *p, int status) {
 	p->exited_at = now_ns();
 	p->signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
 	p->exit_code = p->signal ? 128 + p->signal : WEXITSTATUS(status);
@@ -210,15 +186,14 @@ static void died(struct process *p, int status)
 	p->state = PROCESS_EXITING;
 	drain_streams(p);
 	release(p);
-	write_exit(p); /* before anything that may take time: this must survive us */
+	write_exit_records(); /* before anything that may take time: this must survive us */
 	if (p->after_exit.data)
 		start_helper(p);
 	else
 		finish(p);
 }
 
-void process_reaped(pid_t pid, int status)
-{
+void process_reaped(pid_t pid, int status) {
 	for (struct process *p = shim.processes; p; p = p->next) {
 		if (p->state == PROCESS_RUNNING && p->pid == pid) {
 			died(p, status);
@@ -226,7 +201,8 @@ void process_reaped(pid_t pid, int status)
 		}
 		if (p->state == PROCESS_EXITING && p->helper == pid) {
 			if (WIFSIGNALED(status))
-				snprintf(p->helper_text, TEXT_SIZE, "clean-up was killed by signal %d", WTERMSIG(status));
+				snprintf(p->helper_text, TEXT_SIZE, "clean-up was killed by signal %d",
+					 WTERMSIG(status));
 			finish(p);
 			return;
 		}
@@ -235,41 +211,31 @@ void process_reaped(pid_t pid, int status)
 
 /* ---- small requests ---- */
 
-static int running_process(struct request *r, struct process **p)
-{
-	int result = find_process(r, 0, p);
-	if (result)
-		return result;
+static int find_running(struct request *r, struct process **p) {
+	TRY(find_process(r, 0, p));
 	return (*p)->state == PROCESS_RUNNING ? 0 : refuse(r, -ESRCH, "process %s is not running", (*p)->id);
 }
 
-static int idle(struct request *r, const struct process *p)
-{
+static int idle(struct request *r, const struct process *p) {
 	if (p->state != PROCESS_RUNNING && p->state != PROCESS_EXITING)
 		return 0;
 	return refuse(r, -EBUSY, "process %s is %s", p->id, state_names[p->state]);
 }
 
-int request_resize(struct request *r)
-{
+int request_resize(struct request *r) {
 	struct winsize size = { .ws_row = (unsigned short)fields_number(&r->frame, "rows", 0),
 				.ws_col = (unsigned short)fields_number(&r->frame, "columns", 0) };
 	struct process *p;
-	int result = running_process(r, &p);
-	if (result)
-		return result;
+	TRY(find_running(r, &p));
 	if (!p->tty)
 		return refuse(r, -ENOTTY, "process %s has no terminal", p->id);
 	return ioctl(p->slave, TIOCSWINSZ, &size) ? refuse(r, -errno, "resize: %s", strerror(errno)) : 0;
 }
 
-int request_signal(struct request *r)
-{
+int request_signal(struct request *r) {
 	int64_t number = fields_number(&r->frame, "signal", 0);
 	struct process *p;
-	int result = running_process(r, &p);
-	if (result)
-		return result;
+	TRY(find_running(r, &p));
 	if (number < 1 || number > 64)
 		return refuse(r, -EINVAL, "there is no signal %lld", (long long)number);
 	if (sys_pidfd_send_signal(p->pidfd, (int)number))
@@ -277,36 +243,26 @@ int request_signal(struct request *r)
 	return 0;
 }
 
-int request_close_stdin(struct request *r)
-{
+int request_close_stdin(struct request *r) {
 	struct process *p;
-	int result = running_process(r, &p);
-	if (!result && !p->tty)
+	TRY(find_running(r, &p));
+	if (!p->tty)
 		input_close(p);
-	return result;
+	return 0;
 }
 
-int request_forget(struct request *r)
-{
-	char name[ID_LIMIT + 8];
+int request_forget(struct request *r) {
 	struct process *p;
-	int result = find_process(r, 0, &p);
-	if (!result)
-		result = idle(r, p);
-	if (result)
-		return result;
-	snprintf(name, sizeof name, "exit.%s", p->id);
-	if (unlink(name) && errno != ENOENT)
-		return refuse(r, -errno, "remove %s: %s", name, strerror(errno));
+	TRY(find_process(r, 0, &p));
+	TRY(idle(r, p));
+	TRY(remove_exit(r, p, ""));
 	forget_process(p);
 	return 0;
 }
 
-int request_end(struct request *r)
-{
+int request_end(struct request *r) {
 	for (struct process *p = shim.processes; p; p = p->next)
-		if (idle(r, p))
-			return -EBUSY;
+		TRY(idle(r, p));
 	stop_listening();
 	shim.ending = 1;
 	return 0;

@@ -13,8 +13,9 @@
 #ifndef DOLIUM_SHIM_H
 #define DOLIUM_SHIM_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 
 #include "../executor/fields.h"
@@ -27,12 +28,25 @@
 #define SCRATCH_SIZE 65536
 #define BATCH_SIZE 262144
 
+/* Gives a failure, -errno, to the caller. */
+#define TRY(call) do { \
+	int try_result = (call); \
+	if (try_result < 0) \
+		return try_result; \
+} while (0)
+#define cleanup_buffer __attribute__((cleanup(buffer_free))) struct buffer
+#define UNLINK(list, item) do { \
+	__typeof__(item) *at = (list); \
+	while (*at != (item)) \
+		at = &(*at)->next; \
+	*at = (item)->next; \
+} while (0)
 #define container_of(pointer, type, member) ((type *)((char *)(pointer)-offsetof(type, member)))
 
 struct source {
-	int fd, watched; /* fd -1 = closed */
-	uint32_t events;
-	void (*ready)(struct source *source, uint32_t events);
+	int fd, watched;      /* fd -1 = closed */
+	uint32_t events, got; /* waited for; come */
+	void (*ready)(struct source *source);
 };
 
 struct stream {
@@ -46,7 +60,7 @@ enum stdin_end { STDIN_STAYS = 0, STDIN_FIRST_EOF = 1, STDIN_LAST_EOF = 2 };
 
 struct process {
 	struct process *next;
-	char *id;
+	char *record, *id; /* the name of its exit record, which ends with the id */
 	enum process_state state;
 	pid_t pid;
 	int pidfd;
@@ -62,14 +76,15 @@ struct process {
 	struct string after_exit; /* plan of the AFTER_EXIT operations only */
 	pid_t helper;             /* runs them */
 	char *helper_text;        /* shared page: its failure */
-	char **oom_files;
+	struct list oom_files;
 	uint64_t oom_before;
 	int exit_code, signal, oom, recorded;
 	int64_t started_at, exited_at; /* CLOCK_REALTIME, ns */
 };
 
 struct request {
-	struct buffer frame, answer;
+	struct buffer frame, answer; /* a handler that fails puts nothing into the answer */
+	struct connection *from;
 	int *fds; /* a handler that keeps one puts -1 */
 	unsigned fd_count;
 	uint32_t op; /* of the plan, when a launch failed */
@@ -88,12 +103,21 @@ struct shim {
 };
 extern struct shim shim;
 
+/* The fd, which now belongs to the caller. */
+static inline int moved_fd(int *fd) {
+	int moved = *fd;
+	*fd = -1;
+	return moved;
+}
+
 /* main.c */
 int watch(struct source *source, uint32_t events);
 void unwatch(struct source *source);
 void source_close(struct source *source);
 /* A small file by rename in the shim's folder. 0 or -errno. */
 int write_record(const char *name, const struct buffer *b);
+/* The fields that say who this shim, or the spawner, is. */
+void put_self(struct buffer *b);
 void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int64_t now_ns(void);
 
@@ -103,6 +127,8 @@ void stop_listening(void);
 /* Sends and frees it. Lost when no daemon is connected: `hello` tells again what matters. */
 void send_event(struct buffer *b);
 int unsent_answers(void);
+/* A switch of the request. */
+unsigned flag(const struct request *r, const char *key);
 int refuse(struct request *r, int result, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* launch.c, process.c, client.c: requests give 0, or -errno with r->why set */
@@ -113,14 +139,16 @@ request_function request_launch, request_attach, request_resize, request_signal,
 /* process.c */
 int find_process(struct request *r, int make, struct process **process);
 void forget_process(struct process *process);
-uint64_t oom_kills(char **files);
+/* Its exit record, or the one of a process that had its id before. */
+int remove_exit(struct request *r, const struct process *process, const char *which);
+uint64_t oom_kills(struct list files);
 void put_processes(struct buffer *b);
 void process_reaped(pid_t pid, int status);
 void write_exit_records(void);
 
 /* client.c */
-void stream_ready(struct source *source, uint32_t events);
-void input_ready(struct source *source, uint32_t events);
+void stream_ready(struct source *source);
+void input_ready(struct source *source);
 void drain_streams(struct process *process);
 void input_close(struct process *process);
 /* The process runs, or has read what was pending: clients may type. */

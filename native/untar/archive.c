@@ -45,8 +45,7 @@ static struct {
 static unsigned char buffer[256 * 1024];
 static size_t start, end;
 
-static bool fill(void)
-{
+static bool fill(void) {
 	ssize_t got;
 	if (start == end)
 		start = end = 0;
@@ -59,16 +58,14 @@ static bool fill(void)
 }
 
 /* How many of the next `size` bytes are in the buffer now: at least one. */
-static size_t piece(int64_t size)
-{
+static size_t piece(int64_t size) {
 	if (start == end && !fill())
 		refuse("read archive", "the archive is cut short");
 	return (int64_t)(end - start) < size ? end - start : (size_t)size;
 }
 
 /* The next 512 bytes, valid until the next call; NULL when the stream ended on a block boundary. */
-static const void *next_block(void)
-{
+static const void *next_block(void) {
 	if (sizeof buffer - start < TAR_BLOCK) {
 		memmove(buffer, buffer + start, end - start);
 		end -= start;
@@ -85,8 +82,7 @@ static const void *next_block(void)
 	return buffer + start - TAR_BLOCK;
 }
 
-static void read_bytes(char *to, size_t size)
-{
+static void read_bytes(char *to, size_t size) {
 	for (size_t n; size > 0; to += n, size -= n) {
 		n = piece((int64_t)size);
 		memcpy(to, buffer + start, n);
@@ -94,16 +90,14 @@ static void read_bytes(char *to, size_t size)
 	}
 }
 
-static void skip(int64_t size)
-{
+static void skip(int64_t size) {
 	for (size_t n; size > 0; size -= (int64_t)n) {
 		n = piece(size);
 		start += n;
 	}
 }
 
-static void copy(int fd, int64_t size, int64_t offset)
-{
+static void copy(int fd, int64_t size, int64_t offset) {
 	while (size > 0) {
 		size_t n = piece(size);
 		ssize_t put = pwrite(fd, buffer + start, n, offset);
@@ -116,8 +110,7 @@ static void copy(int fd, int64_t size, int64_t offset)
 	}
 }
 
-void archive_drain(void)
-{
+void archive_drain(void) {
 	do
 		start = end;
 	while (fill());
@@ -126,8 +119,7 @@ void archive_drain(void)
 /* ---- numbers ---- */
 
 /* Octal text or GNU base-256, two's complement. */
-static int64_t number(const char *field, size_t size)
-{
+static int64_t number(const char *field, size_t size) {
 	const unsigned char *byte = (const unsigned char *)field;
 	size_t i = 0;
 	int64_t sum = 0;
@@ -156,8 +148,7 @@ static int64_t number(const char *field, size_t size)
 #define NUMBER(field) number(field, sizeof(field))
 
 /* Decimal digits; the text goes on behind them. */
-static int64_t decimal(const char **text)
-{
+static int64_t decimal(const char **text) {
 	int64_t sum = 0;
 	if (**text < '0' || **text > '9')
 		refuse("read pax record", "a number has no digits");
@@ -167,8 +158,7 @@ static int64_t decimal(const char **text)
 	return sum;
 }
 
-static int64_t whole_decimal(const char *text, size_t size, int64_t most)
-{
+static int64_t whole_decimal(const char *text, size_t size, int64_t most) {
 	const char *at = text;
 	int64_t value = decimal(&at);
 	if (at != text + size)
@@ -179,8 +169,7 @@ static int64_t whole_decimal(const char *text, size_t size, int64_t most)
 }
 
 /* Seconds with a fraction, possibly before 1970. */
-static struct timespec pax_time(const char *text, size_t size)
-{
+static struct timespec pax_time(const char *text, size_t size) {
 	const char *stop = text + size;
 	bool negative = *text == '-';
 	text += negative;
@@ -202,16 +191,14 @@ static struct timespec pax_time(const char *text, size_t size)
 
 /* ---- pax records ---- */
 
-static void add_segment(int64_t offset, int64_t length)
-{
+static void add_segment(int64_t offset, int64_t length) {
 	if (entry.segment_count >= SEGMENTS_MAX)
 		refuse("read sparse map", "too many segments");
 	entry.segments = grow(entry.segments, entry.segment_count, sizeof *entry.segments);
 	entry.segments[entry.segment_count++] = (struct segment){ .offset = offset, .length = length };
 }
 
-static void add_xattr(const char *name, const char *value, size_t size)
-{
+static void add_xattr(const char *name, const char *value, size_t size) {
 	size_t at = 0;
 	while (at < entry.xattr_count && strcmp(entry.xattrs[at].name, name) != 0)
 		at++;
@@ -227,8 +214,7 @@ static void add_xattr(const char *name, const char *value, size_t size)
 	entry.xattrs[at] = (struct xattr){ .name = checked(strdup(name)), .value = bytes, .length = size };
 }
 
-static void set_text(char **to, const char *text, size_t size)
-{
+static void set_text(char **to, const char *text, size_t size) {
 	if (strlen(text) != size)
 		refuse("read pax record", "a name contains NUL");
 	free(*to);
@@ -236,8 +222,7 @@ static void set_text(char **to, const char *text, size_t size)
 }
 
 /* pax 0.1: `offset,length,offset,length...` */
-static void sparse_list(const char *text)
-{
+static void sparse_list(const char *text) {
 	int64_t pair[2];
 	for (entry.segment_count = 0; *text; add_segment(pair[0], pair[1]))
 		for (int i = 0; i < 2; i++) {
@@ -247,8 +232,7 @@ static void sparse_list(const char *text)
 		}
 }
 
-static void gnu_sparse_record(const char *key, const char *value, size_t size)
-{
+static void gnu_sparse_record(const char *key, const char *value, size_t size) {
 	if (strcmp(key, "name") == 0) {
 		set_text(&said.sparse_name, value, size);
 		return;
@@ -278,8 +262,7 @@ static void gnu_sparse_record(const char *key, const char *value, size_t size)
 	}
 }
 
-static void pax_record(const char *key, const char *value, size_t size)
-{
+static void pax_record(const char *key, const char *value, size_t size) {
 	static const char xattr[] = "SCHILY.xattr.", sparse[] = "GNU.sparse.";
 	size_t xattr_size = sizeof xattr - 1, sparse_size = sizeof sparse - 1;
 	if (strncmp(key, xattr, xattr_size) == 0 && key[xattr_size]) {
@@ -307,8 +290,7 @@ static void pax_record(const char *key, const char *value, size_t size)
 }
 
 /* `LENGTH KEY=VALUE\n` over and over; LENGTH counts the whole record. */
-static void pax_apply(char *data, size_t size)
-{
+static void pax_apply(char *data, size_t size) {
 	while (size > 0) {
 		const char *digits = data;
 		int64_t length = decimal(&digits);
@@ -329,8 +311,7 @@ static void pax_apply(char *data, size_t size)
 }
 
 /* The data of a header that describes the next one, behind the first `keep` bytes of `*text`; gives the length. */
-static size_t read_text(char **text, size_t keep)
-{
+static size_t read_text(char **text, size_t keep) {
 	if (left > TEXT_MAX || (int64_t)keep + left > TEXT_MAX)
 		refuse("read header", "an extended header is too long");
 	size_t size = keep + (size_t)left;
@@ -343,8 +324,7 @@ static size_t read_text(char **text, size_t keep)
 
 /* ---- sparse maps ---- */
 
-static void old_sparse(const char *block)
-{
+static void old_sparse(const char *block) {
 	const char *map = block + OLD_SPARSE_OFFSET;
 	bool more = block[OLD_SPARSE_MORE] != 0;
 	entry.size = number(block + OLD_SPARSE_SIZE, 12);
@@ -364,8 +344,7 @@ static void old_sparse(const char *block)
 }
 
 /* pax 1.0: the map is lines of decimal numbers in front of the data, padded to a block. */
-static int64_t map_number(void)
-{
+static int64_t map_number(void) {
 	char text[24];
 	for (size_t used = 0; used < sizeof text; used++) {
 		if (left < 1)
@@ -380,8 +359,7 @@ static int64_t map_number(void)
 	refuse("read sparse map", "a number is too long");
 }
 
-static void map_in_data(void)
-{
+static void map_in_data(void) {
 	int64_t before = left;
 	entry.sparse = true;
 	entry.segment_count = 0;
@@ -396,8 +374,7 @@ static void map_in_data(void)
 	skip(rest);
 }
 
-static void check_segments(void)
-{
+static void check_segments(void) {
 	int64_t stop = 0, sum = 0;
 	for (size_t i = 0; i < entry.segment_count; i++) {
 		struct segment s = entry.segments[i];
@@ -412,8 +389,7 @@ static void check_segments(void)
 
 /* ---- headers ---- */
 
-static void check_sum(const struct tar_header *header)
-{
+static void check_sum(const struct tar_header *header) {
 	const unsigned char *block = (const void *)header;
 	size_t first = offsetof(struct tar_header, checksum), last = first + sizeof header->checksum;
 	int64_t claimed, plain = 0, with_sign = 0; /* some old archivers summed signed characters */
@@ -427,8 +403,7 @@ static void check_sum(const struct tar_header *header)
 		refuse("read header", "the checksum is wrong");
 }
 
-static void raw_names(const struct tar_header *header)
-{
+static void raw_names(const struct tar_header *header) {
 	/* GNU archives ("ustar  ") keep other things where POSIX has the prefix. */
 	bool prefix = memcmp(header->magic, "ustar\0", 6) == 0 && header->prefix[0] != '\0';
 	size_t prefix_size = prefix ? strnlen(header->prefix, sizeof header->prefix) : 0;
@@ -442,8 +417,7 @@ static void raw_names(const struct tar_header *header)
 	entry.link = checked(strndup(header->link, sizeof header->link));
 }
 
-static void raw_fields(const struct tar_header *header)
-{
+static void raw_fields(const struct tar_header *header) {
 	bool device = header->type == TYPE_CHAR || header->type == TYPE_BLOCK;
 	int64_t mode = NUMBER(header->mode), uid = NUMBER(header->uid), gid = NUMBER(header->gid);
 	int64_t major = device ? NUMBER(header->major) : 0, minor = device ? NUMBER(header->minor) : 0;
@@ -463,8 +437,7 @@ static void raw_fields(const struct tar_header *header)
 	raw_names(header);
 }
 
-static void take_text(char **to, char **from)
-{
+static void take_text(char **to, char **from) {
 	if (!*from)
 		return;
 	free(*to);
@@ -472,8 +445,7 @@ static void take_text(char **to, char **from)
 	*from = NULL;
 }
 
-static void set_left(int64_t size)
-{
+static void set_left(int64_t size) {
 	if (size < 0 || size > INT64_MAX - TAR_BLOCK)
 		refuse("read header", "the size is out of range");
 	left = size;
@@ -481,8 +453,7 @@ static void set_left(int64_t size)
 }
 
 /* The header block of a real entry, everything said before it applied on top. */
-static void build_entry(const struct tar_header *header)
-{
+static void build_entry(const struct tar_header *header) {
 	raw_fields(header);
 	take_text(&entry.path, &said.name);
 	take_text(&entry.link, &said.link);
@@ -517,8 +488,7 @@ static void build_entry(const struct tar_header *header)
 	check_segments();
 }
 
-static void forget(void)
-{
+static void forget(void) {
 	for (size_t i = 0; i < entry.xattr_count; i++) {
 		free(entry.xattrs[i].name);
 		free(entry.xattrs[i].value);
@@ -532,8 +502,7 @@ static void forget(void)
 	memset(&said, 0, sizeof said);
 }
 
-bool archive_next(void)
-{
+bool archive_next(void) {
 	forget();
 	skip(left);
 	/* umoci ends some layers with the last file's last byte: no padding, no zero blocks. */
@@ -565,8 +534,7 @@ bool archive_next(void)
 	}
 }
 
-void archive_data(int fd)
-{
+void archive_data(int fd) {
 	if (!entry.sparse)
 		copy(fd, left, 0);
 	for (size_t i = 0; i < entry.segment_count; i++)

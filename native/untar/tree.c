@@ -29,8 +29,7 @@ static struct directory {
 } *directories; /* modes and times to be set at the end, in archive order */
 static size_t directory_count;
 
-static int open_beneath(const char *path, uint64_t flags)
-{
+static int open_beneath(const char *path, uint64_t flags) {
 	int fd;
 	do
 		fd = sys_openat2(tree.root, *path ? path : ".", flags | O_CLOEXEC, 0,
@@ -39,13 +38,11 @@ static int open_beneath(const char *path, uint64_t flags)
 	return fd;
 }
 
-static int open_directory(int at, const char *name)
-{
+static int open_directory(int at, const char *name) {
 	return openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 }
 
-void tree_open(int root)
-{
+void tree_open(int root) {
 	struct stat stat;
 	must(fstat(root, &stat), "stat");
 	errno = ENOTDIR;
@@ -58,8 +55,7 @@ void tree_open(int root)
 }
 
 /* Cut leading, doubled and `.` parts away, in place. `..` is refused even where it would stay inside. */
-static void clean(char *path, const char *reason)
-{
+static void clean(char *path, const char *reason) {
 	char *to = path;
 	for (const char *from = path; *from; from += *from == '/') {
 		size_t length = strcspn(from, "/");
@@ -76,14 +72,12 @@ static void clean(char *path, const char *reason)
 	*to = '\0';
 }
 
-static int compare(const void *one, const void *other)
-{
+static int compare(const void *one, const void *other) {
 	return strcmp(one, other);
 }
 
 /* --apply: what this layer wrote, and the directories above it, are not to be removed by its own whiteouts. */
-static void mark(const char *path)
-{
+static void mark(const char *path) {
 	for (size_t end = strcspn(path, "/"); tree.apply; end += 1 + strcspn(path + end + 1, "/")) {
 		char *key = checked(strndup(path, end));
 		if (*(char **)checked(tsearch(key, &made_paths, compare)) != key)
@@ -94,8 +88,7 @@ static void mark(const char *path)
 }
 
 /* Remove `name`. With `path` (its path in the layer), what this layer made stays. */
-static void remove_all(int at, const char *name, const char *path)
-{
+static void remove_all(int at, const char *name, const char *path) {
 	bool keep = path && tfind(path, &made_paths, compare);
 	if (!keep && (unlinkat(at, name, 0) == 0 || errno == ENOENT))
 		return;
@@ -121,8 +114,7 @@ static void remove_all(int at, const char *name, const char *path)
 		fail("remove");
 }
 
-static void set_opaque(int at, const char *name)
-{
+static void set_opaque(int at, const char *name) {
 	/* Without CAP_SYS_ADMIN overlay is mounted with `userxattr` and reads this one. */
 	const char *xattr = tree.no_chown ? "user.overlay.opaque" : "trusted.overlay.opaque";
 	cleanup_fd fd = open_directory(at, name);
@@ -130,14 +122,12 @@ static void set_opaque(int at, const char *name)
 		fail("set opaque");
 }
 
-static bool is_whiteout(const struct stat *stat)
-{
+static bool is_whiteout(const struct stat *stat) {
 	return S_ISCHR(stat->st_mode) && stat->st_rdev == 0;
 }
 
 /* Make a directory, or keep the one that is there. What else has its name gives way; a whiteout makes it opaque. */
-static void make_directory(int at, const char *name)
-{
+static void make_directory(int at, const char *name) {
 	struct stat stat = { 0 };
 	if (mkdirat(at, name, 0755) == 0)
 		return;
@@ -152,8 +142,7 @@ static void make_directory(int at, const char *name)
 		set_opaque(at, name);
 }
 
-static void __attribute__((noreturn)) walk_failed(bool link, int number)
-{
+static void __attribute__((noreturn)) walk_failed(bool link, int number) {
 	if (number == EXDEV)
 		refuse(link ? "hard link refused" : "refused", "a symbolic link in the path leads out of the layer");
 	if (number == ENOENT)
@@ -163,8 +152,7 @@ static void __attribute__((noreturn)) walk_failed(bool link, int number)
 }
 
 /* Open a directory of the layer, making what is missing on the way (but not for a hard link): an O_PATH descriptor. */
-static int open_parent(char *path, bool link)
-{
+static int open_parent(char *path, bool link) {
 	int fd = open_beneath(path, O_PATH | O_DIRECTORY), above = -1;
 	if (fd >= 0)
 		return fd;
@@ -196,8 +184,7 @@ static int open_parent(char *path, bool link)
 }
 
 /* Goes to the parent of a clean path, which is often the last one; gives the last component. */
-static const char *enter(const char *path)
-{
+static const char *enter(const char *path) {
 	const char *slash = strrchr(path, '/');
 	size_t length = slash ? (size_t)(slash - path) : 0;
 	if (parent < 0 || strlen(parent_path) != length || memcmp(parent_path, path, length) != 0) {
@@ -210,8 +197,7 @@ static const char *enter(const char *path)
 }
 
 /* Attributes of the file behind `fd`, or without one of `name`, which is no regular file or directory. */
-static void set_xattrs(int fd, const char *name)
-{
+static void set_xattrs(int fd, const char *name) {
 	char link[64 + NAME_MAX];
 	snprintf(link, sizeof link, "/proc/self/fd/%d/%s", parent, name);
 	for (size_t i = 0; i < entry.xattr_count; i++) {
@@ -229,14 +215,12 @@ static void set_xattrs(int fd, const char *name)
 	}
 }
 
-static bool needs_chown(void)
-{
+static bool needs_chown(void) {
 	return !tree.no_chown && (chown_always || entry.uid != 0 || entry.gid != 0);
 }
 
 /* Owner before mode and capabilities: chown clears set-user-id bits and security.capability. */
-static void set_attributes(int fd, const char *name)
-{
+static void set_attributes(int fd, const char *name) {
 	struct timespec times[2] = { entry.atime, entry.mtime };
 	if (needs_chown() && (fd >= 0 ? fchown(fd, entry.uid, entry.gid)
 				      : fchownat(parent, name, entry.uid, entry.gid, AT_SYMLINK_NOFOLLOW)) < 0)
@@ -251,8 +235,7 @@ static void set_attributes(int fd, const char *name)
 }
 
 /* What a hard link points to: its last component, and the directory of that. */
-static const char *find_target(int *directory)
-{
+static const char *find_target(int *directory) {
 	char *slash = strrchr(entry.link, '/');
 	if (slash)
 		*slash = '\0';
@@ -261,8 +244,7 @@ static const char *find_target(int *directory)
 }
 
 /* One try: a file's descriptor, 0 for what has none, or -1 and errno. */
-static int make(const char *name, int directory, const char *target)
-{
+static int make(const char *name, int directory, const char *target) {
 	mode_t kind = entry.type == TYPE_CHAR ? S_IFCHR : entry.type == TYPE_BLOCK ? S_IFBLK : S_IFIFO;
 	if (entry.type == TYPE_FILE)
 		return openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, entry.mode & 0777);
@@ -273,8 +255,7 @@ static int make(const char *name, int directory, const char *target)
 	return mknodat(parent, name, kind | 0600, makedev(entry.major, entry.minor));
 }
 
-static void extract_other(const char *path, const char *name)
-{
+static void extract_other(const char *path, const char *name) {
 	cleanup_fd directory = -1;
 	const char *target = NULL;
 	if (entry.type == TYPE_LINK) {
@@ -302,8 +283,7 @@ static void extract_other(const char *path, const char *name)
 }
 
 /* Modes and times wait until no entry can be written into the directory any more. */
-static void extract_directory(const char *path, const char *name)
-{
+static void extract_directory(const char *path, const char *name) {
 	if (*path)
 		make_directory(parent, name);
 	if (needs_chown() || entry.xattr_count > 0) {
@@ -319,8 +299,7 @@ static void extract_directory(const char *path, const char *name)
 }
 
 /* OCI image-spec layer.md, "Whiteouts": they speak about lower layers, never about entries of their own layer. */
-static void whiteout(char *path, char *name)
-{
+static void whiteout(char *path, char *name) {
 	char *hidden = name + strlen(WHITEOUT);
 	struct stat stat = { 0 };
 	if (strcmp(name, OPAQUE) == 0) {
@@ -350,8 +329,7 @@ static void whiteout(char *path, char *name)
 		set_opaque(parent, hidden);
 }
 
-void tree_extract(void)
-{
+void tree_extract(void) {
 	char *path = checked(strdup(entry.path));
 	clean(path, "the path has a '..' component");
 	if (*path == '\0' && entry.type != TYPE_DIRECTORY)
@@ -374,8 +352,7 @@ void tree_extract(void)
 	free(path);
 }
 
-void tree_finish(void)
-{
+void tree_finish(void) {
 	for (size_t i = 0; i < directory_count; i++) {
 		const struct directory *directory = &directories[i];
 		cleanup_fd fd = open_beneath(directory->path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);

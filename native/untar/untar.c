@@ -20,8 +20,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static void __attribute__((noreturn)) end(const char *operation, const char *reason, int number)
-{
+static void __attribute__((noreturn)) end(const char *operation, const char *reason, int number) {
 	printf("%d\n", number);
 	fputs("untar: ", stderr);
 	/* A hostile name must not write escape sequences to the terminal that shows the message. */
@@ -31,36 +30,30 @@ static void __attribute__((noreturn)) end(const char *operation, const char *rea
 	exit(1);
 }
 
-void fail(const char *operation)
-{
+void fail(const char *operation) {
 	end(operation, strerror(errno), errno);
 }
 
-void refuse(const char *operation, const char *reason)
-{
+void refuse(const char *operation, const char *reason) {
 	end(operation, reason, 0);
 }
 
-void must(ssize_t result, const char *operation)
-{
+void must(ssize_t result, const char *operation) {
 	if (result < 0)
 		fail(operation);
 }
 
-void *checked(void *memory)
-{
+void *checked(void *memory) {
 	if (!memory)
 		fail("malloc");
 	return memory;
 }
 
-void *grow(void *array, size_t count, size_t size)
-{
+void *grow(void *array, size_t count, size_t size) {
 	return count & (count - 1) ? array : checked(realloc(array, (count ? count * 2 : 1) * size));
 }
 
-static int open_root(const char *where)
-{
+static int open_root(const char *where) {
 	char *rest;
 	errno = 0;
 	long fd = strtol(where, &rest, 10);
@@ -69,8 +62,7 @@ static int open_root(const char *where)
 	return open(where, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
-int main(int count, char **words)
-{
+int main(int count, char **words) {
 	const char *where = NULL;
 	for (int i = 1; i < count; i++) {
 		if (strcmp(words[i], "--apply") == 0)
