@@ -28,12 +28,6 @@
 #define SCRATCH_SIZE 65536
 #define BATCH_SIZE 262144
 
-/* Gives a failure, -errno, to the caller. */
-#define TRY(call) do { \
-	int try_result = (call); \
-	if (try_result < 0) \
-		return try_result; \
-} while (0)
 #define cleanup_buffer __attribute__((cleanup(buffer_free))) struct buffer
 #define UNLINK(list, item) do { \
 	__typeof__(item) *at = (list); \
