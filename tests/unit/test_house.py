@@ -142,6 +142,11 @@ def test_modules_are_of_a_size_a_person_reads() -> None:
     assert long == []
 
 
+def test_c_stays_small() -> None:
+    native = SOURCE.parents[1] / "native"
+    assert sum(len(path.read_text().splitlines()) for path in native.rglob("*.[ch]")) < 6000
+
+
 def test_no_package_imports_everything_in_its_init() -> None:
     for path in SOURCE.rglob("__init__.py"):
         tree = ast.parse(path.read_text())
