@@ -81,12 +81,13 @@ typedef int op_function(struct launch *launch, const struct op *op);
 /* 0 or -errno; detail may say more. */
 int fail_with(struct launch *launch, int number, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* TRY within an operation, with a detail. */
-#define TRY_SAYING(call, ...)                                           \
-	do {                                                            \
-		int tried = (call);                                     \
-		if (tried < 0)                                          \
-			return fail_with(launch, -tried, __VA_ARGS__);  \
-	} while (0)
+#define TRY_SAYING(call, ...)                                          \
+	({                                                             \
+		int tried = (call);                                    \
+		if (tried < 0)                                         \
+			return fail_with(launch, -tried, __VA_ARGS__); \
+		tried;                                                 \
+	})
 void set_failure(struct launch *launch, uint32_t op, int number, const char *format, ...)
 	__attribute__((format(printf, 4, 5)));
 /* Puts an fd into a slot, or passes -errno on. */
