@@ -1,8 +1,6 @@
 #include "fields.h"
 
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 void put_bytes(struct buffer *b, const void *data, size_t len) {
 	if (b->failed)

@@ -3,8 +3,6 @@
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -78,9 +76,7 @@ void set_failure(struct launch *launch, uint32_t op, int number, const char *for
 	va_list args;
 	if (launch->failure.set)
 		return;
-	launch->failure.set = 1;
-	launch->failure.op = op;
-	launch->failure.number = number;
+	launch->failure = (struct failure){ .set = 1, .op = op, .number = number };
 	va_start(args, format);
 	vsnprintf(launch->failure.text, sizeof launch->failure.text, format, args);
 	va_end(args);
@@ -509,8 +505,7 @@ int launch_start(struct launch *launch) {
 int launch_after_exit(struct launch *launch) { return run_stage(launch, AFTER_EXIT, 1); }
 
 int do_start(struct launch *launch, const struct op *op) {
-	cleanup_fd fd = TRY(or_errno(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)));
-	TRY(connect_unix(fd, op->a[0].s.data));
+	cleanup_fd fd = TRY(connect_unix(SOCK_SEQPACKET, op->a[0].s.data));
 	struct message m;
 	int got = receive(launch, fd, &m);
 	return got == 1 && m.type == CHILD_FAILED ? child_failed(launch, (uint32_t)(op - launch->plan->ops), &m) : 0;

@@ -98,11 +98,12 @@ const struct op *find_op(const struct plan *plan, uint16_t code);
 int wait_for(pid_t pid, int *status); /* the pid or -errno */
 uint64_t process_start_time(pid_t pid);
 int write_all(int fd, const void *data, size_t len);
+int copy_all(int from, int to);
 int write_path(int dirfd, const char *path, const char *data, size_t len);
 int send_console(int socket, int fd);
 int send_console_message(struct launch *launch, int fd);
-/* Connects by a path of any length (through /proc/self/fd of its folder). 0 or -errno. */
-int connect_unix(int fd, const char *path);
+/* A socket connected by a path of any length, or -errno. */
+int connect_unix(int type, const char *path);
 
 /* paths.c. A path of at most PATH_MAX: 0 or -ENAMETOOLONG. */
 int format_path(char *path, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -3,7 +3,6 @@
 #include <linux/magic.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
-#include <sys/sendfile.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 
@@ -90,11 +89,7 @@ static int give_to(int fd, const struct stat *st) {
 static int copy_file(int from, int to, const char *name, const struct stat *st) {
 	cleanup_fd in = TRY(or_errno(openat(from, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC)));
 	cleanup_fd out = TRY(or_errno(openat(to, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)));
-	ssize_t n;
-	do
-		n = sendfile(out, in, NULL, 1 << 30);
-	while (n > 0);
-	TRY(or_errno(n));
+	TRY(copy_all(in, out));
 	return give_to(out, st);
 }
 

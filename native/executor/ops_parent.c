@@ -8,6 +8,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -52,6 +53,14 @@ int write_all(int fd, const void *data, size_t len) {
 	return 0;
 }
 
+int copy_all(int from, int to) {
+	ssize_t n;
+	do
+		n = sendfile(to, from, NULL, 1 << 30);
+	while (n > 0);
+	return or_errno(n);
+}
+
 /* One write to a kernel file: it must not be split. */
 int write_path(int dirfd, const char *path, const char *data, size_t len) {
 	cleanup_fd fd = TRY(or_errno(openat(dirfd, path, O_WRONLY | O_CLOEXEC)));
@@ -67,31 +76,24 @@ static int read_text(const char *path, char *out, size_t size) {
 	return n;
 }
 
-/* The start time, 0 when it is gone; *state is its letter. */
-static uint64_t read_stat(pid_t pid, char *state) {
+/* 0 when it is gone or a zombie. */
+uint64_t process_start_time(pid_t pid) {
 	char path[64], text[1024];
-	*state = 'X';
 	snprintf(path, sizeof path, "/proc/%d/stat", pid);
 	if (read_text(path, text, sizeof text) <= 0)
 		return 0;
 	char *at = strrchr(text, ')'); /* the name may hold spaces and brackets */
-	if (at && at[1] == ' ')
-		*state = at[2];
+	if (!at || at[1] != ' ' || at[2] == 'Z' || at[2] == 'X')
+		return 0;
 	for (int field = 2; at && field < 22; field++)
 		at = strchr(at + 1, ' ');
 	return at ? strtoull(at + 1, NULL, 10) : 0;
 }
 
-uint64_t process_start_time(pid_t pid) {
-	char state;
-	return read_stat(pid, &state);
-}
-
-/* Is the process still the one that was recorded, and not a zombie? */
+/* Is the process still the one that was recorded? */
 static int process_is(pid_t pid, uint64_t start_time) {
-	char state;
-	uint64_t now = read_stat(pid, &state);
-	return state != 'Z' && state != 'X' && (start_time == 0 || now == start_time);
+	uint64_t now = process_start_time(pid);
+	return now && (start_time == 0 || now == start_time);
 }
 
 /* The text with \001p replaced by the pid, \001s by the start time; \001 doubled is the byte itself. */
@@ -183,10 +185,10 @@ int do_lock(struct launch *launch, const struct op *op) {
 
 OPERATION(open_path, take_slot(launch, op->a[0].i, or_errno(open(op->a[1].s.data, (int)op->a[2].i | O_CLOEXEC))))
 
-/* bind or connect. sun_path holds 108 bytes; a folder's fd makes any path short. */
-static int with_address(int fd, const char *path, int (*call)(int, const struct sockaddr *, socklen_t)) {
+/* A socket after bind or connect. sun_path holds 108 bytes; a folder's fd makes any path short. */
+static int unix_socket(int type, const char *path, int (*call)(int, const struct sockaddr *, socklen_t)) {
+	cleanup_fd fd = TRY(or_errno(socket(AF_UNIX, type | SOCK_CLOEXEC, 0))), folder = -1;
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	cleanup_fd folder = -1;
 	if (strlen(path) < sizeof address.sun_path) {
 		strcpy(address.sun_path, path);
 	} else {
@@ -198,21 +200,17 @@ static int with_address(int fd, const char *path, int (*call)(int, const struct 
 		folder = TRY(or_errno(open(part, O_PATH | O_DIRECTORY | O_CLOEXEC)));
 		snprintf(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d%s", folder, slash);
 	}
-	return or_errno(call(fd, (struct sockaddr *)&address, sizeof address));
+	TRY(or_errno(call(fd, (struct sockaddr *)&address, sizeof address)));
+	return keep(&fd);
 }
 
-int connect_unix(int fd, const char *path) { return with_address(fd, path, connect); }
+int connect_unix(int type, const char *path) { return unix_socket(type, path, connect); }
+
+OPERATION(connect, take_slot(launch, op->a[0].i, connect_unix(SOCK_STREAM, op->a[1].s.data)))
 
 int do_listen(struct launch *launch, const struct op *op) {
-	cleanup_fd fd = TRY(or_errno(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)));
-	TRY(with_address(fd, op->a[1].s.data, bind));
+	cleanup_fd fd = TRY(unix_socket(SOCK_SEQPACKET, op->a[1].s.data, bind));
 	TRY(or_errno(listen(fd, 1)));
-	return take_slot(launch, op->a[0].i, keep(&fd));
-}
-
-int do_connect(struct launch *launch, const struct op *op) {
-	cleanup_fd fd = TRY(or_errno(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)));
-	TRY(connect_unix(fd, op->a[1].s.data));
 	return take_slot(launch, op->a[0].i, keep(&fd));
 }
 

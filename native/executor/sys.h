@@ -3,9 +3,6 @@
 #ifndef DOLIUM_SYS_H
 #define DOLIUM_SYS_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/sendfile.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -56,11 +55,7 @@ static int is_sealed(const char *path) {
 static int sealed_copy(const char *path) {
 	cleanup_fd disk = TRY(or_errno(open(path, O_RDONLY | O_CLOEXEC)));
 	cleanup_fd copy = TRY(or_errno(memfd_create("dolium-front", MFD_CLOEXEC | MFD_ALLOW_SEALING)));
-	ssize_t n;
-	do
-		n = sendfile(copy, disk, NULL, 1 << 30);
-	while (n > 0);
-	TRY(or_errno(n));
+	TRY(copy_all(disk, copy));
 	TRY(or_errno(fcntl(copy, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL)));
 	return keep(&copy);
 }
