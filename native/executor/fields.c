@@ -1,8 +1,6 @@
 #include "fields.h"
 
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 void put_bytes(struct buffer *b, const void *data, size_t len) {
 	if (b->failed)
@@ -23,9 +21,7 @@ void put_bytes(struct buffer *b, const void *data, size_t len) {
 	b->used += len;
 }
 
-void put_u32(struct buffer *b, uint32_t value) {
-	put_bytes(b, &value, sizeof value);
-}
+void put_u32(struct buffer *b, uint32_t value) { put_bytes(b, &value, sizeof value); }
 
 void put_string(struct buffer *b, const char *data, size_t len) {
 	put_u32(b, (uint32_t)len);

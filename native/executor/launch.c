@@ -3,8 +3,6 @@
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -78,9 +76,7 @@ void set_failure(struct launch *launch, uint32_t op, int number, const char *for
 	va_list args;
 	if (launch->failure.set)
 		return;
-	launch->failure.set = 1;
-	launch->failure.op = op;
-	launch->failure.number = number;
+	launch->failure = (struct failure){ .set = 1, .op = op, .number = number };
 	va_start(args, format);
 	vsnprintf(launch->failure.text, sizeof launch->failure.text, format, args);
 	va_end(args);
@@ -100,8 +96,8 @@ static void blame(struct launch *launch, uint32_t index, int number) {
 	const struct op *op = &launch->plan->ops[index];
 	const char *more = launch->detail ? launch->detail : hint(op->code, number);
 	int whole = op->code == OP_find_executable && launch->detail != NULL;
-	if (number == 0 || whole) /* the detail says all */
-		set_failure(launch, index, number, "%s%s%s", whole ? "" : op->label, whole ? "" : ": ", more ? more : "failed");
+	if (whole) /* the detail says all */
+		set_failure(launch, index, number, "%s", more);
 	else
 		set_failure(launch, index, number, "%s: %s: %s%s%s%s", op->label, errno_name(number), strerror(number),
 			    more ? " (" : "", more ? more : "", more ? ")" : "");
@@ -163,9 +159,7 @@ const struct op *find_op(const struct plan *plan, uint16_t code) {
 	return NULL;
 }
 
-static size_t times_size(const struct plan *plan) {
-	return (plan->count + 1) * sizeof(uint32_t);
-}
+static size_t times_size(const struct plan *plan) { return (plan->count + 1) * sizeof(uint32_t); }
 
 int launch_init(struct launch *launch, const struct plan *plan) {
 	memset(launch, 0, sizeof *launch);
@@ -321,8 +315,7 @@ static void __attribute__((noreturn)) child_main(struct launch *launch) {
 
 int do_wait_start(struct launch *launch, const struct op *op) {
 	close_fd(&launch->sync);
-	int connection = or_errno(RETRY(accept4(slot_fd(launch, op->a[0].i), NULL, NULL, SOCK_CLOEXEC)));
-	TRY(connection);
+	int connection = TRY(or_errno(RETRY(accept4(slot_fd(launch, op->a[0].i), NULL, NULL, SOCK_CLOEXEC))));
 	close_fd(&launch->slot[op->a[0].i]);
 	launch->sync = connection; /* a failure from now on is told to `start` */
 	return 0;
@@ -342,9 +335,7 @@ int do_exec(struct launch *launch, const struct op *op) {
 
 /* ---- the parent ---- */
 
-int wait_for(pid_t pid, int *status) {
-	return or_errno(RETRY(waitpid(pid, status, 0)));
-}
+int wait_for(pid_t pid, int *status) { return or_errno(RETRY(waitpid(pid, status, 0))); }
 
 static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner) {
 	struct clone_args args = { .flags = flags | CLONE_CLEAR_SIGHAND };
@@ -412,8 +403,7 @@ int do_clone(struct launch *launch, const struct op *op) {
 	launch->unshare_flags = (int)op->a[1].i;
 	TRY_SAYING(or_errno(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)), "socketpair");
 	cleanup_fd ours = pair[0], childs = pair[1];
-	pid_t pid = clone_child(launch, joins ? 0 : flags, 0);
-	TRY(pid);
+	pid_t pid = TRY(clone_child(launch, joins ? 0 : flags, 0));
 	if (pid == 0) {
 		close_fd(&ours);
 		launch->sync = childs;
@@ -512,14 +502,10 @@ int launch_start(struct launch *launch) {
 	return -1;
 }
 
-int launch_after_exit(struct launch *launch) {
-	return run_stage(launch, AFTER_EXIT, 1);
-}
+int launch_after_exit(struct launch *launch) { return run_stage(launch, AFTER_EXIT, 1); }
 
 int do_start(struct launch *launch, const struct op *op) {
-	cleanup_fd fd = or_errno(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-	TRY(fd);
-	TRY(connect_unix(fd, op->a[0].s.data));
+	cleanup_fd fd = TRY(connect_unix(SOCK_SEQPACKET, op->a[0].s.data));
 	struct message m;
 	int got = receive(launch, fd, &m);
 	return got == 1 && m.type == CHILD_FAILED ? child_failed(launch, (uint32_t)(op - launch->plan->ops), &m) : 0;

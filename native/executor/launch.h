@@ -81,12 +81,13 @@ typedef int op_function(struct launch *launch, const struct op *op);
 /* 0 or -errno; detail may say more. */
 int fail_with(struct launch *launch, int number, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* TRY within an operation, with a detail. */
-#define TRY_SAYING(call, ...)                                           \
-	do {                                                            \
-		int tried = (call);                                     \
-		if (tried < 0)                                          \
-			return fail_with(launch, -tried, __VA_ARGS__);  \
-	} while (0)
+#define TRY_SAYING(call, ...)                                          \
+	({                                                             \
+		int tried = (call);                                    \
+		if (tried < 0)                                         \
+			return fail_with(launch, -tried, __VA_ARGS__); \
+		tried;                                                 \
+	})
 void set_failure(struct launch *launch, uint32_t op, int number, const char *format, ...)
 	__attribute__((format(printf, 4, 5)));
 /* Puts an fd into a slot, or passes -errno on. */
@@ -97,11 +98,12 @@ const struct op *find_op(const struct plan *plan, uint16_t code);
 int wait_for(pid_t pid, int *status); /* the pid or -errno */
 uint64_t process_start_time(pid_t pid);
 int write_all(int fd, const void *data, size_t len);
+int copy_all(int from, int to);
 int write_path(int dirfd, const char *path, const char *data, size_t len);
 int send_console(int socket, int fd);
 int send_console_message(struct launch *launch, int fd);
-/* Connects by a path of any length (through /proc/self/fd of its folder). 0 or -errno. */
-int connect_unix(int fd, const char *path);
+/* A socket connected by a path of any length, or -errno. */
+int connect_unix(int type, const char *path);
 
 /* paths.c. A path of at most PATH_MAX: 0 or -ENAMETOOLONG. */
 int format_path(char *path, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -3,20 +3,16 @@
 #include <linux/magic.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
-#include <sys/sendfile.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 
-#include "launch.h"
+#include "fields.h"
 
 #define MOUNT_COPY_UP 0x10000
 
 static unsigned long ms_flags(int64_t attrs) {
-	unsigned long flags = 0;
-	flags |= attrs & MOUNT_ATTR_RDONLY ? MS_RDONLY : 0;
-	flags |= attrs & MOUNT_ATTR_NOSUID ? MS_NOSUID : 0;
-	flags |= attrs & MOUNT_ATTR_NODEV ? MS_NODEV : 0;
-	flags |= attrs & MOUNT_ATTR_NOEXEC ? MS_NOEXEC : 0;
+	/* The first four are the same bits in both. */
+	unsigned long flags = (unsigned long)attrs & (MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC);
 	flags |= attrs & MOUNT_ATTR_NODIRATIME ? MS_NODIRATIME : 0;
 	if ((attrs & MOUNT_ATTR__ATIME) == MOUNT_ATTR_NOATIME)
 		flags |= MS_NOATIME;
@@ -58,8 +54,7 @@ static int set_attr(int fd, int64_t set, int64_t propagation, int recursive) {
 static int new_fs(struct launch *launch, const char *type, const char *source, struct list options, int64_t attrs) {
 	if (launch->plan->flags & PLAN_FLAG_OLD_MOUNT_API)
 		return -ENOSYS;
-	cleanup_fd fs = sys_fsopen(type, FSOPEN_CLOEXEC);
-	TRY(fs);
+	cleanup_fd fs = TRY(sys_fsopen(type, FSOPEN_CLOEXEC));
 	if (*source && sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", source, 0))
 		return explain(launch, fs, errno, "source");
 	for (struct string option; list_take(&options, &option);) {
@@ -74,24 +69,16 @@ static int new_fs(struct launch *launch, const char *type, const char *source, s
 }
 
 /* The same by mount(2), on a target that is an fd. */
-static int old_mount(const char *type, const char *source, const char *options, int64_t attrs, int target) {
+static int old_mount(const char *type, const char *source, struct list options, int64_t attrs, int target) {
 	char path[64];
 	snprintf(path, sizeof path, "/proc/self/fd/%d", target);
-	return or_errno(mount(source, path, type, ms_flags(attrs), options));
-}
-
-static char *join_options(struct list options) {
-	struct list again = options;
-	struct string option;
-	size_t size = 1;
-	while (list_take(&options, &option))
-		size += option.len + 1;
-	char *joined = calloc(1, size);
-	while (joined && list_take(&again, &option)) {
-		strcat(joined, *joined ? "," : "");
-		strcat(joined, option.data);
+	cleanup_buffer joined = { 0 };
+	for (struct string option; list_take(&options, &option);) {
+		put_bytes(&joined, ",", joined.used ? 1 : 0);
+		put_bytes(&joined, option.data, option.len);
 	}
-	return joined;
+	put_bytes(&joined, "", 1);
+	return joined.failed ? -ENOMEM : or_errno(mount(source, path, type, ms_flags(attrs), joined.data));
 }
 
 static int give_to(int fd, const struct stat *st) {
@@ -100,22 +87,15 @@ static int give_to(int fd, const struct stat *st) {
 }
 
 static int copy_file(int from, int to, const char *name, const struct stat *st) {
-	cleanup_fd in = or_errno(openat(from, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
-	TRY(in);
-	cleanup_fd out = or_errno(openat(to, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
-	TRY(out);
-	ssize_t n;
-	do
-		n = sendfile(out, in, NULL, 1 << 30);
-	while (n > 0);
-	TRY(or_errno(n));
+	cleanup_fd in = TRY(or_errno(openat(from, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC)));
+	cleanup_fd out = TRY(or_errno(openat(to, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)));
+	TRY(copy_all(in, out));
 	return give_to(out, st);
 }
 
 static int copy_link(int from, int to, const char *name, const struct stat *st) {
 	char link[PATH_MAX];
-	int n = or_errno(readlinkat(from, name, link, sizeof link - 1));
-	TRY(n);
+	int n = TRY(or_errno(readlinkat(from, name, link, sizeof link - 1)));
 	link[n] = '\0';
 	TRY(or_errno(symlinkat(link, to, name)));
 	return or_errno(fchownat(to, name, st->st_uid, st->st_gid, AT_SYMLINK_NOFOLLOW));
@@ -124,19 +104,16 @@ static int copy_link(int from, int to, const char *name, const struct stat *st) 
 static int copy_tree(int from, int to);
 
 static int copy_folder(int from, int to, const char *name, const struct stat *st) {
-	cleanup_fd below = or_errno(openat(from, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-	TRY(below);
+	cleanup_fd below = TRY(or_errno(openat(from, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)));
 	TRY(or_errno(mkdirat(to, name, 0700)));
-	cleanup_fd made = or_errno(openat(to, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-	TRY(made);
+	cleanup_fd made = TRY(or_errno(openat(to, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)));
 	TRY(copy_tree(below, made));
 	return give_to(made, st);
 }
 
 /* tmpcopyup: what the folder below held, with owners and modes, no extended attributes. No link is followed. */
 static int copy_tree(int from, int to) {
-	int again = or_errno(openat(from, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-	TRY(again);
+	int again = TRY(or_errno(openat(from, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)));
 	cleanup_dir folder = fdopendir(again);
 	if (!folder)
 		return -errno;
@@ -161,13 +138,10 @@ static int attach(int tree, int target) {
 static int mount_new(struct launch *launch, const struct op *op) {
 	const char *type = op->a[0].s.data, *source = op->a[1].s.data, *target = op->a[4].s.data;
 	mode_t mode = op->a[5].i & 07777;
-	cleanup_fd at = make_in_root(launch, target, 1, mode ? mode : 0755);
-	TRY_SAYING(at, "target %s", target);
+	cleanup_fd at = TRY_SAYING(make_in_root(launch, target, 1, mode ? mode : 0755), "target %s", target);
 	cleanup_fd mount_fd = new_fs(launch, type, source, op->a[2].l, op->a[3].i);
-	if (mount_fd == -ENOSYS) {
-		cleanup_free char *options = join_options(op->a[2].l);
-		return options ? old_mount(type, *source ? source : type, options, op->a[3].i, at) : -ENOMEM;
-	}
+	if (mount_fd == -ENOSYS)
+		return old_mount(type, *source ? source : type, op->a[2].l, op->a[3].i, at);
 	TRY(mount_fd);
 	return attach(mount_fd, at);
 }
@@ -181,8 +155,7 @@ int do_mount_fs(struct launch *launch, const struct op *op) {
 	TRY(mount_new(launch, op));
 	if (below < 0)
 		return 0;
-	cleanup_fd above = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
-	TRY(above);
+	cleanup_fd above = TRY(open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY));
 	TRY_SAYING(copy_tree(below, above), "copy what the folder holds");
 	return 0;
 }
@@ -190,8 +163,7 @@ int do_mount_fs(struct launch *launch, const struct op *op) {
 int do_open_tree(struct launch *launch, const struct op *op) {
 	const char *path = op->a[1].s.data;
 	unsigned recursive = op->a[2].i ? AT_RECURSIVE : 0;
-	cleanup_fd fd = sys_open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive);
-	TRY(fd);
+	cleanup_fd fd = TRY(sys_open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive));
 	struct stat st;
 	TRY(or_errno(fstat(fd, &st)));
 	if ((op->a[3].i == 1 && !S_ISDIR(st.st_mode)) || (op->a[3].i == 2 && S_ISDIR(st.st_mode)))
@@ -235,29 +207,26 @@ static int copy_of(int tree) {
 }
 
 static int attach_copy(int tree, int target) {
-	cleanup_fd copy = copy_of(tree);
-	TRY(copy);
+	cleanup_fd copy = TRY(copy_of(tree));
 	return attach(copy, target);
 }
 
 int do_mount_tree(struct launch *launch, const struct op *op) {
 	int tree = slot_fd(launch, op->a[0].i);
-	cleanup_fd at = make_in_root(launch, op->a[1].s.data, op->a[2].i == 1, 0755);
-	TRY_SAYING(at, "target %s", op->a[1].s.data);
+	const char *target = op->a[1].s.data;
+	cleanup_fd at = TRY_SAYING(make_in_root(launch, target, op->a[2].i == 1, 0755), "target %s", target);
 	TRY(attach(tree, at));
 	return op->a[3].i ? set_attr(tree, 0, op->a[3].i, 0) : 0;
 }
 
 int do_bind_device(struct launch *launch, const struct op *op) {
-	cleanup_fd at = make_in_root(launch, op->a[1].s.data, 0, 0666);
-	TRY_SAYING(at, "target %s", op->a[1].s.data);
+	cleanup_fd at = TRY_SAYING(make_in_root(launch, op->a[1].s.data, 0, 0666), "target %s", op->a[1].s.data);
 	return attach(slot_fd(launch, op->a[0].i), at);
 }
 
 int do_mknod(struct launch *launch, const struct op *op) {
 	const char *name;
-	cleanup_fd folder = parent_in_root(launch, op->a[0].s.data, &name);
-	TRY(folder);
+	cleanup_fd folder = TRY(parent_in_root(launch, op->a[0].s.data, &name));
 	mode_t mode = (mode_t)op->a[1].i;
 	dev_t device = makedev((unsigned)op->a[2].i, (unsigned)op->a[3].i);
 	if (mknodat(folder, name, mode, device)) {
@@ -274,28 +243,25 @@ int do_mknod(struct launch *launch, const struct op *op) {
 
 int do_symlink(struct launch *launch, const struct op *op) {
 	const char *name;
-	cleanup_fd folder = parent_in_root(launch, op->a[1].s.data, &name);
-	TRY(folder);
+	cleanup_fd folder = TRY(parent_in_root(launch, op->a[1].s.data, &name));
 	return symlinkat(op->a[0].s.data, folder, name) && errno != EEXIST ? -errno : 0;
 }
 
 int do_mkdir_in_root(struct launch *launch, const struct op *op) {
-	cleanup_fd fd = make_in_root(launch, op->a[0].s.data, 1, (mode_t)op->a[1].i);
-	TRY(fd);
+	cleanup_fd fd = TRY(make_in_root(launch, op->a[0].s.data, 1, (mode_t)op->a[1].i));
 	struct stat st;
 	TRY(or_errno(fstat(fd, &st)));
 	return S_ISDIR(st.st_mode) ? 0 : -ENOTDIR;
 }
 
 /* What the image has not, or its root may not reach, needs no hiding. */
-static int is_absent(int at) {
-	return at == -ENOENT || at == -ENOTDIR || at == -EACCES;
-}
+static int is_absent(int at) { return at == -ENOENT || at == -ENOTDIR || at == -EACCES; }
 
 /* Hidden files show the host's /dev/null, hidden folders an empty read-only tmpfs. Target and source are both fds that
  * were opened once; no name inside the container is trusted to be what it was. */
 int do_mask(struct launch *launch, const struct op *op) {
 	struct list paths = op->a[0].l;
+	static const struct list none;
 	int null_tree = slot_fd(launch, op->a[1].i), null_used = 0;
 	cleanup_fd empty = -1;
 	for (struct string path; list_take(&paths, &path);) {
@@ -312,9 +278,9 @@ int do_mask(struct launch *launch, const struct op *op) {
 		} else if (empty >= 0) {
 			result = attach_copy(empty, at);
 		} else {
-			empty = new_fs(launch, "tmpfs", "tmpfs", (struct list){ NULL, 0 }, MOUNT_ATTR_RDONLY);
+			empty = new_fs(launch, "tmpfs", "tmpfs", none, MOUNT_ATTR_RDONLY);
 			if (empty == -ENOSYS)
-				result = old_mount("tmpfs", "tmpfs", "", MOUNT_ATTR_RDONLY, at);
+				result = old_mount("tmpfs", "tmpfs", none, MOUNT_ATTR_RDONLY, at);
 			else
 				result = empty < 0 ? empty : attach(empty, at);
 		}
@@ -330,8 +296,7 @@ int do_readonly(struct launch *launch, const struct op *op) {
 		if (is_absent(at))
 			continue;
 		TRY_SAYING(at, "%s", path.data);
-		cleanup_fd copy = copy_of(at);
-		TRY_SAYING(copy, "%s", path.data);
+		cleanup_fd copy = TRY_SAYING(copy_of(at), "%s", path.data);
 		TRY_SAYING(set_attr(copy, MOUNT_ATTR_RDONLY, 0, AT_RECURSIVE), "%s", path.data);
 		TRY_SAYING(attach(copy, at), "%s", path.data);
 	}
@@ -341,8 +306,7 @@ int do_readonly(struct launch *launch, const struct op *op) {
 OPERATION(root_attr, set_attr(launch->root, op->a[0].i, 0, 0))
 
 int do_remount(struct launch *launch, const struct op *op) {
-	cleanup_fd at = open_in_root(launch, op->a[0].s.data, O_PATH);
-	TRY(at);
+	cleanup_fd at = TRY(open_in_root(launch, op->a[0].s.data, O_PATH));
 	return set_attr(at, op->a[1].i, op->a[2].i, 0);
 }
 
@@ -361,31 +325,30 @@ int do_pivot(struct launch *launch, const struct op *op) {
 
 /* The terminal's slave, bound on /dev/console. */
 static int bind_console(struct launch *launch, int slave) {
-	cleanup_fd at = make_in_root(launch, "dev/console", 0, 0600);
-	TRY_SAYING(at, "/dev/console");
-	cleanup_fd tree = sys_open_tree(slave, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
-	TRY_SAYING(tree, "copy the terminal's mount");
+	cleanup_fd at = TRY_SAYING(make_in_root(launch, "dev/console", 0, 0600), "/dev/console");
+	cleanup_fd tree = TRY_SAYING(sys_open_tree(slave, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC),
+				     "copy the terminal's mount");
 	TRY_SAYING(attach(tree, at), "/dev/console");
 	return 0;
 }
 
 /* A pty in the container's own devpts. The slave is reached through the master (TIOCGPTPEER), not by a path. */
 int do_console(struct launch *launch, const struct op *op) {
-	cleanup_fd master = open_in_root(launch, "dev/pts/ptmx", O_RDWR | O_NOCTTY);
-	TRY_SAYING(master, "a terminal needs a devpts mount at /dev/pts");
+	cleanup_fd master = TRY_SAYING(open_in_root(launch, "dev/pts/ptmx", O_RDWR | O_NOCTTY),
+				       "a terminal needs a devpts mount at /dev/pts");
 	struct statfs fs;
 	if (fstatfs(master, &fs) || fs.f_type != DEVPTS_SUPER_MAGIC)
 		return fail_with(launch, EINVAL, "/dev/pts/ptmx is not on a devpts");
 	int unlock = 0;
 	TRY(or_errno(ioctl(master, TIOCSPTLCK, &unlock)));
-	cleanup_fd slave = or_errno(ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC));
-	TRY(slave);
+	cleanup_fd slave = TRY(or_errno(ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC)));
 	struct winsize size = { .ws_row = (unsigned short)op->a[1].i, .ws_col = (unsigned short)op->a[2].i };
 	if (size.ws_row && size.ws_col)
 		TRY(or_errno(ioctl(slave, TIOCSWINSZ, &size)));
 	if (op->stage == CHILD_BEFORE_PIVOT) /* an exec's terminal is not the container's console */
 		TRY(bind_console(launch, slave));
-	TRY_SAYING(op->a[0].i >= 0 ? send_console(slot_fd(launch, op->a[0].i), master) : send_console_message(launch, master),
+	int socket = slot_fd(launch, op->a[0].i);
+	TRY_SAYING(op->a[0].i >= 0 ? send_console(socket, master) : send_console_message(launch, master),
 		   "send the terminal");
 	for (int fd = 0; fd < 3; fd++)
 		TRY(or_errno(dup2(slave, fd)));

@@ -4,12 +4,11 @@
 #include <linux/nsfs.h>
 #include <poll.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -21,9 +20,7 @@
 #define FREEZE_DEADLINE_MS 10000
 #define RMDIR_DEADLINE_MS 5000
 
-static int64_t now_ms(void) {
-	return (int64_t)(now_us() / 1000);
-}
+static int64_t now_ms(void) { return (int64_t)(now_us() / 1000); }
 
 static int left_ms(int64_t deadline) {
 	int64_t left = deadline - now_ms();
@@ -49,57 +46,54 @@ static int pause_until(int64_t deadline, int *pause_us) {
 
 int write_all(int fd, const void *data, size_t len) {
 	for (const char *at = data; len;) {
-		int n = or_errno(RETRY(write(fd, at, len)));
-		TRY(n);
+		int n = TRY(or_errno(RETRY(write(fd, at, len))));
 		at += n;
 		len -= (size_t)n;
 	}
 	return 0;
 }
 
+int copy_all(int from, int to) {
+	ssize_t n;
+	do
+		n = sendfile(to, from, NULL, 1 << 30);
+	while (n > 0);
+	return or_errno(n);
+}
+
 /* One write to a kernel file: it must not be split. */
 int write_path(int dirfd, const char *path, const char *data, size_t len) {
-	cleanup_fd fd = or_errno(openat(dirfd, path, O_WRONLY | O_CLOEXEC));
-	TRY(fd);
+	cleanup_fd fd = TRY(or_errno(openat(dirfd, path, O_WRONLY | O_CLOEXEC)));
 	TRY(or_errno(write(fd, data, len)));
 	return 0;
 }
 
 /* The first bytes of a file, as a text; their number or -errno. */
 static int read_text(const char *path, char *out, size_t size) {
-	cleanup_fd fd = or_errno(open(path, O_RDONLY | O_CLOEXEC));
-	TRY(fd);
-	int n = or_errno(read(fd, out, size - 1));
-	TRY(n);
+	cleanup_fd fd = TRY(or_errno(open(path, O_RDONLY | O_CLOEXEC)));
+	int n = TRY(or_errno(read(fd, out, size - 1)));
 	out[n] = '\0';
 	return n;
 }
 
-/* The start time, 0 when it is gone; *state is its letter. */
-static uint64_t read_stat(pid_t pid, char *state) {
+/* 0 when it is gone or a zombie. */
+uint64_t process_start_time(pid_t pid) {
 	char path[64], text[1024];
-	*state = 'X';
 	snprintf(path, sizeof path, "/proc/%d/stat", pid);
 	if (read_text(path, text, sizeof text) <= 0)
 		return 0;
 	char *at = strrchr(text, ')'); /* the name may hold spaces and brackets */
-	if (at && at[1] == ' ')
-		*state = at[2];
+	if (!at || at[1] != ' ' || at[2] == 'Z' || at[2] == 'X')
+		return 0;
 	for (int field = 2; at && field < 22; field++)
 		at = strchr(at + 1, ' ');
 	return at ? strtoull(at + 1, NULL, 10) : 0;
 }
 
-uint64_t process_start_time(pid_t pid) {
-	char state;
-	return read_stat(pid, &state);
-}
-
-/* Is the process still the one that was recorded, and not a zombie? */
+/* Is the process still the one that was recorded? */
 static int process_is(pid_t pid, uint64_t start_time) {
-	char state;
-	uint64_t now = read_stat(pid, &state);
-	return state != 'Z' && state != 'X' && (start_time == 0 || now == start_time);
+	uint64_t now = process_start_time(pid);
+	return now && (start_time == 0 || now == start_time);
 }
 
 /* The text with \001p replaced by the pid, \001s by the start time; \001 doubled is the byte itself. */
@@ -181,8 +175,7 @@ int do_remove_dir(OPERATION_ARGS) {
 }
 
 int do_lock(struct launch *launch, const struct op *op) {
-	cleanup_fd fd = or_errno(open(op->a[0].s.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-	TRY(fd);
+	cleanup_fd fd = TRY(or_errno(open(op->a[0].s.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC)));
 	TRY(or_errno(RETRY(flock(fd, LOCK_EX))));
 	struct stat st;
 	if (fstat(fd, &st) || st.st_nlink == 0)
@@ -192,10 +185,10 @@ int do_lock(struct launch *launch, const struct op *op) {
 
 OPERATION(open_path, take_slot(launch, op->a[0].i, or_errno(open(op->a[1].s.data, (int)op->a[2].i | O_CLOEXEC))))
 
-/* bind or connect. sun_path holds 108 bytes; a folder's fd makes any path short. */
-static int with_address(int fd, const char *path, int (*call)(int, const struct sockaddr *, socklen_t)) {
+/* A socket after bind or connect. sun_path holds 108 bytes; a folder's fd makes any path short. */
+static int unix_socket(int type, const char *path, int (*call)(int, const struct sockaddr *, socklen_t)) {
+	cleanup_fd fd = TRY(or_errno(socket(AF_UNIX, type | SOCK_CLOEXEC, 0))), folder = -1;
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	cleanup_fd folder = -1;
 	if (strlen(path) < sizeof address.sun_path) {
 		strcpy(address.sun_path, path);
 	} else {
@@ -204,29 +197,20 @@ static int with_address(int fd, const char *path, int (*call)(int, const struct 
 		if (!slash || strlen(slash) > 61)
 			return -ENAMETOOLONG;
 		TRY(format_path(part, "%.*s", (int)(slash - path), path));
-		folder = or_errno(open(part, O_PATH | O_DIRECTORY | O_CLOEXEC));
-		TRY(folder);
+		folder = TRY(or_errno(open(part, O_PATH | O_DIRECTORY | O_CLOEXEC)));
 		snprintf(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d%s", folder, slash);
 	}
-	return or_errno(call(fd, (struct sockaddr *)&address, sizeof address));
+	TRY(or_errno(call(fd, (struct sockaddr *)&address, sizeof address)));
+	return keep(&fd);
 }
 
-int connect_unix(int fd, const char *path) {
-	return with_address(fd, path, connect);
-}
+int connect_unix(int type, const char *path) { return unix_socket(type, path, connect); }
+
+OPERATION(connect, take_slot(launch, op->a[0].i, connect_unix(SOCK_STREAM, op->a[1].s.data)))
 
 int do_listen(struct launch *launch, const struct op *op) {
-	cleanup_fd fd = or_errno(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-	TRY(fd);
-	TRY(with_address(fd, op->a[1].s.data, bind));
+	cleanup_fd fd = TRY(unix_socket(SOCK_SEQPACKET, op->a[1].s.data, bind));
 	TRY(or_errno(listen(fd, 1)));
-	return take_slot(launch, op->a[0].i, keep(&fd));
-}
-
-int do_connect(struct launch *launch, const struct op *op) {
-	cleanup_fd fd = or_errno(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-	TRY(fd);
-	TRY(connect_unix(fd, op->a[1].s.data));
 	return take_slot(launch, op->a[0].i, keep(&fd));
 }
 
@@ -294,8 +278,7 @@ int do_hook(struct launch *launch, const struct op *op) {
 	TRY(render(launch, op->a[4].s, &text));
 	TRY(write_all(state, text.data, text.used));
 	lseek(state, 0, SEEK_SET);
-	pid_t pid = or_errno(fork());
-	TRY(pid);
+	pid_t pid = TRY(or_errno(fork()));
 	if (pid == 0)
 		hook_child(launch, op, state, err);
 	setpgid(pid, pid); /* in both, so that the group exists whoever is first */
@@ -319,12 +302,10 @@ static int inherit_cpuset(const char *path) {
 		char own[PATH_MAX], above[PATH_MAX], text[4096];
 		TRY(format_path(own, "%s/%s", path, files[i]));
 		TRY(format_path(above, "%s/../%s", path, files[i]));
-		int n = read_text(own, text, sizeof text);
-		TRY(n);
+		int n = TRY(read_text(own, text, sizeof text));
 		if (n > 1)
 			continue;
-		n = read_text(above, text, sizeof text);
-		TRY(n);
+		n = TRY(read_text(above, text, sizeof text));
 		TRY(write_path(AT_FDCWD, own, text, (size_t)n));
 	}
 	return 0;
@@ -437,16 +418,14 @@ int do_cg_frozen(struct launch *launch, const struct op *op) {
 }
 
 int do_cg_bpf_devices(struct launch *launch, const struct op *op) {
-	cleanup_fd folder = or_errno(open(op->a[0].s.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-	TRY(folder);
+	cleanup_fd folder = TRY(or_errno(open(op->a[0].s.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC)));
 	union bpf_attr attr;
 	memset(&attr, 0, sizeof attr);
 	attr.prog_type = BPF_PROG_TYPE_CGROUP_DEVICE;
 	attr.insn_cnt = op->a[1].s.len / 8;
 	attr.insns = (uint64_t)(uintptr_t)op->a[1].s.data; /* the kernel copies it: no alignment is needed */
 	attr.license = (uint64_t)(uintptr_t)"Apache-2.0";
-	cleanup_fd program = or_errno(syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof attr));
-	TRY_SAYING(program, "BPF_PROG_LOAD");
+	cleanup_fd program = TRY_SAYING(or_errno(syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof attr)), "BPF_PROG_LOAD");
 	memset(&attr, 0, sizeof attr);
 	attr.target_fd = (uint32_t)folder;
 	attr.attach_bpf_fd = (uint32_t)program;
@@ -459,8 +438,7 @@ int do_cg_bpf_devices(struct launch *launch, const struct op *op) {
 /* ---- what the parent does to the child ---- */
 
 int do_ns_open(struct launch *launch, const struct op *op) {
-	cleanup_fd fd = or_errno(open(op->a[1].s.data, O_RDONLY | O_CLOEXEC));
-	TRY(fd);
+	cleanup_fd fd = TRY(or_errno(open(op->a[1].s.data, O_RDONLY | O_CLOEXEC)));
 	int type = ioctl(fd, NS_GET_NSTYPE);
 	if (type < 0 || (op->a[2].i && type != (int)op->a[2].i))
 		return fail_with(launch, EINVAL, type < 0 ? "not a namespace" : "a namespace of another type");

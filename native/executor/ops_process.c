@@ -37,8 +37,7 @@ OPERATION(hostname, or_errno(sethostname(op->a[0].s.data, op->a[0].s.len)))
 OPERATION(domainname, or_errno(setdomainname(op->a[0].s.data, op->a[0].s.len)))
 
 int do_loopback_up(OPERATION_ARGS) {
-	cleanup_fd fd = or_errno(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-	TRY(fd);
+	cleanup_fd fd = TRY(or_errno(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)));
 	struct ifreq request = { .ifr_name = "lo", .ifr_flags = IFF_UP };
 	return or_errno(ioctl(fd, SIOCSIFFLAGS, &request));
 }
@@ -77,15 +76,17 @@ int do_user(struct launch *launch, const struct op *op) {
 	uid_t uid = (uid_t)op->a[0].i;
 	gid_t gid = (gid_t)op->a[1].i;
 	struct list names = op->a[2].l;
-	cleanup_free gid_t *groups = calloc((size_t)names.count + 1, sizeof *groups);
+	gid_t *groups = calloc((size_t)names.count + 1, sizeof *groups);
 	if (!groups)
 		return -ENOMEM;
 	size_t count = 0;
 	for (struct string name; list_take(&names, &name);)
 		groups[count++] = (gid_t)strtoul(name.data, NULL, 10);
+	int result = or_errno(syscall(SYS_setgroups, count, groups));
+	free(groups);
 	/* An unprivileged user namespace denies setgroups; with no groups asked for, none is lost. */
-	if (syscall(SYS_setgroups, count, groups) && !(errno == EPERM && count == 0))
-		return fail_with(launch, errno, "setgroups");
+	if (result != -EPERM || count)
+		TRY_SAYING(result, "setgroups");
 	TRY_SAYING(give_stdio(uid), "give standard input and output to the user");
 	TRY_SAYING(or_errno(syscall(SYS_setresgid, gid, gid, gid)), "setresgid %u", gid);
 	TRY_SAYING(or_errno(syscall(SYS_setresuid, uid, uid, uid)), "setresuid %u", uid);
@@ -122,8 +123,8 @@ int do_capabilities(struct launch *launch, const struct op *op) {
 	TRY(or_errno(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)));
 	for (int cap = 0; cap <= LAST_CAP; cap++)
 		if (ambient & (1ull << cap))
-			TRY_SAYING(or_errno(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0)), "ambient capability %d",
-				   cap);
+			TRY_SAYING(or_errno(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0)),
+				   "ambient capability %d", cap);
 	return 0;
 }
 

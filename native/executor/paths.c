@@ -43,8 +43,7 @@ static int make_at_depth(const struct launch *launch, char *path, int directory,
 static __attribute__((noinline)) int make_through_link(const struct launch *launch, const char *folder, int link,
 						       int directory, mode_t mode, int depth) {
 	char target[PATH_MAX], joined[PATH_MAX];
-	int n = or_errno(readlinkat(link, "", target, sizeof target - 1));
-	TRY(n);
+	int n = TRY(or_errno(readlinkat(link, "", target, sizeof target - 1)));
 	target[n] = '\0';
 	TRY(format_path(joined, "%s/%s", target[0] == '/' ? "" : folder, target));
 	return make_at_depth(launch, joined, directory, mode, depth + 1);
@@ -65,10 +64,8 @@ static int make_at_depth(const struct launch *launch, char *path, int directory,
 	while (slash > path && slash[-1] == '/')
 		slash--;
 	*slash = '\0';
-	cleanup_fd folder = make_at_depth(launch, path, 1, 0755, depth);
-	TRY(folder);
-	cleanup_fd fd = make_one(folder, name, directory, mode);
-	TRY(fd);
+	cleanup_fd folder = TRY(make_at_depth(launch, path, 1, 0755, depth));
+	cleanup_fd fd = TRY(make_one(folder, name, directory, mode));
 	struct stat st;
 	TRY(or_errno(fstat(fd, &st)));
 	int made = S_ISLNK(st.st_mode) ? make_through_link(launch, path, fd, directory, mode, depth) : keep(&fd);

@@ -11,13 +11,9 @@ static const struct {
 #undef OP
 };
 
-static int known(uint16_t code) {
-	return code < sizeof table / sizeof table[0] && table[code].name;
-}
+static int known(uint16_t code) { return code < sizeof table / sizeof table[0] && table[code].name; }
 
-const char *op_name(uint16_t code) {
-	return known(code) ? table[code].name : "unknown";
-}
+const char *op_name(uint16_t code) { return known(code) ? table[code].name : "unknown"; }
 
 static int take(struct reader *r, void *out, size_t n) {
 	if ((size_t)(r->end - r->at) < n)
@@ -49,9 +45,8 @@ int take_list(struct reader *r, struct list *l) {
 static int take_op(struct reader *r, struct op *op, const char **why) {
 	uint32_t size;
 	*why = "cut short";
-	if (take(r, &op->code, 2) || take(r, &op->stage, 1) || take(r, &op->flags, 1) || take(r, &size, 4))
-		return -1;
-	if ((size_t)(r->end - r->at) < size)
+	if (take(r, &op->code, 2) || take(r, &op->stage, 1) || take(r, &op->flags, 1) || take(r, &size, 4) ||
+	    (size_t)(r->end - r->at) < size)
 		return -1;
 	struct reader body = { r->at, r->at + size };
 	r->at += size;

@@ -3,9 +3,6 @@
 #ifndef DOLIUM_SYS_H
 #define DOLIUM_SYS_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -33,13 +30,15 @@
 /* What a libc call says by -1 and errno. */
 static inline int or_errno(long result) { return result < 0 ? -errno : (int)result; }
 
-/* Leaves the function with -errno when the call gave one. */
+/* The value of the call; or the function ends with the -errno it gave. (In an initializer too: a variable's cleanup
+ * begins after it.) */
 #define TRY(call)                     \
-	do {                          \
+	({                            \
 		int tried = (call);   \
 		if (tried < 0)        \
 			return tried; \
-	} while (0)
+		tried;                \
+	})
 
 /* The call again while a signal interrupts it. */
 #define RETRY(call)                                    \
@@ -99,21 +98,14 @@ static inline void close_fd(int *fd) {
 	*fd = -1;
 }
 
-static inline void free_memory(void *variable) {
-	void *memory;
-	memcpy(&memory, variable, sizeof memory); /* whatever the pointer's type is */
-	free(memory);
-}
-
 static inline void close_dir(DIR **folder) {
 	if (*folder)
 		closedir(*folder);
 }
 
-/* At the end of the block: closed, freed. */
+/* Closed at the end of the block. */
 #define cleanup_fd __attribute__((cleanup(close_fd))) int
 #define cleanup_dir __attribute__((cleanup(close_dir))) DIR *
-#define cleanup_free __attribute__((cleanup(free_memory)))
 
 /* Out of the hands of cleanup_fd. */
 static inline int keep(int *fd) {

@@ -59,15 +59,12 @@ static int reap(struct launch *launch, int *status) {
 
 static void take_signal(struct launch *launch, int fd) {
 	struct signalfd_siginfo info;
-	if (read(fd, &info, sizeof info) != sizeof info)
+	if (read(fd, &info, sizeof info) != sizeof info || info.ssi_signo == SIGCHLD)
 		return;
-	if (info.ssi_signo == SIGCHLD)
-		return;
-	if (info.ssi_signo == SIGWINCH && launch->console >= 0) {
+	if (info.ssi_signo == SIGWINCH && launch->console >= 0)
 		copy_size(launch->console);
-		return;
-	}
-	sys_pidfd_send_signal(launch->pidfd, (int)info.ssi_signo);
+	else
+		sys_pidfd_send_signal(launch->pidfd, (int)info.ssi_signo);
 }
 
 int hold_until_exit(struct launch *launch) {

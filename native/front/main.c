@@ -3,11 +3,8 @@
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/sendfile.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -56,15 +53,9 @@ static int is_sealed(const char *path) {
 
 /* A sealed copy in memory. An fd or -errno. */
 static int sealed_copy(const char *path) {
-	cleanup_fd disk = or_errno(open(path, O_RDONLY | O_CLOEXEC));
-	TRY(disk);
-	cleanup_fd copy = or_errno(memfd_create("dolium-front", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-	TRY(copy);
-	ssize_t n;
-	do
-		n = sendfile(copy, disk, NULL, 1 << 30);
-	while (n > 0);
-	TRY(or_errno(n));
+	cleanup_fd disk = TRY(or_errno(open(path, O_RDONLY | O_CLOEXEC)));
+	cleanup_fd copy = TRY(or_errno(memfd_create("dolium-front", MFD_CLOEXEC | MFD_ALLOW_SEALING)));
+	TRY(copy_all(disk, copy));
 	TRY(or_errno(fcntl(copy, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL)));
 	return keep(&copy);
 }
@@ -94,13 +85,9 @@ static void run_from_sealed_copy(char **argv, char self[PATH_MAX]) {
 	exit(1);
 }
 
-struct answer {
-	struct buffer frame;
-	char kind;
-};
-
-static struct reader body_of(const struct answer *answer) {
-	return (struct reader){ answer->frame.data + 1, answer->frame.data + answer->frame.used };
+/* An answer's first byte is its kind. */
+static struct reader body_of(const struct buffer *answer) {
+	return (struct reader){ answer->data + 1, answer->data + answer->used };
 }
 
 /* The next string of a body; "" when there is none. */
@@ -110,14 +97,13 @@ static const char *next_text(struct reader *body) {
 }
 
 /* Asks, feeding facts, until there is a plan or an error. 0 or -errno. */
-static int ask(int socket, struct buffer *request, struct answer *answer) {
+static int ask(int socket, struct buffer *request, struct buffer *answer) {
 	for (;;) {
 		TRY(send_frame(socket, request));
-		TRY(receive_frame(socket, &answer->frame));
-		if (answer->frame.used < 1)
+		TRY(receive_frame(socket, answer));
+		if (answer->used < 1)
 			return -EPROTO;
-		answer->kind = answer->frame.data[0];
-		if (answer->kind != 'N')
+		if (answer->data[0] != 'N')
 			return 0;
 		request->used = 0;
 		for (struct reader body = body_of(answer); body.at < body.end;) {
@@ -129,9 +115,10 @@ static int ask(int socket, struct buffer *request, struct answer *answer) {
 	}
 }
 
-static int show_error(const struct answer *answer) {
+static int show_error(const struct buffer *answer) {
 	struct reader body = body_of(answer);
-	const char *code = next_text(&body), *message = next_text(&body), *log = next_text(&body), *format = next_text(&body);
+	const char *code = next_text(&body), *message = next_text(&body);
+	const char *log = next_text(&body), *format = next_text(&body);
 	report(log, !strcmp(format, "json"), "%s", message);
 	return atoi(code) ? atoi(code) : 1;
 }
@@ -160,11 +147,11 @@ static int run_launch(struct launch *launch) {
 	return launch->wants_hold ? hold(launch) : launch->held_exit;
 }
 
-static int run_plan(const struct answer *answer) {
+static int run_plan(const struct buffer *answer) {
 	struct launch launch;
 	struct plan plan;
 	const char *why;
-	if (plan_decode(answer->frame.data + 1, answer->frame.used - 1, &plan, &why)) {
+	if (plan_decode(answer->data + 1, answer->used - 1, &plan, &why)) {
 		report(NULL, 0, "the compiler's answer is no plan: %s", why);
 		return 1;
 	}
@@ -197,7 +184,7 @@ int main(int argc, char **argv) {
 		report(NULL, 0, "start the compiler: %s (is the package dolium beside %s?)", strerror(-socket), self);
 		return 1;
 	}
-	struct answer answer = { .frame = { 0 } };
+	cleanup_buffer answer = { 0 };
 	int result = ask(socket, &request, &answer), status;
 	close(socket);
 	wait_for(compiler, &status);
@@ -206,7 +193,5 @@ int main(int argc, char **argv) {
 		return 1;
 	}
 	signal(SIGPIPE, SIG_DFL);
-	result = answer.kind == 'P' ? run_plan(&answer) : show_error(&answer);
-	buffer_free(&answer.frame);
-	return result;
+	return answer.data[0] == 'P' ? run_plan(&answer) : show_error(&answer);
 }

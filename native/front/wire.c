@@ -42,8 +42,7 @@ void put_context(struct buffer *b, char **argv, char **env) {
 /* Each puts what it found as the strings of a fact: their number, or -errno. */
 
 static int read_fact(struct buffer *out, const char *path) {
-	cleanup_fd fd = or_errno(open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-	TRY(fd);
+	cleanup_fd fd = TRY(or_errno(open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)));
 	struct stat st;
 	TRY(or_errno(fstat(fd, &st)));
 	if (!S_ISREG(st.st_mode))
@@ -63,8 +62,7 @@ static int read_fact(struct buffer *out, const char *path) {
 
 static int link_fact(struct buffer *out, const char *path) {
 	char link[PATH_MAX];
-	int n = or_errno(readlink(path, link, sizeof link));
-	TRY(n);
+	int n = TRY(or_errno(readlink(path, link, sizeof link)));
 	put_string(out, link, (size_t)n);
 	return 1;
 }
@@ -81,7 +79,8 @@ static int stat_fact(struct buffer *out, const char *path) {
 	struct stat st;
 	TRY(or_errno(stat(path, &st)));
 	char text[128];
-	int n = snprintf(text, sizeof text, "%u %u %u %llu", st.st_mode, st.st_uid, st.st_gid, (unsigned long long)st.st_rdev);
+	unsigned long long device = st.st_rdev;
+	int n = snprintf(text, sizeof text, "%u %u %u %llu", st.st_mode, st.st_uid, st.st_gid, device);
 	put_string(out, text, (size_t)n);
 	return 1;
 }

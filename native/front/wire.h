@@ -7,9 +7,6 @@
 #ifndef DOLIUM_WIRE_H
 #define DOLIUM_WIRE_H
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "../executor/fields.h"
 
 #define FACT_LIMIT (16u << 20)
