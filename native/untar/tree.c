@@ -8,8 +8,6 @@
 #include <dirent.h>
 #include <limits.h>
 #include <search.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
 
@@ -151,27 +149,31 @@ static void __attribute__((noreturn)) walk_failed(bool link, int number) {
 	fail(link ? "hard link" : "open parent");
 }
 
+/* Nothing of this layer but perhaps a whiteout. */
+static bool is_free(int at, const char *name) {
+	struct stat stat;
+	return fstatat(at, name, &stat, AT_SYMLINK_NOFOLLOW) < 0 ? errno == ENOENT : is_whiteout(&stat);
+}
+
 /* Open a directory of the layer, making what is missing on the way (but not for a hard link): an O_PATH descriptor. */
 static int open_parent(char *path, bool link) {
-	int fd = open_beneath(path, O_PATH | O_DIRECTORY), above = -1;
+	int fd = open_beneath(path, O_PATH | O_DIRECTORY);
 	if (fd >= 0)
 		return fd;
-	if (link || (errno != ENOENT && errno != ENOTDIR) || (above = open_beneath("", O_PATH | O_DIRECTORY)) < 0)
+	if (link || (errno != ENOENT && errno != ENOTDIR))
 		walk_failed(link, errno);
+	int above = open_beneath("", O_PATH | O_DIRECTORY);
+	must(above, "open parent");
 	for (char *name = path, *end; name; name = end ? end + 1 : NULL) {
 		end = strchr(name, '/');
 		if (end)
 			*end = '\0';
 		fd = open_beneath(path, O_PATH | O_DIRECTORY);
 		int number = errno;
-		if (fd < 0 && (number == ENOENT || number == ENOTDIR)) {
-			struct stat stat = { 0 };
-			bool there = fstatat(above, name, &stat, AT_SYMLINK_NOFOLLOW) == 0;
-			if (number == ENOENT ? !there : there && is_whiteout(&stat)) {
-				make_directory(above, name);
-				fd = openat(above, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-				number = errno;
-			}
+		if (fd < 0 && is_free(above, name)) {
+			make_directory(above, name);
+			fd = openat(above, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+			number = errno;
 		}
 		if (end)
 			*end = '/';
@@ -219,28 +221,22 @@ static bool needs_chown(void) {
 	return !tree.no_chown && (chown_always || entry.uid != 0 || entry.gid != 0);
 }
 
-/* Owner before mode and capabilities: chown clears set-user-id bits and security.capability. */
-static void set_attributes(int fd, const char *name) {
-	struct timespec times[2] = { entry.atime, entry.mtime };
+static void set_owner(int fd, const char *name) {
 	if (needs_chown() && (fd >= 0 ? fchown(fd, entry.uid, entry.gid)
 				      : fchownat(parent, name, entry.uid, entry.gid, AT_SYMLINK_NOFOLLOW)) < 0)
 		fail("chown");
-	if (fd >= 0 && (needs_chown() || entry.mode & 07000) && fchmod(fd, entry.mode) < 0)
-		fail("chmod");
-	if (fd < 0 && entry.type != TYPE_SYMLINK && fchmodat(parent, name, entry.mode, 0) < 0)
+}
+
+/* Owner before mode and capabilities: chown clears set-user-id bits and security.capability. */
+static void set_attributes(int fd, const char *name) {
+	struct timespec times[2] = { entry.atime, entry.mtime };
+	set_owner(fd, name);
+	if (fd >= 0 ? (needs_chown() || entry.mode & 07000) && fchmod(fd, entry.mode) < 0
+		    : entry.type != TYPE_SYMLINK && fchmodat(parent, name, entry.mode, 0) < 0)
 		fail("chmod");
 	set_xattrs(fd, name);
 	if ((fd >= 0 ? futimens(fd, times) : utimensat(parent, name, times, AT_SYMLINK_NOFOLLOW)) < 0)
 		fail("utimens");
-}
-
-/* What a hard link points to: its last component, and the directory of that. */
-static const char *find_target(int *directory) {
-	char *slash = strrchr(entry.link, '/');
-	if (slash)
-		*slash = '\0';
-	*directory = open_parent(slash ? entry.link : (char[]){ "" }, true);
-	return slash ? slash + 1 : entry.link;
 }
 
 /* One try: a file's descriptor, 0 for what has none, or -1 and errno. */
@@ -262,7 +258,11 @@ static void extract_other(const char *path, const char *name) {
 		clean(entry.link, "the hard link's target has a '..' component");
 		if (strcmp(entry.link, path) == 0) /* GNU tar writes such a link when a file was added twice */
 			return;
-		target = find_target(&directory);
+		char *slash = strrchr(entry.link, '/');
+		target = slash ? slash + 1 : entry.link;
+		if (slash)
+			*slash = '\0';
+		directory = open_parent(slash ? entry.link : (char[]){ "" }, true);
 	}
 	int fd = make(name, directory, target);
 	if (fd < 0 && errno == EEXIST) { /* the later entry wins, as with every tar */
@@ -289,8 +289,7 @@ static void extract_directory(const char *path, const char *name) {
 	if (needs_chown() || entry.xattr_count > 0) {
 		cleanup_fd fd = open_directory(parent, *path ? name : ".");
 		must(fd, "open");
-		if (needs_chown() && fchown(fd, entry.uid, entry.gid) < 0)
-			fail("chown");
+		set_owner(fd, name);
 		set_xattrs(fd, name);
 	}
 	directories = grow(directories, directory_count, sizeof *directories);
@@ -335,20 +334,19 @@ void tree_extract(void) {
 	if (*path == '\0' && entry.type != TYPE_DIRECTORY)
 		refuse("refused", "the entry would replace the layer's root");
 	char *name = path + (enter(path) - path);
-	tree.entries++;
-	if (strncmp(name, WHITEOUT, strlen(WHITEOUT)) == 0) {
-		whiteout(path, name);
-		free(path);
-		return;
-	}
 	bool device = entry.type == TYPE_CHAR || entry.type == TYPE_BLOCK;
-	if (entry.type < TYPE_FILE || entry.type > TYPE_FIFO)
+	bool removes = strncmp(name, WHITEOUT, strlen(WHITEOUT)) == 0;
+	tree.entries++;
+	if (!removes)
+		mark(path);
+	if (removes)
+		whiteout(path, name);
+	else if (entry.type < TYPE_FILE || entry.type > TYPE_FIFO)
 		refuse("read header", "unknown entry type");
-	if (entry.type == TYPE_DIRECTORY)
+	else if (entry.type == TYPE_DIRECTORY)
 		extract_directory(path, name);
 	else if (!(tree.no_chown && device))
 		extract_other(path, name);
-	mark(path);
 	free(path);
 }
 

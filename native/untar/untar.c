@@ -17,8 +17,6 @@
 #include "untar.h"
 
 #include <inttypes.h>
-#include <stdio.h>
-#include <string.h>
 
 static void __attribute__((noreturn)) end(const char *operation, const char *reason, int number) {
 	printf("%d\n", number);

@@ -5,7 +5,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "../executor/sys.h"
@@ -26,7 +28,7 @@ struct segment {
 };
 
 struct xattr {
-	char *name, *value;
+	const char *name, *value;
 	size_t length;
 };
 
@@ -40,7 +42,7 @@ extern struct tar_entry {
 	gid_t gid;
 	int64_t size; /* of the file, holes included */
 	struct timespec mtime, atime;
-	bool has_atime, sparse;
+	bool sparse;
 	unsigned major, minor;
 	struct xattr *xattrs;
 	size_t xattr_count;
