@@ -54,8 +54,7 @@ static bool fill(void) {
 
 /* How many of the next `size` bytes are in the buffer now: at least one. */
 static size_t piece(int64_t size) {
-	if (start == end && !fill())
-		refuse("read archive", "the archive is cut short");
+	refuse_if(start == end && !fill(), "read archive", "the archive is cut short");
 	return (int64_t)(end - start) < size ? end - start : (size_t)size;
 }
 
@@ -106,15 +105,13 @@ static int64_t number(const char *field, size_t size) {
 	if (*byte & 0x80) {
 		/* All bits of a negative number's head are set; bit 7 only marks the encoding in a positive one. */
 		for (value = *byte == 0xff ? -1 : *byte & 0x7f; ++byte < stop; value |= *byte)
-			if (__builtin_mul_overflow(value, 256, &value))
-				refuse("read header", "a number is too large");
+			refuse_if(__builtin_mul_overflow(value, 256, &value), "read header", "a number is too large");
 		return value;
 	}
 	while (byte < stop && *byte == ' ')
 		byte++;
 	for (; byte < stop && *byte != '\0' && *byte != ' '; byte++) {
-		if (*byte < '0' || *byte > '7')
-			refuse("read header", "a number is not octal");
+		refuse_if(*byte < '0' || *byte > '7', "read header", "a number is not octal");
 		value = value << 3 | (*byte - '0');
 	}
 	return value;
@@ -124,8 +121,7 @@ static int64_t number(const char *field, size_t size) {
 /* Decimal digits; the text goes on behind them. */
 static int64_t decimal(const char **text) {
 	int64_t sum = 0;
-	if (**text < '0' || **text > '9')
-		refuse("read pax record", "a number has no digits");
+	refuse_if(**text < '0' || **text > '9', "read pax record", "a number has no digits");
 	for (; **text >= '0' && **text <= '9'; ++*text)
 		if (__builtin_mul_overflow(sum, 10, &sum) || __builtin_add_overflow(sum, **text - '0', &sum))
 			refuse("read pax record", "a number is too large");
@@ -135,18 +131,15 @@ static int64_t decimal(const char **text) {
 static int64_t whole_decimal(const char *text, size_t size, int64_t most) {
 	const char *at = text;
 	int64_t value = decimal(&at);
-	if (at != text + size)
-		refuse("read pax record", "a number is not decimal");
-	if (value > most)
-		refuse("read pax record", "a number is too large");
+	refuse_if(at != text + size, "read pax record", "a number is not decimal");
+	refuse_if(value > most, "read pax record", "a number is too large");
 	return value;
 }
 
 /* ---- pax records ---- */
 
 static void add_segment(int64_t offset, int64_t length) {
-	if (entry.segment_count >= SEGMENTS_MAX)
-		refuse("read sparse map", "too many segments");
+	refuse_if(entry.segment_count >= SEGMENTS_MAX, "read sparse map", "too many segments");
 	entry.segments = grow(entry.segments, entry.segment_count, sizeof *entry.segments);
 	entry.segments[entry.segment_count++] = (struct segment){ .offset = offset, .length = length };
 }
@@ -155,16 +148,14 @@ static void add_xattr(const char *name, const char *value, size_t size) {
 	size_t at = 0;
 	while (at < entry.xattr_count && strcmp(entry.xattrs[at].name, name) != 0)
 		at++; /* a local record replaces a global one */
-	if (at >= XATTRS_MAX)
-		refuse("read pax record", "too many extended attributes");
+	refuse_if(at >= XATTRS_MAX, "read pax record", "too many extended attributes");
 	if (at == entry.xattr_count)
 		entry.xattrs = grow(entry.xattrs, entry.xattr_count++, sizeof *entry.xattrs);
 	entry.xattrs[at] = (struct xattr){ .name = name, .value = value, .length = size };
 }
 
 static void set_text(void *to, const char *text, size_t size) {
-	if (strlen(text) != size)
-		refuse("read pax record", "a name contains NUL");
+	refuse_if(strlen(text) != size, "read pax record", "a name contains NUL");
 	free(*(char **)to);
 	*(char **)to = checked(strdup(text));
 }
@@ -184,11 +175,9 @@ static void set_time(void *to, const char *text, size_t size) {
 	text += negative;
 	int64_t seconds = decimal(&text);
 	long nanoseconds = 0, unit = 100000000;
-	if (text != stop && *text++ != '.')
-		refuse("read pax record", "a time is not a number");
+	refuse_if(text != stop && *text++ != '.', "read pax record", "a time is not a number");
 	for (; text != stop; text++, unit /= 10) {
-		if (*text < '0' || *text > '9')
-			refuse("read pax record", "a time is not a number");
+		refuse_if(*text < '0' || *text > '9', "read pax record", "a time is not a number");
 		nanoseconds += unit * (*text - '0');
 	}
 	if (negative) {
@@ -201,8 +190,7 @@ static void set_time(void *to, const char *text, size_t size) {
 /* pax 0.0: an offset and a length by turns. */
 static void set_length(void *to, const char *text, size_t size) {
 	int64_t *offset = to, length = whole_decimal(text, size, INT64_MAX);
-	if (*offset < 0)
-		refuse("read sparse map", "a length has no offset");
+	refuse_if(*offset < 0, "read sparse map", "a length has no offset");
 	add_segment(*offset, length);
 	*offset = -1;
 }
@@ -214,8 +202,7 @@ static void set_map(void *count, const char *text, size_t size) {
 	for (*(size_t *)count = 0; text < stop; add_segment(pair[0], pair[1]))
 		for (int i = 0; i < 2; i++) {
 			pair[i] = decimal(&text);
-			if (text < stop && *text++ != ',')
-				refuse("read sparse map", "not a list of numbers");
+			refuse_if(text < stop && *text++ != ',', "read sparse map", "not a list of numbers");
 		}
 }
 
@@ -273,8 +260,7 @@ static void pax_apply(char *data, size_t size) {
 
 /* The data of a header that describes the next one, behind the first `keep` bytes of `*text`; gives the length. */
 static size_t read_text(char **text, size_t keep) {
-	if (left > TEXT_MAX || (int64_t)keep + left > TEXT_MAX)
-		refuse("read header", "an extended header is too long");
+	refuse_if(left > TEXT_MAX || (int64_t)keep + left > TEXT_MAX, "read header", "an extended header is too long");
 	size_t size = keep + (size_t)left;
 	*text = checked(realloc(*text, size + 1));
 	read_bytes(*text + keep, (size_t)left);
@@ -297,8 +283,7 @@ static void old_sparse(const char *block) {
 		if (!more)
 			return;
 		map = next_block();
-		if (!map)
-			refuse("read sparse map", "the archive is cut short");
+		refuse_if(!map, "read sparse map", "the archive is cut short");
 		more = map[OLD_SPARSE_BLOCK_MORE] != 0;
 	}
 }
@@ -307,8 +292,7 @@ static void old_sparse(const char *block) {
 static int64_t map_number(void) {
 	char text[24];
 	for (size_t used = 0; used < sizeof text; used++) {
-		if (left < 1)
-			refuse("read sparse map", "it is longer than the entry");
+		refuse_if(left < 1, "read sparse map", "it is longer than the entry");
 		read_bytes(&text[used], 1);
 		left--;
 		if (text[used] == '\n') {
@@ -327,8 +311,7 @@ static void map_in_data(void) {
 		add_segment(offset, map_number());
 	}
 	int64_t rest = (TAR_BLOCK - (before - left) % TAR_BLOCK) % TAR_BLOCK;
-	if (rest > left)
-		refuse("read sparse map", "it is longer than the entry");
+	refuse_if(rest > left, "read sparse map", "it is longer than the entry");
 	left -= rest;
 	skip(rest);
 }
@@ -342,8 +325,7 @@ static void check_segments(void) {
 		stop = s.offset + s.length;
 		sum += s.length; /* no overflow: disjoint and inside entry.size */
 	}
-	if (sum != left)
-		refuse("read sparse map", "it does not fit the data");
+	refuse_if(sum != left, "read sparse map", "it does not fit the data");
 }
 
 /* All that an entry's header and the records before it say of holes. */
@@ -375,13 +357,11 @@ static void check_sum(const struct tar_header *header) {
 		with_sign += (signed char)byte;
 	}
 	int64_t claimed = NUMBER(header->checksum);
-	if (claimed != plain && claimed != with_sign)
-		refuse("read header", "the checksum is wrong");
+	refuse_if(claimed != plain && claimed != with_sign, "read header", "the checksum is wrong");
 }
 
 static unsigned bounded(int64_t value, int64_t most) {
-	if (value < 0 || value > most)
-		refuse("read header", "an owner or device number is out of range");
+	refuse_if(value < 0 || value > most, "read header", "an owner or device number is out of range");
 	return (unsigned)value;
 }
 
@@ -395,8 +375,7 @@ static void raw_fields(const struct tar_header *header) {
 	entry.mtime.tv_sec = NUMBER(header->mtime);
 	entry.type = header->type;
 	said.stored = NUMBER(header->size);
-	if (said.stored < 0)
-		refuse("read header", "the size is negative");
+	refuse_if(said.stored < 0, "read header", "the size is negative");
 	/* GNU archives ("ustar  ") keep other things where POSIX has the prefix. */
 	if (memcmp(header->magic, "ustar\0", 6) != 0 || header->prefix[0] == '\0')
 		entry.path = checked(strndup(header->name, sizeof header->name));
@@ -414,8 +393,7 @@ static void override(char **text, char **by) {
 }
 
 static void set_left(int64_t size) {
-	if (size < 0 || size > INT64_MAX - TAR_BLOCK)
-		refuse("read header", "the size is out of range");
+	refuse_if(size < 0 || size > INT64_MAX - TAR_BLOCK, "read header", "the size is out of range");
 	left = size;
 	padding = (TAR_BLOCK - size % TAR_BLOCK) % TAR_BLOCK;
 }
@@ -467,8 +445,7 @@ bool archive_next(void) {
 	for (bool described = false;; described = true) {
 		const struct tar_header *header = next_block();
 		if (!header || memcmp(header, zeros, sizeof zeros) == 0) {
-			if (described)
-				refuse("read header", "an extended header describes nothing");
+			refuse_if(described, "read header", "an extended header describes nothing");
 			left = padding = 0;
 			return false;
 		}
@@ -494,6 +471,6 @@ void archive_data(int fd) {
 	for (size_t i = 0; i < entry.segment_count; i++)
 		copy(fd, entry.segments[i].length, entry.segments[i].offset);
 	left = 0;
-	if (entry.sparse && ftruncate(fd, entry.size) < 0)
-		fail("truncate");
+	if (entry.sparse)
+		must(ftruncate(fd, entry.size), "truncate");
 }

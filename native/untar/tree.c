@@ -57,8 +57,7 @@ static void clean(char *path, const char *reason) {
 	char *to = path;
 	for (const char *from = path; *from; from += *from == '/') {
 		size_t length = strcspn(from, "/");
-		if (length == 2 && from[0] == '.' && from[1] == '.')
-			refuse("refused", reason);
+		refuse_if(length == 2 && from[0] == '.' && from[1] == '.', "refused", reason);
 		if (length > 0 && !(length == 1 && from[0] == '.')) {
 			if (to != path)
 				*to++ = '/';
@@ -205,9 +204,8 @@ static void set_xattrs(int fd, const char *name) {
 	for (size_t i = 0; i < entry.xattr_count; i++) {
 		const struct xattr *x = &entry.xattrs[i];
 		/* These steer the overlay file system itself (redirect, metacopy, opaque): a layer may not write them. */
-		if (strncmp(x->name, "trusted.overlay.", 16) == 0 || strncmp(x->name, "user.overlay.", 13) == 0)
-			continue;
-		if (tree.no_chown && strncmp(x->name, "user.", 5) != 0)
+		if (strncmp(x->name, "trusted.overlay.", 16) == 0 || strncmp(x->name, "user.overlay.", 13) == 0 ||
+		    (tree.no_chown && strncmp(x->name, "user.", 5) != 0))
 			continue;
 		int result = fd >= 0 ? fsetxattr(fd, x->name, x->value, x->length, 0)
 				     : lsetxattr(link, x->name, x->value, x->length, 0);
@@ -235,8 +233,7 @@ static void set_attributes(int fd, const char *name) {
 		    : entry.type != TYPE_SYMLINK && fchmodat(parent, name, entry.mode, 0) < 0)
 		fail("chmod");
 	set_xattrs(fd, name);
-	if ((fd >= 0 ? futimens(fd, times) : utimensat(parent, name, times, AT_SYMLINK_NOFOLLOW)) < 0)
-		fail("utimens");
+	must(fd >= 0 ? futimens(fd, times) : utimensat(parent, name, times, AT_SYMLINK_NOFOLLOW), "utimens");
 }
 
 /* One try: a file's descriptor, 0 for what has none, or -1 and errno. */
@@ -300,39 +297,33 @@ static void extract_directory(const char *path, const char *name) {
 /* OCI image-spec layer.md, "Whiteouts": they speak about lower layers, never about entries of their own layer. */
 static void whiteout(char *path, char *name) {
 	char *hidden = name + strlen(WHITEOUT);
+	bool opaque = strcmp(name, OPAQUE) == 0;
 	struct stat stat = { 0 };
-	if (strcmp(name, OPAQUE) == 0) {
-		if (!tree.apply) {
-			set_opaque(parent, ".");
-			return;
-		}
+	if (opaque && !tree.apply) {
+		set_opaque(parent, ".");
+	} else if (opaque) {
 		mark(parent_path);
 		remove_all(parent, ".", parent_path);
-		return;
-	}
-	if (strncmp(name, AUFS_OWN, strlen(AUFS_OWN)) == 0) /* aufs's own bookkeeping, in layers of old */
-		return;
-	if (*hidden == '\0' || strcmp(hidden, ".") == 0 || strcmp(hidden, "..") == 0)
+	} else if (strncmp(name, AUFS_OWN, strlen(AUFS_OWN)) == 0) {
+		return; /* aufs's own bookkeeping, in layers of old */
+	} else if (*hidden == '\0' || strcmp(hidden, ".") == 0 || strcmp(hidden, "..") == 0) {
 		refuse("refused", "the whiteout names no file");
-	if (tree.apply) {
+	} else if (tree.apply) {
 		memmove(name, hidden, strlen(hidden) + 1); /* the path without its prefix is that of what goes */
 		remove_all(parent, name, path);
-		return;
+	} else if (mknodat(parent, hidden, S_IFCHR, makedev(0, 0)) < 0) {
+		if (errno != EEXIST)
+			fail("whiteout");
+		must(fstatat(parent, hidden, &stat, AT_SYMLINK_NOFOLLOW), "stat");
+		if (S_ISDIR(stat.st_mode))
+			set_opaque(parent, hidden);
 	}
-	if (mknodat(parent, hidden, S_IFCHR, makedev(0, 0)) == 0)
-		return;
-	if (errno != EEXIST)
-		fail("whiteout");
-	must(fstatat(parent, hidden, &stat, AT_SYMLINK_NOFOLLOW), "stat");
-	if (S_ISDIR(stat.st_mode))
-		set_opaque(parent, hidden);
 }
 
 void tree_extract(void) {
 	char *path = checked(strdup(entry.path));
 	clean(path, "the path has a '..' component");
-	if (*path == '\0' && entry.type != TYPE_DIRECTORY)
-		refuse("refused", "the entry would replace the layer's root");
+	refuse_if(*path == '\0' && entry.type != TYPE_DIRECTORY, "refused", "the entry would replace the layer's root");
 	char *name = path + (enter(path) - path);
 	bool device = entry.type == TYPE_CHAR || entry.type == TYPE_BLOCK;
 	bool removes = strncmp(name, WHITEOUT, strlen(WHITEOUT)) == 0;
@@ -356,8 +347,7 @@ void tree_finish(void) {
 		cleanup_fd fd = open_beneath(directory->path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
 		if (fd < 0 && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP || errno == EXDEV))
 			continue; /* a later entry took its place */
-		if (fd < 0)
-			fail("open");
+		must(fd, "open");
 		must(fchmod(fd, directory->mode), "chmod");
 		must(futimens(fd, directory->times), "utimens");
 	}

@@ -12,11 +12,19 @@
 
 #include "../executor/sys.h"
 
-/* untar.c. Both tell what failed with the entry's name and end the program: the kernel (errno), or the archive. */
-void fail(const char *operation) __attribute__((noreturn));
-void refuse(const char *operation, const char *reason) __attribute__((noreturn));
+/* untar.c. Tells what failed with the entry's name, and ends the program: at fault is the kernel, or (0) the archive. */
+void give_up(const char *operation, const char *reason, int number) __attribute__((noreturn));
+#define fail(operation) give_up(operation, strerror(errno), errno)
+#define refuse(operation, reason) give_up(operation, reason, 0)
+static inline void refuse_if(bool wrong, const char *operation, const char *reason) {
+	if (wrong)
+		refuse(operation, reason);
+}
 /* A result that is not negative, or the end. */
-void must(ssize_t result, const char *operation);
+static inline void must(ssize_t result, const char *operation) {
+	if (result < 0)
+		fail(operation);
+}
 /* Memory that is there, or the end. */
 void *checked(void *memory);
 /* Room for one element more: it doubles at each power of two. */
