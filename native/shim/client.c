@@ -351,16 +351,12 @@ static int is_stream_socket(int fd) {
 int request_attach(struct request *r) {
 	struct string keys = fields_get(&r->frame, "detach_keys");
 	struct process *p;
-	if (r->fd_count != 1 || !is_stream_socket(r->fds[0]))
-		return refuse(r, -EINVAL, "attach takes one stream socket");
-	if (keys.len > KEYS_LIMIT)
-		return refuse(r, -EINVAL, "detach keys: at most %d bytes", KEYS_LIMIT);
+	REFUSE_IF(r->fd_count != 1 || !is_stream_socket(r->fds[0]), r, -EINVAL, "attach takes one stream socket");
+	REFUSE_IF(keys.len > KEYS_LIMIT, r, -EINVAL, "detach keys: at most %d bytes", KEYS_LIMIT);
 	TRY(find_process(r, 1, &p));
-	if (p->state > PROCESS_RUNNING)
-		return refuse(r, -ESRCH, "process %s has exited", p->id);
+	REFUSE_IF(p->state > PROCESS_RUNNING, r, -ESRCH, "process %s has exited", p->id);
 	struct client *c = malloc(sizeof *c);
-	if (!c)
-		return refuse(r, -ENOMEM, "no memory");
+	REFUSE_IF(!c, r, -ENOMEM, "no memory");
 	*c = (struct client){
 		.next = clients, .source = { .fd = moved_fd(&r->fds[0]), .ready = client_ready }, .process = p,
 		.number = ++last_number, .in = flag(r, "stdin"), .out = flag(r, "stdout") | flag(r, "stderr") << 1,

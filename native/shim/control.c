@@ -103,8 +103,7 @@ int refuse(struct request *r, int result, const char *format, ...) {
 static int request_hello(struct request *r) {
 	if (fields_number(&r->frame, "version", 0) != SHIM_VERSION)
 		return refuse(r, -EPROTO, "this shim speaks version %d", SHIM_VERSION);
-	if (strcmp(fields_get(&r->frame, "nonce").data, shim.nonce))
-		return refuse(r, -EACCES, "the nonce is another shim's");
+	REFUSE_IF(strcmp(fields_get(&r->frame, "nonce").data, shim.nonce), r, -EACCES, "the nonce is another shim's");
 	put_self(&r->answer);
 	put_processes(&r->answer);
 	if (current && current != r->from)
@@ -131,8 +130,7 @@ static const struct {
 
 static int handle(struct request *r) {
 	const char *type = fields_get(&r->frame, "type").data;
-	if (current != r->from && strcmp(type, "hello"))
-		return refuse(r, -EPERM, "say hello first");
+	REFUSE_IF(current != r->from && strcmp(type, "hello"), r, -EPERM, "say hello first");
 	for (size_t i = 0; i < sizeof handlers / sizeof handlers[0]; i++)
 		if (!strcmp(type, handlers[i].type))
 			return handlers[i].handle(r);

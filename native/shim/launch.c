@@ -48,18 +48,15 @@ static int check_plan(struct request *r, const struct plan *plan, int tty) {
 		consoles += plan->ops[i].code == OP_console;
 		waits += plan->ops[i].code == OP_wait_start;
 	}
-	if (clones != 1 || waits)
-		return refuse(r, -EINVAL, "the plan must clone one process and not wait for start");
-	if (consoles != tty)
-		return refuse(r, -EINVAL, tty ? "the plan has no console" : "the plan has a console, tty is 0");
+	REFUSE_IF(clones != 1 || waits, r, -EINVAL, "the plan must clone one process and not wait for start");
+	REFUSE_IF(consoles != tty, r, -EINVAL, tty ? "the plan has no console" : "the plan has a console, tty is 0");
 	return 0;
 }
 
 static int take_passed(struct request *r, struct launch *launch) {
 	struct list slots = fields_list(&r->frame, "fd_slots");
 	const char *cursor = slots.encoded;
-	if (slots.count != r->fd_count)
-		return refuse(r, -EINVAL, "%u fds for %u slots", r->fd_count, slots.count);
+	REFUSE_IF(slots.count != r->fd_count, r, -EINVAL, "%u fds for %u slots", r->fd_count, slots.count);
 	for (uint32_t i = 0; i < slots.count; i++) {
 		long slot = strtol(list_next(&cursor).data, NULL, 10);
 		if (slot < 0 || slot >= SLOT_STDIN || launch->slot[slot] >= 0)
@@ -72,8 +69,7 @@ static int take_passed(struct request *r, struct launch *launch) {
 /* One pipe: the container's end into its slot, ours non-blocking. */
 static int make_pipe(struct launch *launch, int slot, struct source *ours, int write_end) {
 	int pair[2];
-	if (pipe2(pair, O_CLOEXEC))
-		return -errno;
+	TRY_SYS(pipe2(pair, O_CLOEXEC));
 	ours->fd = pair[write_end];
 	launch->slot[slot] = pair[!write_end];
 	return fcntl(ours->fd, F_SETFL, O_NONBLOCK) ? -errno : 0;
@@ -92,8 +88,7 @@ static int make_stdio(struct process *p, struct launch *launch, int wants_stdin)
 
 static int take_console(struct process *p, struct launch *launch, int wants_stdin) {
 	int master = p->out[0].source.fd = moved_fd(&launch->console);
-	if (fcntl(master, F_SETFL, O_NONBLOCK))
-		return -errno;
+	TRY_SYS(fcntl(master, F_SETFL, O_NONBLOCK));
 	p->slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
 	/* A second fd, so that reading and writing are watched apart. */
 	p->input.fd = wants_stdin ? fcntl(master, F_DUPFD_CLOEXEC, 3) : -1;
@@ -179,8 +174,7 @@ int request_launch(struct request *r) {
 	const char *why;
 	int result;
 	TRY(find_process(r, 1, &p));
-	if (p->state != PROCESS_NEW)
-		return refuse(r, -EEXIST, "process %s was launched already", p->id);
+	REFUSE_IF(p->state != PROCESS_NEW, r, -EEXIST, "process %s was launched already", p->id);
 	p->tty = (int)flag(r, "tty");
 	p->stdin_end = (enum stdin_end)fields_number(&r->frame, "stdin_once", STDIN_STAYS);
 	if (p->stdin_end > STDIN_LAST_EOF)

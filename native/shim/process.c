@@ -33,13 +33,11 @@ static struct process *make_process(const char *id) {
 
 int find_process(struct request *r, int make, struct process **process) {
 	struct string id = fields_get(&r->frame, "id");
-	if (!good_id(id))
-		return refuse(r, -EINVAL, "the process id is not a plain name");
+	REFUSE_IF(!good_id(id), r, -EINVAL, "the process id is not a plain name");
 	struct process *p = shim.processes;
 	while (p && strcmp(p->id, id.data))
 		p = p->next;
-	if (!p && !make)
-		return refuse(r, -ENOENT, "no process %s", id.data);
+	REFUSE_IF(!p && !make, r, -ENOENT, "no process %s", id.data);
 	*process = p ? p : make_process(id.data);
 	return *process ? 0 : refuse(r, -ENOMEM, "no memory");
 }
@@ -227,8 +225,7 @@ int request_resize(struct request *r) {
 				.ws_col = (unsigned short)fields_number(&r->frame, "columns", 0) };
 	struct process *p;
 	TRY(find_running(r, &p));
-	if (!p->tty)
-		return refuse(r, -ENOTTY, "process %s has no terminal", p->id);
+	REFUSE_IF(!p->tty, r, -ENOTTY, "process %s has no terminal", p->id);
 	return ioctl(p->slave, TIOCSWINSZ, &size) ? refuse(r, -errno, "resize: %s", strerror(errno)) : 0;
 }
 
@@ -236,8 +233,7 @@ int request_signal(struct request *r) {
 	int64_t number = fields_number(&r->frame, "signal", 0);
 	struct process *p;
 	TRY(find_running(r, &p));
-	if (number < 1 || number > 64)
-		return refuse(r, -EINVAL, "there is no signal %lld", (long long)number);
+	REFUSE_IF(number < 1 || number > 64, r, -EINVAL, "there is no signal %lld", (long long)number);
 	if (sys_pidfd_send_signal(p->pidfd, (int)number))
 		return refuse(r, -errno, "signal process %s: %s", p->id, strerror(errno));
 	return 0;

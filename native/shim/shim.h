@@ -10,8 +10,7 @@
  *
  * One thread, one epoll set, all signals blocked for good. Nothing blocks but a launch.
  */
-#ifndef DOLIUM_SHIM_H
-#define DOLIUM_SHIM_H
+#pragma once
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,6 +27,8 @@
 #define SCRATCH_SIZE 65536
 #define BATCH_SIZE 262144
 
+#define TRY_SYS(call) TRY((call) < 0 ? -errno : 0)
+#define REFUSE_IF(wrong, ...) TRY((wrong) ? refuse(__VA_ARGS__) : 0)
 #define cleanup_buffer __attribute__((cleanup(buffer_free))) struct buffer
 #define UNLINK(list, item) do { \
 	__typeof__(item) *at = (list); \
@@ -156,5 +157,3 @@ int unread_clients(void);
 struct log *log_open(const char *path, uint64_t max_size, unsigned max_files);
 void log_write(struct log *log, int stream, const char *data, size_t len);
 void log_close(struct log *log);
-
-#endif

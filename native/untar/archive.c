@@ -4,8 +4,6 @@
  */
 #include "untar.h"
 
-#include <string.h>
-
 #define TAR_BLOCK 512
 /* Names and pax records are a few hundred bytes in honest archives; xattr values may take 64 KiB each. */
 #define TEXT_MAX (1024 * 1024)
@@ -34,9 +32,9 @@ static size_t global_size;
 
 /* What the headers before an entry said about it. */
 static struct {
-	char *local, *name, *link, *sparse_name;
+	char *global, *local, *name, *link, *sparse_name; /* global: a copy that may be cut up */
 	size_t local_size;
-	int64_t stored, sparse_size, sparse_major, sparse_minor;
+	int64_t stored, sparse_size, sparse_major, sparse_minor, sparse_blocks;
 	int64_t next_offset; /* pax 0.0: an offset whose numbytes has not come yet, or -1 */
 } said;
 
@@ -45,41 +43,19 @@ static struct {
 static unsigned char buffer[256 * 1024];
 static size_t start, end;
 
+/* When all was used. There is no EINTR without signal handlers. */
 static bool fill(void) {
-	ssize_t got;
-	if (start == end)
-		start = end = 0;
-	do
-		got = read(STDIN_FILENO, buffer + end, sizeof buffer - end);
-	while (got < 0 && errno == EINTR);
+	ssize_t got = read(STDIN_FILENO, buffer, sizeof buffer);
 	must(got, "read archive");
-	end += (size_t)got;
+	start = 0;
+	end = (size_t)got;
 	return got > 0;
 }
 
 /* How many of the next `size` bytes are in the buffer now: at least one. */
 static size_t piece(int64_t size) {
-	if (start == end && !fill())
-		refuse("read archive", "the archive is cut short");
+	refuse_if(start == end && !fill(), "read archive", "the archive is cut short");
 	return (int64_t)(end - start) < size ? end - start : (size_t)size;
-}
-
-/* The next 512 bytes, valid until the next call; NULL when the stream ended on a block boundary. */
-static const void *next_block(void) {
-	if (sizeof buffer - start < TAR_BLOCK) {
-		memmove(buffer, buffer + start, end - start);
-		end -= start;
-		start = 0;
-	}
-	while (end - start < TAR_BLOCK) {
-		if (fill())
-			continue;
-		if (start != end)
-			refuse("read archive", "the archive is cut short");
-		return NULL;
-	}
-	start += TAR_BLOCK;
-	return buffer + start - TAR_BLOCK;
 }
 
 static void read_bytes(char *to, size_t size) {
@@ -90,6 +66,15 @@ static void read_bytes(char *to, size_t size) {
 	}
 }
 
+/* The next 512 bytes, valid until the next call; NULL when the stream ended on a block boundary. */
+static const void *next_block(void) {
+	static char block[TAR_BLOCK];
+	if (start == end && !fill())
+		return NULL;
+	read_bytes(block, sizeof block);
+	return block;
+}
+
 static void skip(int64_t size) {
 	for (size_t n; size > 0; size -= (int64_t)n) {
 		n = piece(size);
@@ -98,60 +83,45 @@ static void skip(int64_t size) {
 }
 
 static void copy(int fd, int64_t size, int64_t offset) {
-	while (size > 0) {
-		size_t n = piece(size);
-		ssize_t put = pwrite(fd, buffer + start, n, offset);
-		if (put < 0 && errno == EINTR)
-			continue;
+	for (ssize_t put; size > 0; offset += put, size -= put) {
+		size_t most = piece(size);
+		put = pwrite(fd, buffer + start, most, offset);
 		must(put, "write");
 		start += (size_t)put;
-		offset += put;
-		size -= put;
 	}
 }
 
 void archive_drain(void) {
-	do
-		start = end;
-	while (fill());
+	while (fill())
+		continue;
 }
 
 /* ---- numbers ---- */
 
-/* Octal text or GNU base-256, two's complement. */
+/* Octal text or GNU base-256, two's complement; at most twelve bytes. */
 static int64_t number(const char *field, size_t size) {
-	const unsigned char *byte = (const unsigned char *)field;
-	size_t i = 0;
-	int64_t sum = 0;
-	if (byte[0] & 0x80) {
+	const unsigned char *byte = (const unsigned char *)field, *stop = byte + size;
+	int64_t value = 0;
+	if (*byte & 0x80) {
 		/* All bits of a negative number's head are set; bit 7 only marks the encoding in a positive one. */
-		bool negative = byte[0] == 0xff;
-		uint64_t bits = negative ? UINT64_MAX : (byte[0] & 0x7f);
-		for (i = 1; i < size; i++) {
-			if ((bits >> 55) != (negative ? 0x1ff : 0))
-				refuse("read header", "a number is too large");
-			bits = (bits << 8) | byte[i];
-		}
-		return (int64_t)bits;
+		for (value = *byte == 0xff ? -1 : *byte & 0x7f; ++byte < stop; value |= *byte)
+			refuse_if(__builtin_mul_overflow(value, 256, &value), "read header", "a number is too large");
+		return value;
 	}
-	while (i < size && byte[i] == ' ')
-		i++;
-	for (; i < size && byte[i] != '\0' && byte[i] != ' '; i++) {
-		if (byte[i] < '0' || byte[i] > '7')
-			refuse("read header", "a number is not octal");
-		if (sum > INT64_MAX >> 3)
-			refuse("read header", "a number is too large");
-		sum = (sum << 3) | (byte[i] - '0');
+	while (byte < stop && *byte == ' ')
+		byte++;
+	for (; byte < stop && *byte != '\0' && *byte != ' '; byte++) {
+		refuse_if(*byte < '0' || *byte > '7', "read header", "a number is not octal");
+		value = value << 3 | (*byte - '0');
 	}
-	return sum;
+	return value;
 }
 #define NUMBER(field) number(field, sizeof(field))
 
 /* Decimal digits; the text goes on behind them. */
 static int64_t decimal(const char **text) {
 	int64_t sum = 0;
-	if (**text < '0' || **text > '9')
-		refuse("read pax record", "a number has no digits");
+	refuse_if(**text < '0' || **text > '9', "read pax record", "a number has no digits");
 	for (; **text >= '0' && **text <= '9'; ++*text)
 		if (__builtin_mul_overflow(sum, 10, &sum) || __builtin_add_overflow(sum, **text - '0', &sum))
 			refuse("read pax record", "a number is too large");
@@ -161,39 +131,15 @@ static int64_t decimal(const char **text) {
 static int64_t whole_decimal(const char *text, size_t size, int64_t most) {
 	const char *at = text;
 	int64_t value = decimal(&at);
-	if (at != text + size)
-		refuse("read pax record", "a number is not decimal");
-	if (value > most)
-		refuse("read pax record", "a number is too large");
+	refuse_if(at != text + size, "read pax record", "a number is not decimal");
+	refuse_if(value > most, "read pax record", "a number is too large");
 	return value;
-}
-
-/* Seconds with a fraction, possibly before 1970. */
-static struct timespec pax_time(const char *text, size_t size) {
-	const char *stop = text + size;
-	bool negative = *text == '-';
-	text += negative;
-	int64_t seconds = decimal(&text);
-	long nanoseconds = 0, unit = 100000000;
-	if (text != stop && *text++ != '.')
-		refuse("read pax record", "a time is not a number");
-	for (; text != stop; text++, unit /= 10) {
-		if (*text < '0' || *text > '9')
-			refuse("read pax record", "a time is not a number");
-		nanoseconds += unit * (*text - '0');
-	}
-	if (negative) {
-		seconds = -seconds - (nanoseconds > 0);
-		nanoseconds = nanoseconds > 0 ? 1000000000 - nanoseconds : 0;
-	}
-	return (struct timespec){ .tv_sec = seconds, .tv_nsec = nanoseconds };
 }
 
 /* ---- pax records ---- */
 
 static void add_segment(int64_t offset, int64_t length) {
-	if (entry.segment_count >= SEGMENTS_MAX)
-		refuse("read sparse map", "too many segments");
+	refuse_if(entry.segment_count >= SEGMENTS_MAX, "read sparse map", "too many segments");
 	entry.segments = grow(entry.segments, entry.segment_count, sizeof *entry.segments);
 	entry.segments[entry.segment_count++] = (struct segment){ .offset = offset, .length = length };
 }
@@ -201,95 +147,99 @@ static void add_segment(int64_t offset, int64_t length) {
 static void add_xattr(const char *name, const char *value, size_t size) {
 	size_t at = 0;
 	while (at < entry.xattr_count && strcmp(entry.xattrs[at].name, name) != 0)
-		at++;
-	if (at < entry.xattr_count) { /* a local record replaces a global one */
-		free(entry.xattrs[at].name);
-		free(entry.xattrs[at].value);
-	} else if (entry.xattr_count >= XATTRS_MAX) {
-		refuse("read pax record", "too many extended attributes");
-	} else {
+		at++; /* a local record replaces a global one */
+	refuse_if(at >= XATTRS_MAX, "read pax record", "too many extended attributes");
+	if (at == entry.xattr_count)
 		entry.xattrs = grow(entry.xattrs, entry.xattr_count++, sizeof *entry.xattrs);
-	}
-	char *bytes = memcpy(checked(malloc(size + 1)), value, size);
-	entry.xattrs[at] = (struct xattr){ .name = checked(strdup(name)), .value = bytes, .length = size };
+	entry.xattrs[at] = (struct xattr){ .name = name, .value = value, .length = size };
 }
 
-static void set_text(char **to, const char *text, size_t size) {
-	if (strlen(text) != size)
-		refuse("read pax record", "a name contains NUL");
-	free(*to);
-	*to = checked(strdup(text));
+static void set_text(void *to, const char *text, size_t size) {
+	refuse_if(strlen(text) != size, "read pax record", "a name contains NUL");
+	free(*(char **)to);
+	*(char **)to = checked(strdup(text));
+}
+
+static void set_number(void *to, const char *text, size_t size) {
+	*(int64_t *)to = whole_decimal(text, size, INT64_MAX);
+}
+
+static void set_owner(void *to, const char *text, size_t size) {
+	*(uid_t *)to = (uid_t)whole_decimal(text, size, UINT32_MAX - 1);
+}
+
+/* Seconds with a fraction, possibly before 1970. */
+static void set_time(void *to, const char *text, size_t size) {
+	const char *stop = text + size;
+	bool negative = *text == '-';
+	text += negative;
+	int64_t seconds = decimal(&text);
+	long nanoseconds = 0, unit = 100000000;
+	refuse_if(text != stop && *text++ != '.', "read pax record", "a time is not a number");
+	for (; text != stop; text++, unit /= 10) {
+		refuse_if(*text < '0' || *text > '9', "read pax record", "a time is not a number");
+		nanoseconds += unit * (*text - '0');
+	}
+	if (negative) {
+		seconds = -seconds - (nanoseconds > 0);
+		nanoseconds = nanoseconds > 0 ? 1000000000 - nanoseconds : 0;
+	}
+	*(struct timespec *)to = (struct timespec){ .tv_sec = seconds, .tv_nsec = nanoseconds };
+}
+
+/* pax 0.0: an offset and a length by turns. */
+static void set_length(void *to, const char *text, size_t size) {
+	int64_t *offset = to, length = whole_decimal(text, size, INT64_MAX);
+	refuse_if(*offset < 0, "read sparse map", "a length has no offset");
+	add_segment(*offset, length);
+	*offset = -1;
 }
 
 /* pax 0.1: `offset,length,offset,length...` */
-static void sparse_list(const char *text) {
+static void set_map(void *count, const char *text, size_t size) {
+	const char *stop = text + size;
 	int64_t pair[2];
-	for (entry.segment_count = 0; *text; add_segment(pair[0], pair[1]))
+	for (*(size_t *)count = 0; text < stop; add_segment(pair[0], pair[1]))
 		for (int i = 0; i < 2; i++) {
 			pair[i] = decimal(&text);
-			if (*text && *text++ != ',')
-				refuse("read sparse map", "not a list of numbers");
+			refuse_if(text < stop && *text++ != ',', "read sparse map", "not a list of numbers");
 		}
 }
 
-static void gnu_sparse_record(const char *key, const char *value, size_t size) {
-	if (strcmp(key, "name") == 0) {
-		set_text(&said.sparse_name, value, size);
-		return;
-	}
-	if (strcmp(key, "map") == 0) {
-		entry.sparse = true;
-		sparse_list(value);
-		return;
-	}
-	int64_t parsed = whole_decimal(value, size, INT64_MAX);
-	if (strcmp(key, "major") == 0)
-		said.sparse_major = parsed;
-	else if (strcmp(key, "minor") == 0)
-		said.sparse_minor = parsed;
-	else if (strcmp(key, "size") == 0 || strcmp(key, "realsize") == 0)
-		said.sparse_size = parsed;
-	else if (strcmp(key, "offset") == 0)
-		said.next_offset = parsed;
-	else if (strcmp(key, "numblocks") == 0)
-		entry.sparse = true;
-	else if (strcmp(key, "numbytes") == 0) {
-		if (said.next_offset < 0)
-			refuse("read sparse map", "a length has no offset");
-		entry.sparse = true;
-		add_segment(said.next_offset, parsed);
-		said.next_offset = -1;
-	}
-}
+static const struct {
+	const char *key;
+	void (*set)(void *to, const char *text, size_t size);
+	void *to;
+} pax_keys[] = {
+	{ "path", set_text, &entry.path },
+	{ "linkpath", set_text, &entry.link },
+	{ "size", set_number, &said.stored },
+	{ "mtime", set_time, &entry.mtime },
+	{ "atime", set_time, &entry.atime },
+	{ "uid", set_owner, &entry.uid },
+	{ "gid", set_owner, &entry.gid },
+	{ "GNU.sparse.name", set_text, &said.sparse_name },
+	{ "GNU.sparse.major", set_number, &said.sparse_major },
+	{ "GNU.sparse.minor", set_number, &said.sparse_minor },
+	{ "GNU.sparse.size", set_number, &said.sparse_size },
+	{ "GNU.sparse.realsize", set_number, &said.sparse_size },
+	{ "GNU.sparse.numblocks", set_number, &said.sparse_blocks },
+	{ "GNU.sparse.offset", set_number, &said.next_offset },
+	{ "GNU.sparse.numbytes", set_length, &said.next_offset },
+	{ "GNU.sparse.map", set_map, &entry.segment_count },
+};
 
 static void pax_record(const char *key, const char *value, size_t size) {
-	static const char xattr[] = "SCHILY.xattr.", sparse[] = "GNU.sparse.";
-	size_t xattr_size = sizeof xattr - 1, sparse_size = sizeof sparse - 1;
-	if (strncmp(key, xattr, xattr_size) == 0 && key[xattr_size]) {
-		add_xattr(key + xattr_size, value, size);
-	} else if (size == 0) { /* "delete any header block field": the field's own value is as good as none */
-		return;
-	} else if (strncmp(key, sparse, sparse_size) == 0 && key[sparse_size]) {
-		gnu_sparse_record(key + sparse_size, value, size);
-	} else if (strcmp(key, "path") == 0) {
-		set_text(&entry.path, value, size);
-	} else if (strcmp(key, "linkpath") == 0) {
-		set_text(&entry.link, value, size);
-	} else if (strcmp(key, "size") == 0) {
-		said.stored = whole_decimal(value, size, INT64_MAX);
-	} else if (strcmp(key, "mtime") == 0) {
-		entry.mtime = pax_time(value, size);
-	} else if (strcmp(key, "atime") == 0) {
-		entry.has_atime = true;
-		entry.atime = pax_time(value, size);
-	} else if (strcmp(key, "uid") == 0) {
-		entry.uid = (uid_t)whole_decimal(value, size, UINT32_MAX - 1);
-	} else if (strcmp(key, "gid") == 0) {
-		entry.gid = (gid_t)whole_decimal(value, size, UINT32_MAX - 1);
-	}
+	static const char xattr[] = "SCHILY.xattr.";
+	if (strncmp(key, xattr, sizeof xattr - 1) == 0 && key[sizeof xattr - 1])
+		add_xattr(key + sizeof xattr - 1, value, size);
+	/* An empty value is to "delete any header block field": the field's own value is as good as none. */
+	for (size_t i = 0; size > 0 && i < sizeof pax_keys / sizeof pax_keys[0]; i++)
+		if (strcmp(key, pax_keys[i].key) == 0)
+			pax_keys[i].set(pax_keys[i].to, value, size);
 }
 
-/* `LENGTH KEY=VALUE\n` over and over; LENGTH counts the whole record. */
+/* `LENGTH KEY=VALUE\n` over and over; LENGTH counts the whole record. Keys and values become strings, in place. */
 static void pax_apply(char *data, size_t size) {
 	while (size > 0) {
 		const char *digits = data;
@@ -303,8 +253,6 @@ static void pax_apply(char *data, size_t size) {
 			refuse("read pax record", "it has no key");
 		*equals = *stop = '\0';
 		pax_record(key, equals + 1, (size_t)(stop - equals - 1));
-		*equals = '='; /* global records are read again for each entry */
-		*stop = '\n';
 		data += length;
 		size -= (size_t)length;
 	}
@@ -312,8 +260,7 @@ static void pax_apply(char *data, size_t size) {
 
 /* The data of a header that describes the next one, behind the first `keep` bytes of `*text`; gives the length. */
 static size_t read_text(char **text, size_t keep) {
-	if (left > TEXT_MAX || (int64_t)keep + left > TEXT_MAX)
-		refuse("read header", "an extended header is too long");
+	refuse_if(left > TEXT_MAX || (int64_t)keep + left > TEXT_MAX, "read header", "an extended header is too long");
 	size_t size = keep + (size_t)left;
 	*text = checked(realloc(*text, size + 1));
 	read_bytes(*text + keep, (size_t)left);
@@ -328,7 +275,6 @@ static void old_sparse(const char *block) {
 	const char *map = block + OLD_SPARSE_OFFSET;
 	bool more = block[OLD_SPARSE_MORE] != 0;
 	entry.size = number(block + OLD_SPARSE_SIZE, 12);
-	entry.sparse = true;
 	for (int slots = OLD_SPARSE_HERE;; slots = OLD_SPARSE_BLOCK) {
 		for (int i = 0; i < slots && map[i * 24] != '\0'; i++) {
 			int64_t offset = number(map + i * 24, 12);
@@ -337,8 +283,7 @@ static void old_sparse(const char *block) {
 		if (!more)
 			return;
 		map = next_block();
-		if (!map)
-			refuse("read sparse map", "the archive is cut short");
+		refuse_if(!map, "read sparse map", "the archive is cut short");
 		more = map[OLD_SPARSE_BLOCK_MORE] != 0;
 	}
 }
@@ -347,8 +292,7 @@ static void old_sparse(const char *block) {
 static int64_t map_number(void) {
 	char text[24];
 	for (size_t used = 0; used < sizeof text; used++) {
-		if (left < 1)
-			refuse("read sparse map", "it is longer than the entry");
+		refuse_if(left < 1, "read sparse map", "it is longer than the entry");
 		read_bytes(&text[used], 1);
 		left--;
 		if (text[used] == '\n') {
@@ -361,15 +305,13 @@ static int64_t map_number(void) {
 
 static void map_in_data(void) {
 	int64_t before = left;
-	entry.sparse = true;
 	entry.segment_count = 0;
 	for (int64_t count = map_number(); count > 0; count--) {
 		int64_t offset = map_number();
 		add_segment(offset, map_number());
 	}
 	int64_t rest = (TAR_BLOCK - (before - left) % TAR_BLOCK) % TAR_BLOCK;
-	if (rest > left)
-		refuse("read sparse map", "it is longer than the entry");
+	refuse_if(rest > left, "read sparse map", "it is longer than the entry");
 	left -= rest;
 	skip(rest);
 }
@@ -383,8 +325,24 @@ static void check_segments(void) {
 		stop = s.offset + s.length;
 		sum += s.length; /* no overflow: disjoint and inside entry.size */
 	}
-	if (sum != left)
-		refuse("read sparse map", "it does not fit the data");
+	refuse_if(sum != left, "read sparse map", "it does not fit the data");
+}
+
+/* All that an entry's header and the records before it say of holes. */
+static void read_sparse(const struct tar_header *header) {
+	bool old = header->type == 'S', in_data = !old && said.sparse_major == 1;
+	if (old)
+		old_sparse((const char *)header);
+	else if (said.sparse_major > 1 || (in_data && said.sparse_minor != 0))
+		refuse("read sparse map", "unknown GNU sparse format");
+	else if (in_data)
+		map_in_data();
+	entry.sparse = old || in_data || said.sparse_blocks >= 0 || entry.segment_count > 0;
+	if (!entry.sparse)
+		return;
+	if (said.sparse_size >= 0)
+		entry.size = said.sparse_size;
+	check_segments();
 }
 
 /* ---- headers ---- */
@@ -392,62 +350,50 @@ static void check_segments(void) {
 static void check_sum(const struct tar_header *header) {
 	const unsigned char *block = (const void *)header;
 	size_t first = offsetof(struct tar_header, checksum), last = first + sizeof header->checksum;
-	int64_t claimed, plain = 0, with_sign = 0; /* some old archivers summed signed characters */
+	int64_t plain = 0, with_sign = 0; /* some old archivers summed signed characters */
 	for (size_t i = 0; i < TAR_BLOCK; i++) {
 		unsigned char byte = i >= first && i < last ? ' ' : block[i];
 		plain += byte;
 		with_sign += (signed char)byte;
 	}
-	claimed = NUMBER(header->checksum);
-	if (claimed != plain && claimed != with_sign)
-		refuse("read header", "the checksum is wrong");
+	int64_t claimed = NUMBER(header->checksum);
+	refuse_if(claimed != plain && claimed != with_sign, "read header", "the checksum is wrong");
 }
 
-static void raw_names(const struct tar_header *header) {
-	/* GNU archives ("ustar  ") keep other things where POSIX has the prefix. */
-	bool prefix = memcmp(header->magic, "ustar\0", 6) == 0 && header->prefix[0] != '\0';
-	size_t prefix_size = prefix ? strnlen(header->prefix, sizeof header->prefix) : 0;
-	char *to = entry.path = checked(calloc(1, prefix_size + 1 + sizeof header->name + 1));
-	if (prefix) {
-		memcpy(to, header->prefix, prefix_size);
-		to += prefix_size;
-		*to++ = '/';
-	}
-	memcpy(to, header->name, strnlen(header->name, sizeof header->name));
-	entry.link = checked(strndup(header->link, sizeof header->link));
+static unsigned bounded(int64_t value, int64_t most) {
+	refuse_if(value < 0 || value > most, "read header", "an owner or device number is out of range");
+	return (unsigned)value;
 }
 
 static void raw_fields(const struct tar_header *header) {
 	bool device = header->type == TYPE_CHAR || header->type == TYPE_BLOCK;
-	int64_t mode = NUMBER(header->mode), uid = NUMBER(header->uid), gid = NUMBER(header->gid);
-	int64_t major = device ? NUMBER(header->major) : 0, minor = device ? NUMBER(header->minor) : 0;
-	if (uid < 0 || uid >= UINT32_MAX || gid < 0 || gid >= UINT32_MAX || major < 0 || major > 4095 || minor < 0 ||
-	    minor > 1048575)
-		refuse("read header", "an owner or device number is out of range");
-	said.stored = NUMBER(header->size);
-	if (said.stored < 0)
-		refuse("read header", "the size is negative");
-	entry.mode = (mode_t)mode & 07777;
-	entry.uid = (uid_t)uid;
-	entry.gid = (gid_t)gid;
+	entry.mode = (mode_t)NUMBER(header->mode) & 07777;
+	entry.uid = bounded(NUMBER(header->uid), UINT32_MAX - 1);
+	entry.gid = bounded(NUMBER(header->gid), UINT32_MAX - 1);
+	entry.major = device ? bounded(NUMBER(header->major), 4095) : 0;
+	entry.minor = device ? bounded(NUMBER(header->minor), 1048575) : 0;
 	entry.mtime.tv_sec = NUMBER(header->mtime);
-	entry.major = (unsigned)major;
-	entry.minor = (unsigned)minor;
 	entry.type = header->type;
-	raw_names(header);
+	said.stored = NUMBER(header->size);
+	refuse_if(said.stored < 0, "read header", "the size is negative");
+	/* GNU archives ("ustar  ") keep other things where POSIX has the prefix. */
+	if (memcmp(header->magic, "ustar\0", 6) != 0 || header->prefix[0] == '\0')
+		entry.path = checked(strndup(header->name, sizeof header->name));
+	else if (asprintf(&entry.path, "%.155s/%.100s", header->prefix, header->name) < 0)
+		fail("malloc");
+	entry.link = checked(strndup(header->link, sizeof header->link));
 }
 
-static void take_text(char **to, char **from) {
-	if (!*from)
+static void override(char **text, char **by) {
+	if (!*by)
 		return;
-	free(*to);
-	*to = *from;
-	*from = NULL;
+	free(*text);
+	*text = *by;
+	*by = NULL;
 }
 
 static void set_left(int64_t size) {
-	if (size < 0 || size > INT64_MAX - TAR_BLOCK)
-		refuse("read header", "the size is out of range");
+	refuse_if(size < 0 || size > INT64_MAX - TAR_BLOCK, "read header", "the size is out of range");
 	left = size;
 	padding = (TAR_BLOCK - size % TAR_BLOCK) % TAR_BLOCK;
 }
@@ -455,13 +401,15 @@ static void set_left(int64_t size) {
 /* The header block of a real entry, everything said before it applied on top. */
 static void build_entry(const struct tar_header *header) {
 	raw_fields(header);
-	take_text(&entry.path, &said.name);
-	take_text(&entry.link, &said.link);
-	said.sparse_size = said.next_offset = -1;
-	pax_apply(global, global_size);
+	override(&entry.path, &said.name);
+	override(&entry.link, &said.link);
+	said.sparse_size = said.sparse_blocks = said.next_offset = -1;
+	entry.atime.tv_nsec = -1; /* until a record says it */
+	if (global_size > 0)
+		pax_apply(said.global = memcpy(checked(malloc(global_size)), global, global_size), global_size);
 	pax_apply(said.local, said.local_size);
-	take_text(&entry.path, &said.sparse_name);
-	if (!entry.has_atime)
+	override(&entry.path, &said.sparse_name);
+	if (entry.atime.tv_nsec < 0)
 		entry.atime = entry.mtime;
 	size_t length = strlen(entry.path);
 	if (entry.type == '\0' || entry.type == '7' || entry.type == 'S')
@@ -472,28 +420,12 @@ static void build_entry(const struct tar_header *header) {
 	bool header_only = entry.type >= TYPE_LINK && entry.type <= TYPE_FIFO;
 	set_left(header_only ? 0 : said.stored);
 	entry.size = left;
-	if (entry.type != TYPE_FILE)
-		return;
-
-	if (header->type == 'S')
-		old_sparse((const char *)header);
-	else if (said.sparse_major > 1 || (said.sparse_major == 1 && said.sparse_minor != 0))
-		refuse("read sparse map", "unknown GNU sparse format");
-	else if (said.sparse_major == 1)
-		map_in_data();
-	if (!entry.sparse)
-		return;
-	if (said.sparse_size >= 0)
-		entry.size = said.sparse_size;
-	check_segments();
+	if (entry.type == TYPE_FILE)
+		read_sparse(header);
 }
 
 static void forget(void) {
-	for (size_t i = 0; i < entry.xattr_count; i++) {
-		free(entry.xattrs[i].name);
-		free(entry.xattrs[i].value);
-	}
-	char *const texts[] = { entry.path, entry.link, said.local, said.name, said.link, said.sparse_name };
+	char *const texts[] = { entry.path, entry.link, said.global, said.local, said.name, said.link, said.sparse_name };
 	for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
 		free(texts[i]);
 	free(entry.xattrs);
@@ -503,6 +435,7 @@ static void forget(void) {
 }
 
 bool archive_next(void) {
+	static const char zeros[TAR_BLOCK];
 	forget();
 	skip(left);
 	/* umoci ends some layers with the last file's last byte: no padding, no zero blocks. */
@@ -511,16 +444,14 @@ bool archive_next(void) {
 	skip(padding);
 	for (bool described = false;; described = true) {
 		const struct tar_header *header = next_block();
-		const char *block = (const void *)header;
-		if (!header || (block[0] == 0 && memcmp(block, block + 1, TAR_BLOCK - 1) == 0)) {
-			if (described)
-				refuse("read header", "an extended header describes nothing");
+		if (!header || memcmp(header, zeros, sizeof zeros) == 0) {
+			refuse_if(described, "read header", "an extended header describes nothing");
 			left = padding = 0;
 			return false;
 		}
 		check_sum(header);
 		char type = header->type;
-		if (type != 'x' && type != 'g' && type != 'L' && type != 'K') {
+		if (!memchr("xgLK", type, 4)) {
 			build_entry(header);
 			return true;
 		}
@@ -540,6 +471,6 @@ void archive_data(int fd) {
 	for (size_t i = 0; i < entry.segment_count; i++)
 		copy(fd, entry.segments[i].length, entry.segments[i].offset);
 	left = 0;
-	if (entry.sparse && ftruncate(fd, entry.size) < 0)
-		fail("truncate");
+	if (entry.sparse)
+		must(ftruncate(fd, entry.size), "truncate");
 }

@@ -8,8 +8,6 @@
 #include <dirent.h>
 #include <limits.h>
 #include <search.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
 
@@ -59,8 +57,7 @@ static void clean(char *path, const char *reason) {
 	char *to = path;
 	for (const char *from = path; *from; from += *from == '/') {
 		size_t length = strcspn(from, "/");
-		if (length == 2 && from[0] == '.' && from[1] == '.')
-			refuse("refused", reason);
+		refuse_if(length == 2 && from[0] == '.' && from[1] == '.', "refused", reason);
 		if (length > 0 && !(length == 1 && from[0] == '.')) {
 			if (to != path)
 				*to++ = '/';
@@ -151,27 +148,31 @@ static void __attribute__((noreturn)) walk_failed(bool link, int number) {
 	fail(link ? "hard link" : "open parent");
 }
 
+/* Nothing of this layer but perhaps a whiteout. */
+static bool is_free(int at, const char *name) {
+	struct stat stat;
+	return fstatat(at, name, &stat, AT_SYMLINK_NOFOLLOW) < 0 ? errno == ENOENT : is_whiteout(&stat);
+}
+
 /* Open a directory of the layer, making what is missing on the way (but not for a hard link): an O_PATH descriptor. */
 static int open_parent(char *path, bool link) {
-	int fd = open_beneath(path, O_PATH | O_DIRECTORY), above = -1;
+	int fd = open_beneath(path, O_PATH | O_DIRECTORY);
 	if (fd >= 0)
 		return fd;
-	if (link || (errno != ENOENT && errno != ENOTDIR) || (above = open_beneath("", O_PATH | O_DIRECTORY)) < 0)
+	if (link || (errno != ENOENT && errno != ENOTDIR))
 		walk_failed(link, errno);
+	int above = open_beneath("", O_PATH | O_DIRECTORY);
+	must(above, "open parent");
 	for (char *name = path, *end; name; name = end ? end + 1 : NULL) {
 		end = strchr(name, '/');
 		if (end)
 			*end = '\0';
 		fd = open_beneath(path, O_PATH | O_DIRECTORY);
 		int number = errno;
-		if (fd < 0 && (number == ENOENT || number == ENOTDIR)) {
-			struct stat stat = { 0 };
-			bool there = fstatat(above, name, &stat, AT_SYMLINK_NOFOLLOW) == 0;
-			if (number == ENOENT ? !there : there && is_whiteout(&stat)) {
-				make_directory(above, name);
-				fd = openat(above, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-				number = errno;
-			}
+		if (fd < 0 && is_free(above, name)) {
+			make_directory(above, name);
+			fd = openat(above, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+			number = errno;
 		}
 		if (end)
 			*end = '/';
@@ -203,9 +204,8 @@ static void set_xattrs(int fd, const char *name) {
 	for (size_t i = 0; i < entry.xattr_count; i++) {
 		const struct xattr *x = &entry.xattrs[i];
 		/* These steer the overlay file system itself (redirect, metacopy, opaque): a layer may not write them. */
-		if (strncmp(x->name, "trusted.overlay.", 16) == 0 || strncmp(x->name, "user.overlay.", 13) == 0)
-			continue;
-		if (tree.no_chown && strncmp(x->name, "user.", 5) != 0)
+		if (strncmp(x->name, "trusted.overlay.", 16) == 0 || strncmp(x->name, "user.overlay.", 13) == 0 ||
+		    (tree.no_chown && strncmp(x->name, "user.", 5) != 0))
 			continue;
 		int result = fd >= 0 ? fsetxattr(fd, x->name, x->value, x->length, 0)
 				     : lsetxattr(link, x->name, x->value, x->length, 0);
@@ -219,28 +219,21 @@ static bool needs_chown(void) {
 	return !tree.no_chown && (chown_always || entry.uid != 0 || entry.gid != 0);
 }
 
-/* Owner before mode and capabilities: chown clears set-user-id bits and security.capability. */
-static void set_attributes(int fd, const char *name) {
-	struct timespec times[2] = { entry.atime, entry.mtime };
+static void set_owner(int fd, const char *name) {
 	if (needs_chown() && (fd >= 0 ? fchown(fd, entry.uid, entry.gid)
 				      : fchownat(parent, name, entry.uid, entry.gid, AT_SYMLINK_NOFOLLOW)) < 0)
 		fail("chown");
-	if (fd >= 0 && (needs_chown() || entry.mode & 07000) && fchmod(fd, entry.mode) < 0)
-		fail("chmod");
-	if (fd < 0 && entry.type != TYPE_SYMLINK && fchmodat(parent, name, entry.mode, 0) < 0)
-		fail("chmod");
-	set_xattrs(fd, name);
-	if ((fd >= 0 ? futimens(fd, times) : utimensat(parent, name, times, AT_SYMLINK_NOFOLLOW)) < 0)
-		fail("utimens");
 }
 
-/* What a hard link points to: its last component, and the directory of that. */
-static const char *find_target(int *directory) {
-	char *slash = strrchr(entry.link, '/');
-	if (slash)
-		*slash = '\0';
-	*directory = open_parent(slash ? entry.link : (char[]){ "" }, true);
-	return slash ? slash + 1 : entry.link;
+/* Owner before mode and capabilities: chown clears set-user-id bits and security.capability. */
+static void set_attributes(int fd, const char *name) {
+	struct timespec times[2] = { entry.atime, entry.mtime };
+	set_owner(fd, name);
+	if (fd >= 0 ? (needs_chown() || entry.mode & 07000) && fchmod(fd, entry.mode) < 0
+		    : entry.type != TYPE_SYMLINK && fchmodat(parent, name, entry.mode, 0) < 0)
+		fail("chmod");
+	set_xattrs(fd, name);
+	must(fd >= 0 ? futimens(fd, times) : utimensat(parent, name, times, AT_SYMLINK_NOFOLLOW), "utimens");
 }
 
 /* One try: a file's descriptor, 0 for what has none, or -1 and errno. */
@@ -262,7 +255,11 @@ static void extract_other(const char *path, const char *name) {
 		clean(entry.link, "the hard link's target has a '..' component");
 		if (strcmp(entry.link, path) == 0) /* GNU tar writes such a link when a file was added twice */
 			return;
-		target = find_target(&directory);
+		char *slash = strrchr(entry.link, '/');
+		target = slash ? slash + 1 : entry.link;
+		if (slash)
+			*slash = '\0';
+		directory = open_parent(slash ? entry.link : (char[]){ "" }, true);
 	}
 	int fd = make(name, directory, target);
 	if (fd < 0 && errno == EEXIST) { /* the later entry wins, as with every tar */
@@ -289,8 +286,7 @@ static void extract_directory(const char *path, const char *name) {
 	if (needs_chown() || entry.xattr_count > 0) {
 		cleanup_fd fd = open_directory(parent, *path ? name : ".");
 		must(fd, "open");
-		if (needs_chown() && fchown(fd, entry.uid, entry.gid) < 0)
-			fail("chown");
+		set_owner(fd, name);
 		set_xattrs(fd, name);
 	}
 	directories = grow(directories, directory_count, sizeof *directories);
@@ -301,54 +297,47 @@ static void extract_directory(const char *path, const char *name) {
 /* OCI image-spec layer.md, "Whiteouts": they speak about lower layers, never about entries of their own layer. */
 static void whiteout(char *path, char *name) {
 	char *hidden = name + strlen(WHITEOUT);
+	bool opaque = strcmp(name, OPAQUE) == 0;
 	struct stat stat = { 0 };
-	if (strcmp(name, OPAQUE) == 0) {
-		if (!tree.apply) {
-			set_opaque(parent, ".");
-			return;
-		}
+	if (opaque && !tree.apply) {
+		set_opaque(parent, ".");
+	} else if (opaque) {
 		mark(parent_path);
 		remove_all(parent, ".", parent_path);
-		return;
-	}
-	if (strncmp(name, AUFS_OWN, strlen(AUFS_OWN)) == 0) /* aufs's own bookkeeping, in layers of old */
-		return;
-	if (*hidden == '\0' || strcmp(hidden, ".") == 0 || strcmp(hidden, "..") == 0)
+	} else if (strncmp(name, AUFS_OWN, strlen(AUFS_OWN)) == 0) {
+		return; /* aufs's own bookkeeping, in layers of old */
+	} else if (*hidden == '\0' || strcmp(hidden, ".") == 0 || strcmp(hidden, "..") == 0) {
 		refuse("refused", "the whiteout names no file");
-	if (tree.apply) {
+	} else if (tree.apply) {
 		memmove(name, hidden, strlen(hidden) + 1); /* the path without its prefix is that of what goes */
 		remove_all(parent, name, path);
-		return;
+	} else if (mknodat(parent, hidden, S_IFCHR, makedev(0, 0)) < 0) {
+		if (errno != EEXIST)
+			fail("whiteout");
+		must(fstatat(parent, hidden, &stat, AT_SYMLINK_NOFOLLOW), "stat");
+		if (S_ISDIR(stat.st_mode))
+			set_opaque(parent, hidden);
 	}
-	if (mknodat(parent, hidden, S_IFCHR, makedev(0, 0)) == 0)
-		return;
-	if (errno != EEXIST)
-		fail("whiteout");
-	must(fstatat(parent, hidden, &stat, AT_SYMLINK_NOFOLLOW), "stat");
-	if (S_ISDIR(stat.st_mode))
-		set_opaque(parent, hidden);
 }
 
 void tree_extract(void) {
 	char *path = checked(strdup(entry.path));
 	clean(path, "the path has a '..' component");
-	if (*path == '\0' && entry.type != TYPE_DIRECTORY)
-		refuse("refused", "the entry would replace the layer's root");
+	refuse_if(*path == '\0' && entry.type != TYPE_DIRECTORY, "refused", "the entry would replace the layer's root");
 	char *name = path + (enter(path) - path);
-	tree.entries++;
-	if (strncmp(name, WHITEOUT, strlen(WHITEOUT)) == 0) {
-		whiteout(path, name);
-		free(path);
-		return;
-	}
 	bool device = entry.type == TYPE_CHAR || entry.type == TYPE_BLOCK;
-	if (entry.type < TYPE_FILE || entry.type > TYPE_FIFO)
+	bool removes = strncmp(name, WHITEOUT, strlen(WHITEOUT)) == 0;
+	tree.entries++;
+	if (!removes)
+		mark(path);
+	if (removes)
+		whiteout(path, name);
+	else if (entry.type < TYPE_FILE || entry.type > TYPE_FIFO)
 		refuse("read header", "unknown entry type");
-	if (entry.type == TYPE_DIRECTORY)
+	else if (entry.type == TYPE_DIRECTORY)
 		extract_directory(path, name);
 	else if (!(tree.no_chown && device))
 		extract_other(path, name);
-	mark(path);
 	free(path);
 }
 
@@ -358,8 +347,7 @@ void tree_finish(void) {
 		cleanup_fd fd = open_beneath(directory->path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
 		if (fd < 0 && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP || errno == EXDEV))
 			continue; /* a later entry took its place */
-		if (fd < 0)
-			fail("open");
+		must(fd, "open");
 		must(fchmod(fd, directory->mode), "chmod");
 		must(futimens(fd, directory->times), "utimens");
 	}

@@ -17,10 +17,8 @@
 #include "untar.h"
 
 #include <inttypes.h>
-#include <stdio.h>
-#include <string.h>
 
-static void __attribute__((noreturn)) end(const char *operation, const char *reason, int number) {
+void give_up(const char *operation, const char *reason, int number) {
 	printf("%d\n", number);
 	fputs("untar: ", stderr);
 	/* A hostile name must not write escape sequences to the terminal that shows the message. */
@@ -28,19 +26,6 @@ static void __attribute__((noreturn)) end(const char *operation, const char *rea
 		fprintf(stderr, *byte < 0x20 || *byte == 0x7f ? "\\%03o" : "%c", *byte);
 	fprintf(stderr, ": %s: %s\n", operation, reason);
 	exit(1);
-}
-
-void fail(const char *operation) {
-	end(operation, strerror(errno), errno);
-}
-
-void refuse(const char *operation, const char *reason) {
-	end(operation, reason, 0);
-}
-
-void must(ssize_t result, const char *operation) {
-	if (result < 0)
-		fail(operation);
 }
 
 void *checked(void *memory) {

@@ -5,16 +5,26 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "../executor/sys.h"
 
-/* untar.c. Both tell what failed with the entry's name and end the program: the kernel (errno), or the archive. */
-void fail(const char *operation) __attribute__((noreturn));
-void refuse(const char *operation, const char *reason) __attribute__((noreturn));
+/* untar.c. Tells what failed with the entry's name, and ends the program: at fault is the kernel, or (0) the archive. */
+void give_up(const char *operation, const char *reason, int number) __attribute__((noreturn));
+#define fail(operation) give_up(operation, strerror(errno), errno)
+#define refuse(operation, reason) give_up(operation, reason, 0)
+static inline void refuse_if(bool wrong, const char *operation, const char *reason) {
+	if (wrong)
+		refuse(operation, reason);
+}
 /* A result that is not negative, or the end. */
-void must(ssize_t result, const char *operation);
+static inline void must(ssize_t result, const char *operation) {
+	if (result < 0)
+		fail(operation);
+}
 /* Memory that is there, or the end. */
 void *checked(void *memory);
 /* Room for one element more: it doubles at each power of two. */
@@ -26,7 +36,7 @@ struct segment {
 };
 
 struct xattr {
-	char *name, *value;
+	const char *name, *value;
 	size_t length;
 };
 
@@ -40,7 +50,7 @@ extern struct tar_entry {
 	gid_t gid;
 	int64_t size; /* of the file, holes included */
 	struct timespec mtime, atime;
-	bool has_atime, sparse;
+	bool sparse;
 	unsigned major, minor;
 	struct xattr *xattrs;
 	size_t xattr_count;
