@@ -24,8 +24,12 @@ int do_become_root(OPERATION_ARGS) {
 	return or_errno(syscall(SYS_setresuid, 0, 0, 0));
 }
 
-/* "0" is the writer: the only pid that means the same in every pid namespace. */
-OPERATION(cg_join, or_errno(write(slot_fd(launch, op->a[0].i), "0", 1)))
+/* "0" is the writer: the only pid that means the same in every pid namespace. Nothing of the host stays open behind it. */
+int do_cg_join(struct launch *launch, const struct op *op) {
+	TRY(or_errno(write(slot_fd(launch, op->a[0].i), "0", 1)));
+	close_fd(&launch->slot[op->a[0].i]);
+	return 0;
+}
 
 int do_sysctl(struct launch *launch, const struct op *op) {
 	char path[PATH_MAX];
