@@ -172,15 +172,14 @@ int do_open_tree(struct launch *launch, const struct op *op) {
 }
 
 int do_mount_attr(struct launch *launch, const struct op *op) {
-	int userns = op->a[5].i < 0 ? -1 : slot_fd(launch, op->a[5].i);
 	struct mount_attr attr = {
 		.attr_set = (uint64_t)op->a[1].i,
 		.attr_clr = (uint64_t)op->a[2].i,
 		.propagation = (uint64_t)op->a[3].i,
 	};
-	if (userns >= 0) {
+	if (op->a[5].i >= 0) {
 		attr.attr_set |= MOUNT_ATTR_IDMAP;
-		attr.userns_fd = (uint64_t)userns;
+		attr.userns_fd = (uint64_t)slot_fd(launch, op->a[5].i); /* of an empty slot: EINVAL */
 	}
 	/* Changing the atime mode takes clearing its whole field. */
 	if (attr.attr_set & MOUNT_ATTR__ATIME)

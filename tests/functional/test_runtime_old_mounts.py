@@ -94,3 +94,12 @@ def test_a_refused_mount_is_told(run_plan: Path, bundle: Bundle) -> None:
     with pytest.raises(AssertionError, match=r"mount nosuchfs on /x: ENODEV.*does not know this file system type"):
         execute(run_plan, bundle, P.FLAG_OLD_MOUNT_API)
     assert bundle.groups() == []
+
+
+def test_an_idmap_without_its_user_namespace_is_refused(run_plan: Path, tmp_path: Path) -> None:
+    plan = P.Plan()
+    plan.add(P.PARENT_BEFORE_CLONE, "open_tree", "open", 0, str(tmp_path), 0, 0)
+    plan.add(P.PARENT_BEFORE_CLONE, "mount_attr", "map ids", 0, 0, 0, 0, 0, 7)
+    (tmp_path / "plan").write_bytes(plan.encode())
+    done = subprocess.run([str(run_plan), str(tmp_path / "plan")], capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr) == (98, "map ids: EINVAL: Invalid argument\n")
