@@ -284,11 +284,11 @@ def test_rm_rename_and_conflicts(engine: Daemon, box: str) -> None:
 def test_every_start_is_a_new_init_in_fresh_namespaces(engine: Daemon, box: str) -> None:
     engine.docker("exec", box, "sh", "-c", "echo kept > /kept; mount -t tmpfs none /mnt 2>/dev/null; hostname")
     before = engine.inspect(box)["State"]["Pid"]
-    namespaces = os.readlink(f"/proc/{before}/ns/pid")
-    engine.docker("restart", "-t", "0", box)
-    after = engine.inspect(box)["State"]["Pid"]
-    assert after != before
-    assert os.readlink(f"/proc/{after}/ns/pid") != namespaces
+    with open(f"/proc/{before}/ns/pid") as held:  # while it is open no other namespace gets its number
+        engine.docker("restart", "-t", "0", box)
+        after = engine.inspect(box)["State"]["Pid"]
+        assert after != before
+        assert os.stat(f"/proc/{after}/ns/pid").st_ino != os.fstat(held.fileno()).st_ino
     assert engine.docker("exec", box, "cat", "/kept").stdout == "kept\n"
 
 
