@@ -23,10 +23,6 @@
 #include <linux/mount.h>
 #endif
 
-/* untar's names for these */
-#define DOLIUM_RESOLVE_BENEATH RESOLVE_BENEATH
-#define DOLIUM_RESOLVE_NO_MAGICLINKS RESOLVE_NO_MAGICLINKS
-
 /* What a libc call says by -1 and errno. */
 static inline int or_errno(long result) { return result < 0 ? -errno : (int)result; }
 

@@ -358,7 +358,7 @@ int request_attach(struct request *r) {
 	struct client *c = malloc(sizeof *c);
 	REFUSE_IF(!c, r, -ENOMEM, "no memory");
 	*c = (struct client){
-		.next = clients, .source = { .fd = moved_fd(&r->fds[0]), .ready = client_ready }, .process = p,
+		.next = clients, .source = { .fd = keep(&r->fds[0]), .ready = client_ready }, .process = p,
 		.number = ++last_number, .in = flag(r, "stdin"), .out = flag(r, "stdout") | flag(r, "stderr") << 1,
 		.mux = flag(r, "mux"), .exit_frame = flag(r, "exit_frame"), .key_count = keys.len, .spill = -1,
 	};

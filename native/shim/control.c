@@ -237,7 +237,7 @@ static void listener_ready(struct source *source) {
 	struct connection *c = malloc(sizeof *c);
 	if (!c)
 		return;
-	*c = (struct connection){ .source = { .fd = moved_fd(&fd), .ready = connection_ready }, .next = connections };
+	*c = (struct connection){ .source = { .fd = keep(&fd), .ready = connection_ready }, .next = connections };
 	connections = c;
 	if (watch(&c->source, EPOLLIN))
 		connection_close(c);

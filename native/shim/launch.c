@@ -61,7 +61,7 @@ static int take_passed(struct request *r, struct launch *launch) {
 		long slot = strtol(list_next(&cursor).data, NULL, 10);
 		if (slot < 0 || slot >= SLOT_STDIN || launch->slot[slot] >= 0)
 			return refuse(r, -EINVAL, "slot %ld is out of range or used twice", slot);
-		launch->slot[slot] = moved_fd(&r->fds[i]);
+		launch->slot[slot] = keep(&r->fds[i]);
 	}
 	return 0;
 }
@@ -69,7 +69,7 @@ static int take_passed(struct request *r, struct launch *launch) {
 /* One pipe: the container's end into its slot, ours non-blocking. */
 static int make_pipe(struct launch *launch, int slot, struct source *ours, int write_end) {
 	int pair[2];
-	TRY_SYS(pipe2(pair, O_CLOEXEC));
+	TRY(or_errno(pipe2(pair, O_CLOEXEC)));
 	ours->fd = pair[write_end];
 	launch->slot[slot] = pair[!write_end];
 	return fcntl(ours->fd, F_SETFL, O_NONBLOCK) ? -errno : 0;
@@ -87,8 +87,8 @@ static int make_stdio(struct process *p, struct launch *launch, int wants_stdin)
 }
 
 static int take_console(struct process *p, struct launch *launch, int wants_stdin) {
-	int master = p->out[0].source.fd = moved_fd(&launch->console);
-	TRY_SYS(fcntl(master, F_SETFL, O_NONBLOCK));
+	int master = p->out[0].source.fd = keep(&launch->console);
+	TRY(or_errno(fcntl(master, F_SETFL, O_NONBLOCK)));
 	p->slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
 	/* A second fd, so that reading and writing are watched apart. */
 	p->input.fd = wants_stdin ? fcntl(master, F_DUPFD_CLOEXEC, 3) : -1;
@@ -128,7 +128,7 @@ static void adopt(struct request *r, struct process *p, struct launch *launch) {
 	p->state = PROCESS_RUNNING;
 	p->pid = launch->pid;
 	p->start_time = launch->start_time;
-	p->pidfd = moved_fd(&launch->pidfd);
+	p->pidfd = keep(&launch->pidfd);
 	put_number(&r->answer, "pid", p->pid);
 	put_number(&r->answer, "start_time", (long long)p->start_time);
 	put_number(&r->answer, "started_at_ns", p->started_at);

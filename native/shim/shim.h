@@ -27,9 +27,7 @@
 #define SCRATCH_SIZE 65536
 #define BATCH_SIZE 262144
 
-#define TRY_SYS(call) TRY((call) < 0 ? -errno : 0)
 #define REFUSE_IF(wrong, ...) TRY((wrong) ? refuse(__VA_ARGS__) : 0)
-#define cleanup_buffer __attribute__((cleanup(buffer_free))) struct buffer
 #define UNLINK(list, item) do { \
 	__typeof__(item) *at = (list); \
 	while (*at != (item)) \
@@ -97,13 +95,6 @@ struct shim {
 	char *scratch, *batch; /* SCRATCH_SIZE for what is read, BATCH_SIZE for what is made of it */
 };
 extern struct shim shim;
-
-/* The fd, which now belongs to the caller. */
-static inline int moved_fd(int *fd) {
-	int moved = *fd;
-	*fd = -1;
-	return moved;
-}
 
 /* main.c */
 int watch(struct source *source, uint32_t events);

@@ -31,7 +31,7 @@ static int open_beneath(const char *path, uint64_t flags) {
 	int fd;
 	do
 		fd = sys_openat2(tree.root, *path ? path : ".", flags | O_CLOEXEC, 0,
-				 DOLIUM_RESOLVE_BENEATH | DOLIUM_RESOLVE_NO_MAGICLINKS);
+				 RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS);
 	while (fd < 0 && errno == EAGAIN); /* a rename somewhere raced with a `..` in a link */
 	return fd;
 }

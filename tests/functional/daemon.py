@@ -85,7 +85,7 @@ class Daemon:
             env["DOLIUM_FAULT"] = fault
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [*(AFTER_BOOT if boot_id else ()), *((str(boot_id),) if boot_id else ()), sys.executable, "-I", "-m", "dolium.daemon", "-H", f"unix://{self.socket}", "--data-root",
+                [*((*AFTER_BOOT, str(boot_id)) if boot_id else ()), sys.executable, "-I", "-m", "dolium.daemon", "-H", f"unix://{self.socket}", "--data-root",
                  str(self.folder / "data"), "--run-root", str(self.folder / "run")],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True)
         if wait:

@@ -30,7 +30,7 @@ for module in pkgutil.walk_packages(dolium.__path__, "dolium."):
     if not module.name.startswith("dolium.cli") and not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 
-# Points of a pull are crossed by the image tests against a registry; those of bringing the daemon up by its own start.
+# test_crash_images.py passes these, against a registry.
 BY_IMAGE_TESTS = {point for point in faults.POINTS if point.split(".")[0] in ("pull", "image", "content", "blob", "layer",
                                                                              "snapshot", "unpack", "archive")}
 # The witness keeps the bridge, and the kernel removes links with their namespaces: test_network_crash.py passes these.

@@ -122,7 +122,7 @@ class Engine:
                 if any(mount.name == name for mount in container.mounts)]
 
     async def remove_volume(self, name: str, users: Sequence[str]) -> None:
-        """Remove a volume and, off the loop, what is in it. Raises as ``VolumeStore.remove``."""
+        """Remove a volume and, off the loop, what is in it. Raises as ``Volumes.remove``."""
         await asyncio.to_thread(shutil.rmtree, self.volumes.remove(name, users), ignore_errors=True)
 
     def event(self, container: Container, action: str, **attributes: str) -> None:

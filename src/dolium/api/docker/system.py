@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
@@ -146,8 +147,9 @@ async def volume_prune(request: web.Request) -> web.Response:
     removed = []
     for volume in engine.volumes.all():
         if (volume.anonymous or every) and not engine.volume_users(volume.name):
-            await engine.remove_volume(volume.name, [])
-            removed.append(volume.name)
+            with contextlib.suppress(NotFound):  # removed by somebody else while another one's content went
+                await engine.remove_volume(volume.name, [])
+                removed.append(volume.name)
     return web.json_response({"VolumesDeleted": removed or None, "SpaceReclaimed": 0})
 
 
