@@ -14,6 +14,7 @@ static unsigned long ms_flags(int64_t attrs) {
 	/* The first four are the same bits in both. */
 	unsigned long flags = (unsigned long)attrs & (MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC);
 	flags |= attrs & MOUNT_ATTR_NODIRATIME ? MS_NODIRATIME : 0;
+	flags |= attrs & MOUNT_ATTR_NOSYMFOLLOW ? MS_NOSYMFOLLOW : 0;
 	if ((attrs & MOUNT_ATTR__ATIME) == MOUNT_ATTR_NOATIME)
 		flags |= MS_NOATIME;
 	if ((attrs & MOUNT_ATTR__ATIME) == MOUNT_ATTR_STRICTATIME)

@@ -71,7 +71,7 @@ def test_both_ways_give_the_same_mounts(run_plan: Path, bundle: Bundle, tmp_path
     (tmp_path / "volume").mkdir()
     bundle.mount("/data", "bind", str(tmp_path / "volume"), "bind", "ro")
     bundle.mount("/scratch", "tmpfs", "tmpfs", "nosuid", "noexec", "size=64k", "mode=700")
-    bundle.mount("/noatime", "tmpfs", "tmpfs", "noatime", "ro")
+    bundle.mount("/noatime", "tmpfs", "tmpfs", "noatime", "ro", "nosymfollow")
     bundle.mount("/etc", "tmpfs", "tmpfs", "tmpcopyup")
     (bundle.rootfs / "secret").mkdir()
     (bundle.rootfs / "secret/file").touch()
@@ -79,6 +79,7 @@ def test_both_ways_give_the_same_mounts(run_plan: Path, bundle: Bundle, tmp_path
     bundle.sh("cat /proc/self/mountinfo")
     new, old = (mounts(execute(run_plan, bundle, flags)) for flags in (0, P.FLAG_OLD_MOUNT_API))
     assert len(new) > 15 and any(line.startswith("/scratch") for line in new)
+    assert any(line.startswith("/noatime") and "nosymfollow" in line for line in new)
     assert old == new
 
 
