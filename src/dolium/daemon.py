@@ -26,6 +26,9 @@ from dolium.network.manager import Networks
 
 DATA, RUN, SOCKET = "/var/lib/dolium", "/run/dolium", "/run/dolium/dolium.sock"
 GROUP = "docker"
+SHUTDOWN_GRACE = 1.0
+"""Seconds for requests under way to end by themselves, then as long for them to end when told to: `wait`, `logs -f` and
+clients that read nothing would go on for ever."""
 _log = logging.getLogger("doliumd")
 
 
@@ -109,7 +112,7 @@ async def serve(paths: Paths, host: str) -> None:
     await reconcile(engine, life)
     app = make_app(engine, life, Execs(engine, life), [native.routes])
     app[native.STOP] = stop
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_GRACE)
     await runner.setup()
     inner = runner.server
     assert inner is not None

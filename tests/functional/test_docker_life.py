@@ -409,6 +409,32 @@ def test_what_stays_here_and_what_is_told_early(engine: Daemon, tmp_path: Path) 
         engine.docker("rm", "-f", name)
 
 
+def test_a_daemon_stops_while_clients_wait(tmp_path: Path) -> None:
+    """And what they wait for goes on."""
+    daemon = Daemon(tmp_path)
+    daemon.start()
+    daemon.import_base("base:1")
+    daemon.docker("run", "-d", "--name", "long", "base:1", "sh", "-c", "yes 0123456789 | head -c 2200000; exec sleep 600")
+    eventually(lambda: len(daemon.docker("logs", "long").stdout) == 2200000, "the log is written")
+    pid = daemon.inspect("long")["State"]["Pid"]
+    clients = [socket.socket(socket.AF_UNIX) for _ in range(4)]
+    try:
+        for client, request in zip(clients, (
+                "POST /containers/long/wait", "GET /containers/long/logs?follow=1&stdout=1&tail=1",
+                "GET /containers/long/stats", "POST /containers/long/attach?logs=1&stream=1&stdout=1"), strict=True):
+            client.settimeout(20)
+            client.connect(daemon.socket)
+            client.sendall(f"{request} HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n".encode())
+            assert client.recv(9) == b"HTTP/1.1 "
+        daemon.stop()
+        daemon.start()
+        assert daemon.inspect("long")["State"]["Pid"] == pid
+    finally:
+        for client in clients:
+            client.close()
+        daemon.close()
+
+
 def test_a_socket_that_is_served_is_not_taken(engine: Daemon, tmp_path: Path) -> None:
     other = Daemon(tmp_path)
     other.socket = engine.socket
