@@ -174,7 +174,7 @@ class Containers:
             with timings.step("snapshot"):
                 root = await asyncio.to_thread(self._engine.roots.mount, container)
                 faults.point("start.mounted")
-                await self._fill_volumes(container, root)
+                await self.fill_volumes(container, root)
             with timings.step("network"):
                 prepared = await self._prepare_network(container)
                 faults.point("start.network")
@@ -208,7 +208,8 @@ class Containers:
         faults.point("start.recorded")
         self._engine.event(container, "start")
 
-    async def _fill_volumes(self, container: Container, root: int) -> None:
+    async def fill_volumes(self, container: Container, root: int) -> None:
+        """What the image has at a new volume's mount point becomes its first content."""
         for mount in container.mounts:
             if mount.kind != "volume":
                 continue

@@ -9,11 +9,12 @@ import json
 import os
 import stat
 import tarfile
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
 
-from dolium.api.docker.common import ENGINE
+from dolium.api.docker.common import CONTAINERS, ENGINE
 from dolium.engine.model import Container
 from dolium.errors import InvalidArgument, NotFound, PermissionDenied
 from dolium.linux import syscalls
@@ -74,8 +75,8 @@ async def head(request: web.Request) -> web.Response:
     """What is there, in a header."""
     engine = request.app[ENGINE]
     container, path = engine.find(request.match_info["name"]), _path(request)
-    with engine.roots.opened(container) as root:
-        fd = _open(root, path, container)
+    async with _view(request, container, path) as (root, place):
+        fd = _open(root, place, container)
         try:
             header = _stat_header(fd, path)
         finally:
@@ -86,21 +87,74 @@ async def head(request: web.Request) -> web.Response:
 def _pack(fd: int, name: str, out: int) -> None:
     """Tar what the fd names into a pipe's end, which is closed. Links are packed as links; nothing is followed out of
     the tree. A reader that has gone ends it quietly."""
-    base = f"/proc/self/fd/{fd}"
-    mode = os.fstat(fd).st_mode
     with contextlib.suppress(BrokenPipeError), open(out, "wb") as file, \
             tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        if stat.S_ISLNK(mode):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = tarfile.SYMTYPE, os.readlink("", dir_fd=fd)
-            archive.addfile(info)
-        elif stat.S_ISDIR(mode):
-            archive.addfile(archive.gettarinfo(f"{base}/.", name))
-            for entry in sorted(os.listdir(base)):
-                archive.add(f"{base}/{entry}", f"{name}/{entry}")
-        else:
-            with open(base, "rb") as content:
-                archive.addfile(archive.gettarinfo(arcname=name, fileobj=content), content)
+        _add(archive, fd, name)
+
+
+class _Object:
+    """An fd for ``gettarinfo``, which asks for its number and name."""
+
+    def __init__(self, fd: int) -> None:
+        self.name = f"/proc/self/fd/{fd}"  # the object itself, also a link; never a name that could be another's by now
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+
+def _add(archive: tarfile.TarFile, fd: int, name: str) -> None:
+    """One entry and what is below it, each looked at and opened through one fd: the container, which may put a link in
+    the place of a folder or file at any moment, cannot lead us elsewhere."""
+    entry: Any = _Object(fd)
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return  # a tar has no word for one
+    info = archive.gettarinfo(arcname=name, fileobj=entry)
+    if info.issym():
+        info.linkname = os.readlink("", dir_fd=fd)
+    if info.isreg():
+        with open(entry.name, "rb") as content:
+            archive.addfile(info, content)
+        return
+    archive.addfile(info)
+    if not info.isdir():
+        return
+    folder = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for below in sorted(os.listdir(folder)):
+            try:
+                child = os.open(below, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            except FileNotFoundError:
+                continue  # removed meanwhile
+            try:
+                _add(archive, child, f"{name}/{below}")
+            finally:
+                os.close(child)
+    finally:
+        os.close(folder)
+
+
+@contextlib.asynccontextmanager
+async def _view(request: web.Request, container: Container, path: str) -> AsyncIterator[tuple[int, str]]:
+    """(root, the path in it). The volumes and host folders of a container that does not run are not mounted: a path
+    below one is looked up in its source."""
+    engine = request.app[ENGINE]
+    with engine.roots.opened(container) as root:
+        inside = [mount for mount in container.mounts
+                  if mount.kind in ("bind", "volume") and f"{path}/".startswith(f"{mount.target}/")]
+        if container.live or not inside:
+            yield root, path
+            return
+        mount = max(inside, key=lambda one: len(one.target))
+        await request.app[CONTAINERS].fill_volumes(container, root)
+        rest = path[len(mount.target) :]
+        folder = os.path.isdir(mount.source)
+        source = os.open(mount.source if folder else os.path.dirname(mount.source),
+                         os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield source, rest or "/" if folder else f"/{os.path.basename(mount.source)}{rest}"
+        finally:
+            os.close(source)
 
 
 @routes.get("/containers/{name}/archive")
@@ -108,8 +162,8 @@ async def get(request: web.Request) -> web.StreamResponse:
     """A tar of a path."""
     engine = request.app[ENGINE]
     container, path = engine.find(request.match_info["name"]), _path(request)
-    with engine.roots.opened(container) as root:
-        fd = _open(root, path, container)
+    async with _view(request, container, path) as (root, place):
+        fd = _open(root, place, container)
         try:
             kind = stat.S_IFMT(os.fstat(fd).st_mode)
             if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
@@ -149,9 +203,9 @@ async def put(request: web.Request) -> web.Response:
     if container.host_config.get("ReadonlyRootfs") and not any(
             path == mount.target or path.startswith(f"{mount.target}/") for mount in container.mounts):
         raise PermissionDenied("container rootfs is marked read-only")
-    with engine.roots.opened(container) as root:
+    async with _view(request, container, path) as (root, place):
         try:
-            fd = syscalls.open_in_root(root, path, os.O_RDONLY | os.O_DIRECTORY)
+            fd = syscalls.open_in_root(root, place, os.O_RDONLY | os.O_DIRECTORY)
         except NotADirectoryError as error:
             raise InvalidArgument("extraction point is not a directory") from error
         except FileNotFoundError as error:
