@@ -168,9 +168,9 @@ class Containers:
         prepared: Prepared | None = None
         root = -1
         container.starting, container.error = True, ""
-        self._engine.save(container)
-        faults.point("start.intent")
         try:
+            self._engine.save(container)
+            faults.point("start.intent")
             with timings.step("snapshot"):
                 root = await asyncio.to_thread(self._engine.roots.mount, container)
                 faults.point("start.mounted")
@@ -204,7 +204,7 @@ class Containers:
         container.started_at, container.finished_at = started.launched.started_at_ns / 1e9, 0.0
         container.exit_code, container.oom_killed = 0, False
         container.timings = timings.as_dict()
-        self._engine.save(container)
+        self._engine.record(container)
         faults.point("start.recorded")
         self._engine.event(container, "start")
 
@@ -321,7 +321,7 @@ class Containers:
         container.network = {}
         container.error = text
         container.exit_code = launch_exit_code(text)
-        self._engine.save(container)
+        self._engine.record(container)
         self._wake(container)
         if container.host_config.get("AutoRemove"):
             self.task(self.remove_quietly(container.id))
@@ -368,7 +368,7 @@ class Containers:
         network = container.network
         container.status, container.pid, container.start_time, container.starting = model.EXITED, 0, 0, False
         container.exit_code, container.finished_at, container.oom_killed, container.error = code, when, oom, error
-        engine.save(container)
+        engine.record(container)
         faults.point("exit.recorded")
         try:
             await engine.network.release(container.id, network)
@@ -385,7 +385,7 @@ class Containers:
         again = self.restarts.schedule(container)
         if again:
             container.status = model.RESTARTING
-            engine.save(container)
+            engine.record(container)
         self._wake(container)
         if container.host_config.get("AutoRemove") and not again:
             self.task(self.remove_quietly(container.id))
@@ -460,12 +460,13 @@ class Containers:
         if self.restarts.forget(container.id):
             container.status = model.EXITED
             container.stopped_by_user = True
-            self._engine.save(container)
+            self._engine.record(container)
+            self._wake(container)  # nobody else will: it has ended before, and does not start again
             return True
         if not container.live:
             return False
         container.stopped_by_user = True
-        self._engine.save(container)
+        self._engine.record(container)
         if timeout is None:
             chosen = container.config.get("StopTimeout")
             timeout = policy.STOP_TIMEOUT if chosen is None else int(chosen)
@@ -509,7 +510,7 @@ class Containers:
             except (OSError, TimeoutError) as error:
                 raise Unavailable(f"{'pause' if frozen else 'unpause'} container {container.name}: {error}") from error
             container.status = model.PAUSED if frozen else model.RUNNING
-            self._engine.save(container)
+            self._engine.record(container)
             self._engine.event(container, "pause" if frozen else "unpause")
 
     def rename(self, reference: str, name: str) -> None:
@@ -562,7 +563,7 @@ class Containers:
     async def _remove_all(self, container: Container, volumes: bool) -> None:
         engine = self._engine
         container.status = model.REMOVING
-        engine.save(container)
+        engine.record(container)
         faults.point("remove.intent")
         group = engine.layout.paths(engine.container_group(container.id))
         left = await asyncio.to_thread(manage.kill_and_remove, group)

@@ -16,7 +16,7 @@ from dolium.engine.model import Container
 from dolium.engine.rootfs import Roots
 from dolium.engine.specs import kernel_version
 from dolium.engine.store import Store, open_database
-from dolium.errors import DoliumError, InvalidArgument, NotFound
+from dolium.errors import DoliumError, InvalidArgument, NotFound, ResourceExhausted
 from dolium.images.names import Use
 from dolium.images.records import SqliteImageRecords
 from dolium.images.store import ImageStore
@@ -26,6 +26,7 @@ from dolium.network.base import NetworkManager
 from dolium.volumes.store import Volumes
 
 _log = logging.getLogger(__name__)
+RETRY = 1.0  # seconds between tries to store what a full disk kept out of the database
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ class Engine:
         self.containers = {doc["id"]: Container.from_doc(doc) for doc in self.store.containers()}
         self.names = {container.name: container.id for container in self.containers.values()}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._unsaved: set[str] = set()
+        self._retry: asyncio.TimerHandle | None = None
 
     # -- finding --
 
@@ -105,9 +108,43 @@ class Engine:
         self.store.put_container(container.to_doc())
         self.containers[container.id] = container
 
+    def record(self, container: Container) -> None:
+        """``save`` what has happened already or what makes room: a full disk does not stop it. It is tried again every
+        second until it is stored."""
+        try:
+            self.save(container)
+            self._unsaved.discard(container.id)
+        except ResourceExhausted as error:
+            self._again(container.id, error)
+
+    def _again(self, identity: str, error: ResourceExhausted) -> None:
+        if identity not in self._unsaved:
+            _log.warning("container %s: %s; trying again until it is stored", identity, error)
+        self._unsaved.add(identity)
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(RETRY, self._save_unsaved)
+
+    def _save_unsaved(self) -> None:
+        self._retry = None
+        for identity in list(self._unsaved):
+            container = self.containers.get(identity)
+            try:
+                if container is None:
+                    self.store.delete_container(identity)
+                else:
+                    self.save(container)
+            except ResourceExhausted as error:
+                self._again(identity, error)
+                return
+            self._unsaved.discard(identity)
+
     def forget(self, container: Container) -> None:
         """The record goes last: all it speaks of is gone already."""
-        self.store.delete_container(container.id)
+        try:
+            self.store.delete_container(container.id)
+            self._unsaved.discard(container.id)
+        except ResourceExhausted as error:
+            self._again(container.id, error)
         self.containers.pop(container.id, None)
         self.names.pop(container.name, None)
         self._locks.pop(container.id, None)
@@ -192,6 +229,11 @@ class Engine:
     async def close(self) -> None:
         """Containers and shims live on. Nothing may be under way."""
         self.events.close()
+        if self._retry is not None:
+            self._retry.cancel()
+            self._save_unsaved()
+            if self._retry is not None:
+                self._retry.cancel()
         await self.isolation.close()
         await self.network.close()
         await asyncio.to_thread(self.images.close)

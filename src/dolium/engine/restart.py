@@ -81,7 +81,7 @@ class Restarts:
                 container.finished_at = container.started_at = time.time()
                 container.status = model.RESTARTING if self.schedule(container) else model.EXITED
                 with contextlib.suppress(NotFound):
-                    engine.save(container)
+                    engine.record(container)
 
     def resume(self, container: Container) -> None:
         """After a restart of the daemon: start it soon."""

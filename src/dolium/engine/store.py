@@ -8,7 +8,7 @@ import sqlite3
 from typing import Any
 
 from dolium import faults
-from dolium.errors import AlreadyExists, FailedPrecondition
+from dolium.errors import AlreadyExists, FailedPrecondition, ResourceExhausted
 
 ROOM = "engine"
 VERSION = 1
@@ -54,18 +54,23 @@ class Store:
         return [json.loads(row[0]) for row in self._connection.execute("SELECT doc FROM containers")]
 
     def put_container(self, doc: dict[str, Any]) -> None:
-        """Insert or replace by id. Raises AlreadyExists when another container has the name."""
+        """Insert or replace by id. Raises AlreadyExists when another container has the name, ResourceExhausted."""
         try:
             self._connection.execute(
                 "INSERT INTO containers VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET name = excluded.name, "
                 "doc = excluded.doc", (doc["id"], doc["name"], json.dumps(doc, separators=(",", ":"))))
         except sqlite3.IntegrityError as error:
             raise AlreadyExists(f"the container name {doc['name']!r} is in use") from error
+        except sqlite3.OperationalError as error:
+            raise _no_room(error) from error
         faults.point("store.container.put")
 
     def delete_container(self, identity: str) -> None:
-        """Idempotent."""
-        self._connection.execute("DELETE FROM containers WHERE id = ?", (identity,))
+        """Idempotent. Raises ResourceExhausted."""
+        try:
+            self._connection.execute("DELETE FROM containers WHERE id = ?", (identity,))
+        except sqlite3.OperationalError as error:
+            raise _no_room(error) from error
         faults.point("store.container.deleted")
 
     def rows(self, table: str) -> list[dict[str, Any]]:
@@ -79,6 +84,10 @@ class Store:
     def delete_row(self, table: str, name: str) -> None:
         """Idempotent."""
         self._connection.execute(f"DELETE FROM {_table(table)} WHERE name = ?", (name,))
+
+
+def _no_room(error: sqlite3.OperationalError) -> ResourceExhausted:
+    return ResourceExhausted(f"the database cannot be written: {error}", hint="is the disk of the state folder full?")
 
 
 def _table(name: str) -> str:
