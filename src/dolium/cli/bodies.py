@@ -126,6 +126,9 @@ def ports(values: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
             raise UsageError(f"invalid argument {value!r} for --publish: write [ADDRESS:][HOST:]CONTAINER[/tcp|udp]")
         inside = _range(parts[-1], value)
         outside = _range(parts[0], value) if len(parts) == 2 and parts[0] else [0] * len(inside)
+        if len(inside) == 1 < len(outside):  # the first free one of a range
+            bindings.setdefault(f"{inside[0]}/{protocol}", []).append({"HostIp": address, "HostPort": parts[0]})
+            continue
         if len(inside) != len(outside):
             raise UsageError(f"invalid argument {value!r} for --publish: the ranges have different lengths")
         for host, port in zip(outside, inside, strict=True):
@@ -133,14 +136,14 @@ def ports(values: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return bindings, {key: {} for key in bindings}
 
 
-def _range(text: str, whole: str) -> list[int]:
+def _range(text: str, whole: str, flag: str = "--publish") -> list[int]:
     first, dash, last = text.partition("-")
     try:
         low, high = int(first), int(last) if dash else int(first)
     except ValueError:
-        raise UsageError(f"invalid argument {whole!r} for --publish: {text!r} is not a port") from None
+        raise UsageError(f"invalid argument {whole!r} for {flag}: {text!r} is not a port") from None
     if not 0 < low <= high <= 65535:
-        raise UsageError(f"invalid argument {whole!r} for --publish: {text!r} is not a port or range")
+        raise UsageError(f"invalid argument {whole!r} for {flag}: {text!r} is not a port or range")
     return list(range(low, high + 1))
 
 
@@ -228,7 +231,9 @@ def create_body(context: Context, options: dict[str, Any], image: str, command: 
                 window: tuple[int, int]) -> dict[str, Any]:
     """The body of a create request. Raises UsageError."""
     bindings, exposed = ports(options["publish"])
-    exposed.update({port if "/" in port else f"{port}/tcp": {} for port in options["expose"]})
+    for value in options["expose"]:
+        text, _, protocol = value.partition("/")
+        exposed.update({f"{port}/{protocol or 'tcp'}": {} for port in _range(text, value, "--expose")})
     binds, volumes = _binds(context, options["volume"])
     policy, _, retries = (options["restart"] or "no").partition(":")
     network = options["network"] or options["net"] or "default"

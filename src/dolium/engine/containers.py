@@ -37,7 +37,7 @@ from dolium.isolation.shim import Closed, Event, Exited, ExitRecord, Shim
 from dolium.linux import syscalls
 from dolium.linux.cgroup import manage
 from dolium.native import program
-from dolium.network.base import NetworkRequest, PortBinding, Prepared
+from dolium.network.base import NetworkRequest, Prepared
 from dolium.runtime.cli import SIGNALS, signal_number
 from dolium.steps import Timings
 
@@ -89,6 +89,7 @@ class Containers:
             image = engine.images.resolve(config.get("Image") or "")
             image_id, chain_ids, image_config = image.id, list(image.chain_ids), engine.images.config(image.id)
         done, argv = request.complete(config, image_config)
+        request.published(host, done)
         mounts = request.parse_mounts(done, host)
         for mount in mounts:
             named = any(entry.get("Source") == mount.source for entry in host.get("Mounts") or [])
@@ -223,18 +224,7 @@ class Containers:
         if mode == "host" or mode.startswith("container:"):
             container.network = {"network": "host" if mode == "host" else ""}
             return None
-        ports = []
-        for spec, bindings in (container.host_config.get("PortBindings") or {}).items():
-            number, _, protocol = spec.partition("/")
-            for binding in bindings or [{}]:
-                ports.append(PortBinding(int(number), protocol or "tcp", binding.get("HostIp") or "",
-                                         int(binding.get("HostPort") or 0)))
-        if container.host_config.get("PublishAllPorts"):
-            named = {(port.container_port, port.protocol) for port in ports}
-            for spec in container.config.get("ExposedPorts") or {}:
-                number, _, protocol = spec.partition("/")
-                if (int(number), protocol or "tcp") not in named:
-                    ports.append(PortBinding(int(number), protocol or "tcp"))
+        ports = request.published(container.host_config, container.config)
         prepared = await self._engine.network.prepare(NetworkRequest(
             container.id, "bridge" if mode == "default" else mode, tuple(ports), container.config.get("MacAddress") or ""))
         container.network = prepared.endpoint

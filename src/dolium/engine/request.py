@@ -7,9 +7,10 @@ from typing import Any
 
 from dolium import policy
 from dolium.engine.model import Mount
-from dolium.errors import InvalidArgument
+from dolium.errors import InvalidArgument, Unimplemented
 from dolium.images.manifest import ImageConfig
 from dolium.linux.capabilities import NAMES, NUMBERS
+from dolium.network.base import PortBinding
 from dolium.runtime.cli import signal_number
 from dolium.units import parse_size
 
@@ -114,6 +115,38 @@ def check_host_config(host: dict[str, Any]) -> None:
     for option in _strings(host.get("SecurityOpt"), "SecurityOpt"):
         security_option(option)
     _log_config(host)
+
+
+def _port_range(text: str) -> tuple[int, int]:
+    """(first, last) of ``80`` or ``8000-8010``. Raises InvalidArgument in Docker's words."""
+    first, dash, last = text.partition("-")
+    words = (first, last) if dash else (first, first)
+    if all(word.isascii() and word.isdigit() and len(word) <= 5 for word in words):
+        low, high = int(words[0]), int(words[1])
+        if low <= high <= 65535:
+            return low, high
+    raise InvalidArgument(f"invalid port range: {text!r}")
+
+
+def published(host: dict[str, Any], config: dict[str, Any]) -> list[PortBinding]:
+    """What -p and -P ask for; a range of host ports for one port of the container means: the first free one.
+
+    Raises InvalidArgument.
+    """
+    ports = []
+    for spec, bindings in (host.get("PortBindings") or {}).items():
+        number, _, protocol = spec.partition("/")
+        for binding in bindings or [{}]:
+            first, last = _port_range(binding.get("HostPort") or "0")
+            ports.append(PortBinding(_port_range(number)[0], protocol or "tcp", binding.get("HostIp") or "", first, last))
+    if host.get("PublishAllPorts"):
+        named = {(port.container_port, port.protocol) for port in ports}
+        for spec in config.get("ExposedPorts") or {}:
+            number, _, protocol = spec.partition("/")
+            first, last = _port_range(number)
+            ports += [PortBinding(port, protocol or "tcp") for port in range(first, last + 1)
+                      if (port, protocol or "tcp") not in named]
+    return ports
 
 
 def _capability(name: str) -> str:

@@ -13,12 +13,14 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class PortBinding:
-    """One published port. ``host_port`` 0 asks for a free one; ``host_ip`` "" means every address."""
+    """One published port. ``host_port`` 0 asks for a free one, ``host_last`` above it for the first free one of a range;
+    ``host_ip`` "" means every address."""
 
     container_port: int
     protocol: str  # tcp, udp
     host_ip: str = ""
     host_port: int = 0
+    host_last: int = 0
 
 
 @dataclass(frozen=True, slots=True)

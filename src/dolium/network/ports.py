@@ -6,13 +6,14 @@ anything, since the firewall sends what comes to a container; a filter drops wha
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import logging
 import socket
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address
 from typing import Any, Protocol
 
@@ -103,6 +104,11 @@ class Ports:
         return tuple(published for published, _ in done)
 
     def _reserve(self, container: str, binding: PortBinding) -> tuple[Published, Hold]:
+        if binding.host_last > binding.host_port > 0:
+            for port in range(binding.host_port, binding.host_last):
+                with contextlib.suppress(AlreadyExists):
+                    return self._reserve(container, replace(binding, host_port=port, host_last=0))
+            binding = replace(binding, host_port=binding.host_last, host_last=0)  # the last one's error is told
         if binding.protocol not in _KINDS:
             raise InvalidArgument(f"cannot publish {binding.container_port}/{binding.protocol}: only tcp and udp")
         if not 0 < binding.container_port < 65536 or not 0 <= binding.host_port < 65536:
