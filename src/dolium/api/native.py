@@ -47,13 +47,14 @@ async def run(request: web.Request) -> web.StreamResponse:
     if not isinstance(wish.get("container"), dict):
         raise InvalidArgument("container must be an object")
     config, host = split_create(wish["container"])
-    container = await containers.create(wish.get("name") or "", config, host, rootfs=wish.get("rootfs") or "")
     tty = bool(config.get("Tty"))
+    # what the client got wrong is told before anything is made and before the connection is taken over
+    options = {"stdin": bool(wish.get("stdin")), "stdout": True, "stderr": not tty, "mux": True, "exit_frame": True,
+               "detach_keys": keys_of(request, wish.get("detach_keys") or "") if tty else b""}
+    container = await containers.create(wish.get("name") or "", config, host, rootfs=wish.get("rootfs") or "")
     connection = Connection(request)
     connection.answer("application/vnd.docker.multiplexed-stream")
     keep = os.dup(connection.fd)
-    options = {"stdin": bool(wish.get("stdin")), "stdout": True, "stderr": not tty, "mux": True, "exit_frame": True,
-               "detach_keys": keys_of(request, wish.get("detach_keys") or "") if tty else b""}
     try:
         # known to the client before any output: it may have to send a signal or a new window size
         _send(keep, STREAM_NOTE, {"id": container.id, "name": container.name})
@@ -77,14 +78,14 @@ async def execute(request: web.Request) -> web.StreamResponse:
     config = wish.get("exec")
     if not isinstance(config, dict):
         raise InvalidArgument("exec must be an object")
-    one = execs.create(str(wish.get("container") or ""), config)
     tty = bool(config.get("Tty"))
+    one = execs.create(str(wish.get("container") or ""), config)
     size = wish.get("size") or [0, 0]
+    options = {"stdin": bool(config.get("AttachStdin")), "stdout": True, "stderr": not tty, "mux": True, "exit_frame": True,
+               "detach_keys": keys_of(request, wish.get("detach_keys") or "") if tty else b""}
     connection = Connection(request)
     connection.answer("application/vnd.docker.multiplexed-stream")
     keep = os.dup(connection.fd)
-    options = {"stdin": bool(config.get("AttachStdin")), "stdout": True, "stderr": not tty, "mux": True, "exit_frame": True,
-               "detach_keys": keys_of(request, wish.get("detach_keys") or "") if tty else b""}
     try:
         _send(keep, STREAM_NOTE, {"id": one.id})
         await asyncio.shield(execs.start(one, [Attachment(connection.fd, options)], size=(size[0], size[1])))

@@ -76,6 +76,7 @@ def run(client: Client, context: Context, words: list[str]) -> int:
     if options["tty"] and options["interactive"] and not options["detach"] and not os.isatty(context.stdin_fd):
         raise UsageError("the input device is not a TTY")
     body = create_body(context, options, "" if rootfs else image, command, window_size(context.stdout_fd))
+    _check_cid(context, options["cidfile"])
     if not rootfs:
         _pull_when(client, context, options, image)
     if options["detach"]:
@@ -96,7 +97,10 @@ def run(client: Client, context: Context, words: list[str]) -> int:
         if options["timings"] and session.note:
             _show_timings(client, context, session.note["id"])
         if keeps and session.note:
-            client.call("DELETE", f"/containers/{session.note['id']}{query(force=True, v=True)}")
+            if session.exit_code is None and session.failure is None:  # left running
+                context.complain(f"{session.note['name']} goes on; with --timings it is not removed when it ends")
+            else:
+                client.call("DELETE", f"/containers/{session.note['id']}{query(force=True, v=True)}")
     return _outcome(context, session)
 
 
@@ -118,6 +122,14 @@ def _show_timings(client: Client, context: Context, identity: str) -> None:
     for phase, milliseconds in timings.items():
         share = "" if phase == "total" or not total else f"  {100 * milliseconds / total:4.0f} %"
         context.stderr.write(f"  {phase:<18}{milliseconds:9.3f} ms{share}\n")
+
+
+def _check_cid(context: Context, path: str | None) -> None:
+    """Before anything is made. Raises UsageError in Docker's words."""
+    if path and os.path.exists(context.path(path)):
+        raise UsageError(f"container ID file found, make sure the other container isn't running or delete {path}")
+    if path and not os.path.isdir(os.path.dirname(context.path(path))):
+        raise UsageError(f"--cidfile {path}: no such folder")
 
 
 def _write_cid(context: Context, path: str | None, identity: str) -> None:
@@ -158,6 +170,7 @@ def create(client: Client, context: Context, words: list[str]) -> int:
         return 0
     rootfs = _rootfs(context, arguments[0]) if options["rootfs"] else ""
     body = create_body(context, options, "" if rootfs else arguments[0], arguments[1:], window_size(context.stdout_fd))
+    _check_cid(context, options["cidfile"])
     context.say(_create(client, context, options, arguments[0], rootfs, body))
     return 0
 

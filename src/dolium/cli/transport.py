@@ -114,6 +114,9 @@ def connect(path: str) -> _socket.socket:
     except (FileNotFoundError, ConnectionRefusedError) as error:
         sock.close()
         raise NoDaemon(path) from error
+    except PermissionError as error:
+        sock.close()
+        raise ApiError(0, f"connect to {path}: permission denied: are you root, or in the group docker?") from error
     except OSError as error:
         sock.close()
         raise ApiError(0, f"connect to {path}: {error.strerror}") from error
@@ -143,12 +146,17 @@ class Client:
             head += [f"Content-Length: {len(data)}", "Content-Type: application/json"]
         sock.sendall(("\r\n".join(head) + "\r\n\r\n").encode() + data)
         if stream is not None:
-            for part in stream:
-                if part:
-                    sock.sendall(f"{len(part):x}\r\n".encode() + part + b"\r\n")
-            sock.sendall(b"0\r\n\r\n")
+            try:
+                for part in stream:
+                    if part:
+                        sock.sendall(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+                sock.sendall(b"0\r\n\r\n")
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the daemon said no before it had read all: its answer, below, says why
         response = Response(sock)
         if response.status >= 400:
+            if method == "HEAD":  # its content-length is of a body that never comes
+                raise ApiError(response.status, f"status {response.status}")
             text = response.read()
             try:
                 message = json.loads(text)["message"]

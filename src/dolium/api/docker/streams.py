@@ -92,10 +92,10 @@ async def exec_start(request: web.Request) -> web.StreamResponse:
         return web.Response(status=200)
     tty = bool(one.config.get("Tty"))
     execs.check(one)
-    connection = Connection(request)
     options = {"stdin": bool(one.config.get("AttachStdin")), "stdout": bool(one.config.get("AttachStdout")),
                "stderr": bool(one.config.get("AttachStderr")) and not tty, "mux": not tty,
                "detach_keys": keys_of(request, one.config.get("DetachKeys") or "") if tty else b""}
+    connection = Connection(request)
     # The 101 must stand before the first byte of output, the error before the 101: the shim gets the socket only with
     # the launch, and writes behind what is written here.
     connection.answer(RAW if tty else MULTIPLEXED)
