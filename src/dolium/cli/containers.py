@@ -41,7 +41,8 @@ UNPAUSE = Command("unpause", _NAMES, "Thaw paused containers.", [], minimum=1)
 WAIT = Command("wait", _NAMES, "Wait for the end of containers; print their exit codes.", [], minimum=1)
 LOGS = Command("logs", "CONTAINER", "Print what a container wrote.", [
     Flag("-f --follow", "bool", "go on while it runs"), Flag("-n --tail", "str", "the last N lines", "N"),
-    Flag("-t --timestamps", "bool", "with times"), Flag("--since", "str", "from a time on (Unix or RFC 3339)", "TIME"),
+    Flag("-t --timestamps", "bool", "with times"),
+    Flag("--since", "str", "from a time on: 10m, RFC 3339 or Unix seconds", "TIME"),
     Flag("--until", "str", "up to a time", "TIME")], minimum=1, maximum=1)
 ATTACH = Command("attach", "CONTAINER", "Connect to a running container's standard input and output.", [
     Flag("--no-stdin", "bool", "output only"), Flag("--detach-keys", "str", "keys that leave it running", "ctrl-p,ctrl-q"),
@@ -67,6 +68,31 @@ def _each(client: Client, context: Context, names: list[str], method: str, targe
             context.complain(str(error))
             failed = 1
     return failed
+
+
+def moment(text: str | None, flag: str) -> str | None:
+    """--since and --until: Unix seconds, RFC 3339, or how long ago (10m, 1h30m). Raises UsageError."""
+    if not text:
+        return text
+    try:
+        return str(float(text))
+    except ValueError:
+        pass
+    seconds, digits = 0.0, ""
+    units = {"h": 3600, "m": 60, "s": 1}
+    for letter in text:
+        if letter.isdigit() or letter == ".":
+            digits += letter
+        elif letter in units and digits.count(".") < 2 and digits.strip("."):
+            seconds, digits = seconds + float(digits) * units[letter], ""
+        else:
+            break
+    else:
+        if not digits:
+            return f"{time.time() - seconds:.9f}"
+    if len(text) < 10 or text[4] != "-" or text[7] != "-" or not text[:4].isdigit():
+        raise UsageError(f"invalid argument {text!r} for {flag}: write 10m, 2026-01-02T03:04:05Z or Unix seconds")
+    return text
 
 
 def filter_query(values: list[str]) -> str | None:
@@ -269,7 +295,7 @@ def logs(client: Client, context: Context, words: list[str]) -> int:
     tty = client.call("GET", f"/containers/{name}/json")["Config"]["Tty"]
     response = client.open("GET", f"/containers/{name}/logs" + query(
         stdout=True, stderr=True, follow=options["follow"], tail=options["tail"], timestamps=options["timestamps"],
-        since=options["since"], until=options["until"]))
+        since=moment(options["since"], "--since"), until=moment(options["until"], "--until")))
     context.stdout.flush()
     if tty:
         for chunk in response.chunks():

@@ -10,7 +10,7 @@ import time
 
 from dolium import __version__
 from dolium.cli import output
-from dolium.cli.containers import filter_query
+from dolium.cli.containers import filter_query, moment
 from dolium.cli.context import Context
 from dolium.cli.flags import Command, Flag, UsageError
 from dolium.cli.transport import ApiError, Client, NoDaemon, connect, query
@@ -24,7 +24,8 @@ VERSION = Command("version", "", "Print the versions of this program and of the 
 INFO = Command("info", "", "Print facts about the daemon and this machine.",
                [Flag("-f --format", "str", "json or a template", "FORMAT")], maximum=0)
 EVENTS = Command("events", "", "Print what happens, as it happens, until Ctrl-C.", [
-    Flag("--since", "str", "from a time on (Unix or RFC 3339)", "TIME"), Flag("--until", "str", "up to a time", "TIME"),
+    Flag("--since", "str", "from a time on: 10m, RFC 3339 or Unix seconds", "TIME"),
+    Flag("--until", "str", "up to a time", "TIME"),
     Flag("-f --filter", "list", "type=…, event=…, container=…", "KEY=VALUE"),
     Flag("--format", "str", "json or a template", "FORMAT")], maximum=0)
 DAEMON = Command("daemon", "start|stop|status", "Start or stop the daemon, or say whether it runs. Containers live on.", [
@@ -86,7 +87,8 @@ def events(client: Client, context: Context, words: list[str]) -> int:
     if options.get("help"):
         context.stdout.write(EVENTS.usage())
         return 0
-    response = client.open("GET", "/events" + query(since=options["since"], until=options["until"],
+    response = client.open("GET", "/events" + query(since=moment(options["since"], "--since"),
+                                                    until=moment(options["until"], "--until"),
                                                     filters=filter_query(options["filter"])))
     for row in response.lines():
         if options["format"] == "json":
@@ -150,7 +152,7 @@ def daemon(client: Client, context: Context, words: list[str]) -> int:
             connect(context.socket).close()
         except NoDaemon:
             extra = [word for flag in ("data_root", "run_root") if options[flag]
-                     for word in (f"--{flag.replace('_', '-')}", options[flag])]
+                     for word in (f"--{flag.replace('_', '-')}", context.path(options[flag]))]
             start_daemon(context, extra)
             return 0
         context.say(f"a daemon runs at {context.socket} already")

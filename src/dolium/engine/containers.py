@@ -98,7 +98,10 @@ class Containers:
                                       f"{mount.source}")
         mode = host.get("NetworkMode") or "default"
         if mode.startswith("container:"):
-            host["NetworkMode"] = f"container:{engine.find(mode.partition(':')[2]).id}"
+            try:
+                host["NetworkMode"] = f"container:{engine.find(mode.partition(':')[2]).id}"
+            except NotFound as error:  # not as 404: clients take that for a missing image, and pull
+                raise InvalidArgument(f"--network {mode}: {error}") from error
         identity = secrets.token_hex(32)
         chosen = request.check_name(name) if name else names.random_name(engine.names)
         if chosen in engine.names:
@@ -109,7 +112,8 @@ class Containers:
         container = Container(identity, chosen, time.time(), config.get("Image") or rootfs, image_id, chain_ids, rootfs,
                               done, host, argv[0], argv[1:], mounts)
         container.config.setdefault("Hostname", "")
-        container.config["Hostname"] = container.config["Hostname"] or container.short_id
+        own = os.uname().nodename if mode == "host" else container.short_id
+        container.config["Hostname"] = container.config["Hostname"] or own
         try:
             for mount in container.mounts:
                 if mount.kind == "bind":

@@ -10,6 +10,7 @@ DOC_VERSION = 1
 # created -> running <-> paused -> exited -> running …; restarting between two runs of a restart policy
 CREATED, RUNNING, PAUSED, RESTARTING, REMOVING, EXITED, DEAD = (
     "created", "running", "paused", "restarting", "removing", "exited", "dead")
+STATES = (CREATED, RUNNING, PAUSED, RESTARTING, REMOVING, EXITED, DEAD)
 LIVE = (RUNNING, PAUSED)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -14,8 +15,15 @@ from dolium.network.base import PortBinding
 from dolium.runtime.cli import signal_number
 from dolium.units import parse_size
 
-NAME = re.compile(r"^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+$")
+NAME = re.compile(r"^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 _MIN_MEMORY = 6 << 20
+# what would change what runs, and is not there: better refused than passed over
+_UNSUPPORTED = {
+    "VolumesFrom": "--volumes-from", "Links": "--link", "DeviceRequests": "--gpus", "StorageOpt": "--storage-opt",
+    "CgroupParent": "--cgroup-parent", "VolumeDriver": "--volume-driver", "DeviceCgroupRules": "--device-cgroup-rule",
+    "BlkioWeightDevice": "--blkio-weight-device", "BlkioDeviceReadBps": "--device-read-bps",
+    "BlkioDeviceWriteBps": "--device-write-bps", "BlkioDeviceReadIOps": "--device-read-iops",
+    "BlkioDeviceWriteIOps": "--device-write-iops"}
 _NETWORKS = ("none", "host", "bridge", "default")
 
 
@@ -93,8 +101,11 @@ def check_host_config(host: dict[str, Any]) -> None:
         raise InvalidArgument("You should always set the Memory limit when using Memoryswap limit, see usage")
     if 0 < swap < memory:
         raise InvalidArgument("Minimum memoryswap limit should be larger than memory limit, see usage")
-    if (host.get("NanoCpus") or 0) < 0:
-        raise InvalidArgument("Range of CPUs is from 0.01 up")
+    count = os.cpu_count() or 1
+    if host.get("NanoCpus") and not 10_000_000 <= host["NanoCpus"] <= count * 1_000_000_000:
+        raise InvalidArgument(f"range of CPUs is from 0.01 to {count}.00, as there are only {count} CPUs available")
+    if 0 < memory < (host.get("MemoryReservation") or 0):
+        raise InvalidArgument("Minimum memory limit can not be less than memory reservation limit, see usage")
     for key in ("CapAdd", "CapDrop"):
         for name in _strings(host.get(key), key):
             if name.upper() != "ALL" and _capability(name) not in NUMBERS:
@@ -107,9 +118,19 @@ def check_host_config(host: dict[str, Any]) -> None:
         value = host.get(key) or ""
         if value not in modes and not (key in ("PidMode", "IpcMode") and value.startswith("container:")):
             raise InvalidArgument(f"{key}: {value!r} is invalid", hint=f"one of {', '.join(filter(None, modes))}")
+    for key, flag in _UNSUPPORTED.items():
+        if host.get(key):
+            raise Unimplemented(f"{flag} is not supported in this version")
+    if (host.get("Runtime") or "dolium") not in ("dolium", "runc"):  # docker info names dolium; many files say runc
+        raise InvalidArgument(f"unknown or invalid runtime name: {host['Runtime']}")
     policy_name = (host.get("RestartPolicy") or {}).get("Name") or "no"
     if policy_name not in ("no", "always", "unless-stopped", "on-failure"):
         raise InvalidArgument(f"invalid restart policy: unknown policy '{policy_name}'")
+    retries = (host.get("RestartPolicy") or {}).get("MaximumRetryCount") or 0
+    if retries and policy_name != "on-failure":
+        raise InvalidArgument("invalid restart policy: maximum retry count can only be used with 'on-failure'")
+    if retries < 0:
+        raise InvalidArgument("invalid restart policy: maximum retry count cannot be negative")
     if host.get("AutoRemove") and policy_name != "no":
         raise InvalidArgument("can't create 'AutoRemove' container with restart policy")
     for option in _strings(host.get("SecurityOpt"), "SecurityOpt"):
@@ -282,9 +303,16 @@ def _mount(entry: dict[str, Any]) -> Mount:
             raise InvalidArgument(f"invalid mount config for type \"bind\": invalid mount path: '{source}' mount path must "
                                   "be absolute")
         propagation = (entry.get("BindOptions") or {}).get("Propagation") or ""
+        if propagation and propagation not in _PROPAGATIONS:
+            raise InvalidArgument(f"invalid mount config for type \"bind\": invalid propagation mode: {propagation}")
         return Mount("bind", source, target, bool(entry.get("ReadOnly")), propagation=propagation)
     if kind == "volume":
         options = entry.get("VolumeOptions") or {}
+        if options.get("Subpath"):
+            raise Unimplemented("volume-subpath is not supported in this version")
+        if (options.get("DriverConfig") or {}).get("Name", "local") not in ("", "local"):
+            raise InvalidArgument(f"volume driver {options['DriverConfig']['Name']!r} is not available",
+                                  hint="this version has the driver local")
         return Mount("volume", "", target, bool(entry.get("ReadOnly")), name=source, anonymous=not source,
                      no_copy=bool(options.get("NoCopy")))
     if kind == "tmpfs":

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from dolium import faults
 from dolium.errors import FailedPrecondition, InvalidArgument, NotFound
 
-NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$")
+NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 faults.register("volume.made", "volume.removed")
 
 

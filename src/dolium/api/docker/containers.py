@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from aiohttp import web
@@ -27,7 +28,7 @@ from dolium.api.docker.common import (
 )
 from dolium.engine import model
 from dolium.engine.model import Container
-from dolium.errors import FailedPrecondition, InvalidArgument
+from dolium.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from dolium.linux.cgroup import manage
 
 routes = web.RouteTableDef()
@@ -51,24 +52,53 @@ async def create(request: web.Request) -> web.Response:
     return web.json_response({"Id": container.id, "Warnings": []}, status=201)
 
 
-_SIMPLE_FILTERS = {"id", "name", "status", "label", "ancestor", "exited", "before", "since", "network", "volume", "publish",
-                   "expose", "health", "is-task", "isolation"}
+_FILTERS = {"id", "name", "status", "label", "ancestor", "exited", "before", "since", "network", "volume", "publish",
+            "expose", "health", "is-task"}
+
+
+def _check_filters(wanted: dict[str, list[str]]) -> None:
+    """Raises InvalidArgument in Docker's words."""
+    for key, values in wanted.items():
+        if key not in _FILTERS:
+            raise InvalidArgument(f"invalid filter '{key}'")
+        for value in values:
+            if (key == "status" and value not in model.STATES) or (key == "exited" and not value.lstrip("-").isdigit()) or (
+                    key == "health" and value not in ("none", "starting", "healthy", "unhealthy")):
+                raise InvalidArgument(f"invalid filter '{key}={value}'")
+            if key in ("name", "id"):
+                try:
+                    re.compile(value)
+                except re.error as error:
+                    raise InvalidArgument(f"invalid filter '{key}={value}': {error}") from error
+
+
+def _port_matches(value: str, specs: Iterable[str]) -> bool:
+    """``80``, ``80/tcp``, ``80-90/udp`` among ``80/tcp`` …"""
+    text, _, protocol = value.partition("/")
+    first, _, last = text.partition("-")
+    if not first.isdigit() or not (last or first).isdigit():
+        raise InvalidArgument(f"invalid filter: {value!r} is no port")
+    return any(int(first) <= int(port) <= int(last or first) and kind == (protocol or "tcp")
+               for port, _, kind in (spec.partition("/") for spec in specs) if port.isdigit())
 
 
 def _matches(container: Container, wanted: dict[str, list[str]]) -> bool:
+    live_ports = container.network.get("ports") or [] if container.live else []
     checks: dict[str, Callable[[str], bool]] = {
-        "id": lambda value: container.id.startswith(value),
-        "name": lambda value: value.removeprefix("/") in container.name,
+        "id": lambda value: re.search(value, container.id) is not None,
+        "name": lambda value: any(re.search(value, name) for name in (container.name, f"/{container.name}")),
         "status": lambda value: container.status == value,
         "ancestor": lambda value: value in (container.image, container.image_id) or container.image.split(":")[0] == value
         or container.image_id.removeprefix("sha256:").startswith(value),
         "exited": lambda value: container.status == model.EXITED and container.exit_code == int(value),
         "network": lambda value: (container.network.get("network") or "bridge") == value,
+        "health": lambda value: value == "none",  # there are no health checks
+        "is-task": lambda value: value.lower() in ("false", "0"),
+        "publish": lambda value: _port_matches(value, [f"{one['host_port']}/{one['protocol']}" for one in live_ports]),
+        "expose": lambda value: _port_matches(value, container.config.get("ExposedPorts") or {}),
         "volume": lambda value: any(value in (mount.name, mount.target) for mount in container.mounts),
     }
     for key, values in wanted.items():
-        if key not in _SIMPLE_FILTERS:
-            raise InvalidArgument(f"invalid filter '{key}'")
         if key == "label":
             if not label_matches(container.config.get("Labels") or {}, values):
                 return False
@@ -81,6 +111,7 @@ def _matches(container: Container, wanted: dict[str, list[str]]) -> bool:
 async def listing(request: web.Request) -> web.Response:
     """``docker ps``."""
     engine, wanted = request.app[ENGINE], filters(request)
+    _check_filters(wanted)
     limit = number(request, "limit") or 0
     every = flag(request, "all") or limit > 0 or bool({"status", "exited"} & set(wanted))
     found = [container for container in engine.containers.values()
@@ -131,7 +162,11 @@ async def restart(request: web.Request) -> web.Response:
 @routes.post("/containers/{name}/kill")
 async def kill(request: web.Request) -> web.Response:
     """A signal, SIGKILL by default."""
-    await request.app[CONTAINERS].kill(request.match_info["name"], request.query.get("signal") or "KILL")
+    name = request.match_info["name"]
+    try:
+        await request.app[CONTAINERS].kill(name, request.query.get("signal") or "KILL")
+    except (FailedPrecondition, NotFound) as error:
+        raise type(error)(f"cannot kill container: {name}: {error}") from error
     return no_content()
 
 
@@ -235,7 +270,7 @@ async def top(request: web.Request) -> web.Response:
 async def changes(request: web.Request) -> web.Response:
     """Not in this version; says so."""
     request.app[ENGINE].find(request.match_info["name"])
-    return web.json_response({"message": "docker diff is not supported in this version"}, status=501)
+    raise Unimplemented("docker diff is not supported in this version")
 
 
 @routes.post("/containers/{name}/exec")
