@@ -1,0 +1,176 @@
+"""What people type wrong or at a bad moment: ports, filters, waits, cp beside volumes, a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemon import Daemon, eventually
+
+pytestmark = pytest.mark.leaves("links", "nft")  # the daemon's pool of prepared networks fills in the background
+
+
+def test_a_range_of_host_ports_gives_the_first_free_one(engine: Daemon) -> None:
+    try:
+        for name, port in (("p1", 18400), ("p2", 18401)):
+            engine.docker("run", "-d", "--name", name, "-p", "127.0.0.1:18400-18401:80", "base:1", "sleep", "60")
+            assert engine.docker("port", name, "80").stdout == f"127.0.0.1:{port}\n"
+        done = engine.docker("run", "--rm", "-p", "127.0.0.1:18400-18401:80", "base:1", "true", check=False)
+        assert (done.returncode, "port is already allocated" in done.stderr) == (125, True)
+        status, body = engine.api("POST", "/containers/create", {"Image": "base:1", "HostConfig": {
+            "PortBindings": {"80/tcp": [{"HostPort": "x"}]}}})
+        assert (status, json.loads(body)["message"]) == (400, "invalid port range: 'x'")
+    finally:
+        engine.docker("rm", "-f", "p1", "p2")
+
+
+def test_ps_filters(engine: Daemon) -> None:
+    try:
+        engine.docker("run", "-d", "--name", "web1", "-p", "127.0.0.1:18410:80", "base:1", "sleep", "60")
+        for given, found in (("name=^web1$", "web1\n"), ("name=^/web", "web1\n"), ("name=^eb", ""), ("health=none", "web1\n"),
+                             ("health=healthy", ""), ("publish=18410", "web1\n"), ("publish=1", ""), ("expose=80", "web1\n"),
+                             ("expose=81/tcp", "")):
+            assert engine.docker("ps", "-f", given, "--format", "{{.Names}}").stdout == found, given
+        for wrong in ("status=nonsense", "exited=x", "health=x", "name=(", "nonsense=1"):
+            assert "invalid filter" in engine.docker("ps", "-f", wrong, check=False).stderr, wrong
+    finally:
+        engine.docker("rm", "-f", "web1")
+
+
+def test_a_wait_ends_when_a_restarting_container_is_stopped(engine: Daemon) -> None:
+    engine.docker("run", "-d", "--name", "again", "--restart", "always", "base:1", "sh", "-c", "exit 7")
+    try:
+        eventually(lambda: engine.inspect("again")["RestartCount"] >= 4, "it backs off")
+        eventually(lambda: engine.inspect("again")["State"]["Status"] == "restarting", "it waits for its next start")
+        with socket.socket(socket.AF_UNIX) as waiting:
+            waiting.settimeout(10)
+            waiting.connect(engine.socket)
+            waiting.sendall(b"POST /containers/again/wait HTTP/1.1\r\nHost: d\r\n\r\n")
+            data = waiting.recv(4096)  # the headers: it is in place
+            engine.docker("stop", "again")
+            while b"StatusCode" not in data:
+                data += waiting.recv(4096)
+            assert b'"StatusCode": 7' in data
+    finally:
+        engine.docker("rm", "-f", "again")
+
+
+def test_cp_reaches_the_volume_of_a_stopped_container(engine: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "new").write_text("new\n")
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "f").write_text("host\n")
+    engine.docker("run", "--rm", "-v", "kept:/data", "base:1", "true")
+    engine.docker("create", "--name", "filled", "-v", "kept:/data", "-v", f"{tmp_path}/host:/host", "base:1", "cat",
+                  "/data/new", "/data/seed", "/host/new")
+    try:
+        engine.docker("cp", str(tmp_path / "new"), "filled:/data/new")
+        engine.dolium("cp", str(tmp_path / "new"), "filled:/host/new")
+        engine.docker("cp", "filled:/host/f", str(tmp_path / "back"))
+        assert (tmp_path / "back").read_text() == "host\n"
+        assert engine.docker("start", "-a", "filled").stdout == "new\nseed\nnew\n"
+        engine.docker("rm", "filled")
+        engine.docker("create", "--name", "filled", "-v", "fresh:/data", "base:1", "cat", "/data/new", "/data/seed")
+        engine.docker("cp", str(tmp_path / "new"), "filled:/data")
+        assert engine.docker("start", "-a", "filled").stdout == "new\nseed\n"
+    finally:
+        engine.docker("rm", "-f", "filled")
+        engine.docker("volume", "rm", "kept", "fresh")
+
+
+def test_dolium_cp_to_a_new_name_and_to_where_it_is_refused(engine: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(bytes(8 << 20))
+    engine.docker("run", "-d", "--name", "to", "base:1", "sleep", "60")
+    engine.docker("run", "-d", "--name", "ro", "--read-only", "base:1", "sleep", "60")
+    try:
+        engine.dolium("cp", str(tmp_path / "big"), "to:/tmp/other")
+        assert engine.docker("exec", "to", "stat", "-c", "%s", "/tmp/other").stdout == f"{8 << 20}\n"
+        for place, text in (("to:/no/such/big", "Could not find the file /no/such in container to"),
+                            ("ro:/big", "container rootfs is marked read-only")):
+            done = engine.dolium("cp", str(tmp_path / "big"), place, check=False)
+            assert (done.returncode, text in done.stderr) == (1, True), done.stderr
+    finally:
+        engine.docker("rm", "-f", "to", "ro")
+
+
+def test_dolium_run_refuses_before_it_makes_anything(engine: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "cid").touch()
+    before = engine.docker("ps", "-aq").stdout
+    for words, text in ((("--cidfile", str(tmp_path / "cid")), "container ID file found"),
+                        (("-d", "--cidfile", str(tmp_path / "cid")), "container ID file found"),
+                        (("--cidfile", str(tmp_path / "no" / "cid")), "no such folder"),
+                        (("-t", "--detach-keys", "ctrl-no"), "Invalid detach keys"),
+                        (("--network", "container:nosuch"), "No such container: nosuch"),
+                        (("--cpus", "1000"), "range of CPUs is from 0.01 to"),
+                        (("--restart", "always:3"), "maximum retry count can only be used with 'on-failure'")):
+        done = engine.dolium("run", *words, "base:1", "true", check=False, timeout=10)
+        assert (done.returncode, text in done.stderr) == (125, True), done.stderr
+    assert engine.docker("ps", "-aq").stdout == before
+    done = engine.docker("run", "--volumes-from", "x", "base:1", "true", check=False)
+    assert "--volumes-from is not supported in this version" in done.stderr
+
+
+def test_logs_since_a_while_ago(engine: Daemon) -> None:
+    engine.docker("run", "--name", "said", "base:1", "echo", "hi")
+    try:
+        assert engine.dolium("logs", "--since", "10m", "said").stdout == "hi\n"
+        assert engine.dolium("logs", "--since", "0s", "said").stdout == ""
+        assert engine.dolium("logs", "--until", "10m", "said").stdout == ""
+        assert "write 10m" in engine.dolium("logs", "--since", "soon", "said", check=False).stderr
+    finally:
+        engine.docker("rm", "said")
+
+
+def test_with_the_hosts_network_comes_its_name(engine: Daemon) -> None:
+    assert engine.docker("run", "--rm", "--network", "host", "base:1", "hostname").stdout == f"{os.uname().nodename}\n"
+    assert engine.docker("run", "--rm", "--network", "host", "-h", "box", "base:1", "hostname").stdout == "box\n"
+
+
+def test_words_of_kill_and_diff(engine: Daemon) -> None:
+    engine.docker("create", "--name", "still", "base:1", "true")
+    try:
+        assert "cannot kill container: still: container" in engine.docker("kill", "still", check=False).stderr
+        assert engine.docker("diff", "still", check=False).stderr == \
+            "Error response from daemon: docker diff is not supported in this version\n"
+    finally:
+        engine.docker("rm", "still")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon on a disk of 16 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], check=True)
+    daemon = Daemon(disk)
+    try:
+        daemon.start()
+        daemon.import_base("base:1", 'CMD ["sh"]')
+        yield daemon
+    finally:
+        daemon.close()
+        eventually(lambda: subprocess.run(["umount", str(disk)], check=False, capture_output=True).returncode == 0,
+                   "nothing uses the disk")
+
+
+def test_a_container_that_fills_the_disk_ends_and_can_be_removed(small: Daemon) -> None:
+    small.docker("run", "-d", "--name", "other", "base:1", "sleep", "60")
+    done = small.docker("run", "--name", "fill", "base:1", "sh", "-c", "dd if=/dev/zero of=/big bs=64k; exit 3", check=False,
+                        timeout=20)
+    assert done.returncode == 3
+    assert small.inspect("fill")["State"]["Status"] == "exited"
+    refused = small.docker("run", "--rm", "base:1", "true", check=False)
+    assert (refused.returncode, "is the disk of the state folder full?" in refused.stderr) == (125, True), refused.stderr
+    small.docker("stop", "-t", "0", "other", timeout=20)
+    small.docker("rm", "fill", timeout=20)
+    eventually(lambda: small.docker("run", "--rm", "base:1", "echo", "again", check=False).stdout == "again\n",
+               "there is room again")
+    small.kill()
+    small.start()
+    assert small.docker("ps", "-a", "--format", "{{.Names}} {{.State}}").stdout == "other exited\n"
+
+
