@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from dolium.cli.bodies import ports, size
 from dolium.cli.flags import UsageError
 from dolium.cli.run import EXEC, RUN
-from dolium.engine import request
+from dolium.engine import request, specs
 from dolium.engine.etc_files import check_extra_hosts, resolv_text
+from dolium.engine.model import Container
 from dolium.engine.restart import next_delay, wants_restart
-from dolium.engine.users import resolve
+from dolium.engine.users import User, resolve
 from dolium.errors import InvalidArgument
 from dolium.linux.cgroup import bpf_devices, tree, v2
 from dolium.linux.cgroup.v1 import DEFAULT_DEVICES
@@ -253,3 +254,12 @@ def test_command_lines() -> None:
     for bad_port in ("x", "1:2:3:4", "80:80/sctp", "1-3:1-2", "0:70000"):
         with pytest.raises(UsageError):
             ports([bad_port])
+
+
+def test_a_daemons_own_oom_protection_is_not_for_containers(monkeypatch: pytest.MonkeyPatch) -> None:
+    container = Container("a" * 64, "n", 0.0, "i", "", [], "", {}, {}, "true", [])
+    for own, wish, found in ((-500, 0, 0), (0, 0, None), (0, 7, 7), (-500, -3, -3)):
+        monkeypatch.setattr(specs, "_own_oom_score", lambda own=own: own)
+        container.host_config = {"OomScoreAdj": wish}
+        process = specs.process_for(container, User(0, 0, (), "/"), ["true"], [], terminal=False, cwd="/", privileged=False)
+        assert process.get("oomScoreAdj") == found

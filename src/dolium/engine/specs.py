@@ -131,8 +131,8 @@ def process_for(container: Container, user: User, args: list[str], env: list[str
         "rlimits": [{"type": f"RLIMIT_{limit['Name'].upper()}", "soft": _limit(limit["Soft"]), "hard": _limit(limit["Hard"])}
                     for limit in host.get("Ulimits") or []],
     }
-    if host.get("OomScoreAdj"):
-        process["oomScoreAdj"] = host["OomScoreAdj"]
+    if host.get("OomScoreAdj") or _own_oom_score() < 0:  # a daemon's own protection is not for containers
+        process["oomScoreAdj"] = host.get("OomScoreAdj") or 0
     size = host.get("ConsoleSize") or [0, 0]
     if terminal and size[0] and size[1]:
         process["consoleSize"] = {"height": size[0], "width": size[1]}
@@ -148,6 +148,13 @@ def _own_capabilities() -> int:
     """What this daemon itself may give away: a container cannot get more."""
     with open("/proc/self/status") as file:
         return int(next(line for line in file if line.startswith("CapPrm:")).split()[1], 16)
+
+
+@lru_cache(maxsize=1)
+def _own_oom_score() -> int:
+    """Its children inherit it; the systemd unit sets -500."""
+    with open("/proc/self/oom_score_adj") as file:
+        return int(file.read())
 
 
 def resources(host: dict[str, Any], around: Surroundings) -> dict[str, Any]:
