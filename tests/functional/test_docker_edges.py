@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemon import Daemon, eventually
+from daemon import DOCKER, Daemon, eventually
 
 pytestmark = pytest.mark.leaves("links", "nft")  # the daemon's pool of prepared networks fills in the background
 
@@ -174,3 +174,30 @@ def test_a_container_that_fills_the_disk_ends_and_can_be_removed(small: Daemon) 
     assert small.docker("ps", "-a", "--format", "{{.Names}} {{.State}}").stdout == "other exited\n"
 
 
+
+
+def test_a_stop_in_the_middle_of_a_restart_holds(engine: Daemon) -> None:
+    """The launch of a restart policy takes ten milliseconds or so: many stops meet one."""
+    names = [f"loop{number}" for number in range(8)]
+    try:
+        for name in names:
+            engine.docker("run", "-d", "--name", name, "--restart", "always", "base:1", "false")
+        stops = [subprocess.Popen([DOCKER, "stop", name], env=engine.env, stdout=subprocess.DEVNULL) for name in names]
+        assert [stop.wait(30) for stop in stops] == [0] * len(names)
+        assert {engine.inspect(name)["State"]["Status"] for name in names} == {"exited"}
+    finally:
+        engine.docker("rm", "-f", *names)
+
+
+def test_a_remove_in_the_middle_of_a_start_leaves_no_shim(engine: Daemon) -> None:
+    shims = engine.folder / "run" / "shims"
+    before = {path.name for path in shims.iterdir()}
+    for number in range(6):
+        name = f"gone{number}"
+        engine.docker("create", "--name", name, "base:1", "sleep", "60")
+        with subprocess.Popen([DOCKER, "start", name], env=engine.env, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL) as start:
+            engine.docker("rm", "-f", name)
+            start.wait(30)
+    assert engine.docker("ps", "-aq", "--filter", "name=gone").stdout == ""
+    assert {path.name for path in shims.iterdir()} == before

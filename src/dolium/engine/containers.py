@@ -451,16 +451,18 @@ class Containers:
     async def stop(self, reference: str, timeout: int | None = None, signal: str = "") -> bool:
         """The stop signal, then SIGKILL after ``timeout`` seconds (-1 waits for ever). False when it was not running."""
         container = self._engine.find(reference)
-        if self.restarts.forget(container.id):
-            container.status = model.EXITED
+        async with self._engine.lock(container.id):  # a start under way, of a restart policy's too, comes to its end first
+            container = self._engine.find(container.id)
+            if self.restarts.forget(container.id):
+                container.status = model.EXITED
+                container.stopped_by_user = True
+                self._engine.record(container)
+                self._wake(container)  # nobody else will: it has ended before, and does not start again
+                return True
+            if not container.live:
+                return False
             container.stopped_by_user = True
             self._engine.record(container)
-            self._wake(container)  # nobody else will: it has ended before, and does not start again
-            return True
-        if not container.live:
-            return False
-        container.stopped_by_user = True
-        self._engine.record(container)
         if timeout is None:
             chosen = container.config.get("StopTimeout")
             timeout = policy.STOP_TIMEOUT if chosen is None else int(chosen)
@@ -537,6 +539,10 @@ class Containers:
     async def remove(self, reference: str, *, force: bool = False, volumes: bool = False) -> None:
         """Remove a container and all of it; the record goes last. Raises FailedPrecondition in Docker's words."""
         container = self._engine.find(reference)
+        while not await self._removed(container, force, volumes):
+            continue  # it was started meanwhile
+
+    async def _removed(self, container: Container, force: bool, volumes: bool) -> bool:
         if (container.live or container.status == model.RESTARTING) and not force:
             if container.status == model.PAUSED:
                 raise FailedPrecondition(f"cannot remove container \"/{container.name}\": container is paused and must be "
@@ -551,8 +557,11 @@ class Containers:
                 await self.kill(container.id, "KILL")
             await ended
         async with self._engine.lock(container.id):
+            if container.live:
+                return False
             if container.id in self._engine.containers:
                 await self._remove_all(container, volumes)
+        return True
 
     async def _remove_all(self, container: Container, volumes: bool) -> None:
         engine = self._engine
