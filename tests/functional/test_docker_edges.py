@@ -201,3 +201,15 @@ def test_a_remove_in_the_middle_of_a_start_leaves_no_shim(engine: Daemon) -> Non
             start.wait(30)
     assert engine.docker("ps", "-aq", "--filter", "name=gone").stdout == ""
     assert {path.name for path in shims.iterdir()} == before
+
+
+def test_who_joins_a_network_has_its_owners_names_and_leaves_them(engine: Daemon) -> None:
+    engine.docker("run", "-d", "--name", "owner1", "-h", "boxa", "--add-host", "there:10.1.2.3", "base:1", "sleep", "60")
+    try:
+        text = engine.docker("run", "--rm", "--network", "container:owner1", "base:1", "sh", "-c",
+                             "hostname; cat /etc/hostname /etc/hosts").stdout
+        assert text.splitlines()[:2] == ["boxa", "boxa"]
+        assert "10.1.2.3\tthere" in text
+        assert engine.docker("exec", "owner1", "hostname").stdout == "boxa\n"
+    finally:
+        engine.docker("rm", "-f", "owner1")

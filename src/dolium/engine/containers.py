@@ -259,7 +259,10 @@ class Containers:
             return syscalls.read_in_root(root, path)
 
         user = resolve(container.config.get("User") or "", read, container.host_config.get("GroupAdd") or [])
+        mode = container.host_config.get("NetworkMode") or ""
+        owner = engine.find(mode.partition(":")[2]).id if mode.startswith("container:") else container.id
         return specs.Surroundings(
+            etc_folder=engine.paths.container(owner),
             user=user, folder=engine.paths.container(container.id), namespaces=self._namespaces(container),
             group=engine.container_group(container.id), hostname=container.config["Hostname"], layout=engine.layout,
             kernel=engine.kernel, init_program=program("dolium-init"), has_swap_limit=engine.has_swap_limit,

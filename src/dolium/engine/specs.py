@@ -33,7 +33,8 @@ class Surroundings:
 
     ``user``: resolved inside the root; ``folder``: the container's own folder on the host, with hosts, hostname and
     resolv.conf; ``namespaces``: type to a path to join, or "" for a new one, or None for the host's; ``group``: absolute
-    cgroup; ``hostname``: what ``uname -n`` shows; ``kernel``: version; ``has_swap_limit``: memory.memsw exists.
+    cgroup; ``etc_folder``: another's hosts, hostname and resolv.conf, with its network; ``hostname``: what ``uname -n``
+    shows; ``kernel``: version; ``has_swap_limit``: memory.memsw exists.
     """
 
     user: User
@@ -46,6 +47,7 @@ class Surroundings:
     init_program: str
     has_swap_limit: bool = True
     hidden: list[str] = field(default_factory=list)
+    etc_folder: str = ""
 
 
 def kernel_version() -> tuple[int, int]:
@@ -258,7 +260,8 @@ def _mounts(container: Container, around: Surroundings, privileged: bool) -> lis
     mounts += [_user_mount(mount) for mount in container.mounts]
     for name in ("resolv.conf", "hostname", "hosts"):
         if f"/etc/{name}" not in targets:
-            mounts.append({"destination": f"/etc/{name}", "type": "bind", "source": f"{around.folder}/{name}",
+            source = f"{around.etc_folder or around.folder}/{name}"
+            mounts.append({"destination": f"/etc/{name}", "type": "bind", "source": source,
                            "options": ["bind", "rprivate"]})
     if host.get("Init"):
         mounts.append({"destination": INIT_TARGET, "type": "bind", "source": around.init_program,
@@ -308,7 +311,7 @@ def build(container: Container, around: Surroundings) -> dict[str, Any]:
         "mounts": _mounts(container, around, privileged),
         "linux": linux,
     }
-    if "uts" in {entry["type"] for entry in namespaces}:
+    if around.namespaces.get("uts") == "":  # one that is joined has its owner's name
         spec["hostname"] = around.hostname
         if config.get("Domainname"):
             spec["domainname"] = config["Domainname"]
