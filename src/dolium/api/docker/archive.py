@@ -9,7 +9,7 @@ import json
 import os
 import stat
 import tarfile
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from aiohttp import web
 
@@ -83,24 +83,51 @@ async def head(request: web.Request) -> web.Response:
     return web.Response(headers={"X-Docker-Container-Path-Stat": header})
 
 
+class _Pinned:
+    """What ``TarFile.gettarinfo`` takes: the very thing that was opened, whatever its name has become since."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self.fd, self.name = fd, name
+
+    def fileno(self) -> int:
+        """An O_PATH descriptor."""
+        return self.fd
+
+
+def _add(archive: tarfile.TarFile, fd: int, name: str) -> None:
+    """One thing and what is below it. The container may exchange names meanwhile: each is opened once, as itself, and
+    only a regular file or a folder is opened for reading, through that descriptor."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISLNK(mode):
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = tarfile.SYMTYPE, os.readlink("", dir_fd=fd)
+        archive.addfile(info)
+        return
+    if stat.S_ISSOCK(mode):
+        return  # no archive can hold one
+    info = archive.gettarinfo(arcname=name, fileobj=cast(BinaryIO, _Pinned(fd, name)))
+    if not stat.S_ISREG(mode) or not info.isreg():
+        archive.addfile(info)
+    else:
+        with open(f"/proc/self/fd/{fd}", "rb") as content:
+            archive.addfile(info, content)
+    for entry in sorted(os.listdir(f"/proc/self/fd/{fd}")) if stat.S_ISDIR(mode) else ():
+        try:
+            below = os.open(entry, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        except FileNotFoundError:
+            continue  # removed meanwhile
+        try:
+            _add(archive, below, f"{name}/{entry}")
+        finally:
+            os.close(below)
+
+
 def _pack(fd: int, name: str, out: int) -> None:
     """Tar what the fd names into a pipe's end, which is closed. Links are packed as links; nothing is followed out of
     the tree. A reader that has gone ends it quietly."""
-    base = f"/proc/self/fd/{fd}"
-    mode = os.fstat(fd).st_mode
     with contextlib.suppress(BrokenPipeError), open(out, "wb") as file, \
             tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        if stat.S_ISLNK(mode):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = tarfile.SYMTYPE, os.readlink("", dir_fd=fd)
-            archive.addfile(info)
-        elif stat.S_ISDIR(mode):
-            archive.addfile(archive.gettarinfo(f"{base}/.", name))
-            for entry in sorted(os.listdir(base)):
-                archive.add(f"{base}/{entry}", f"{name}/{entry}")
-        else:
-            with open(base, "rb") as content:
-                archive.addfile(archive.gettarinfo(arcname=name, fileobj=content), content)
+        _add(archive, fd, name)
 
 
 @routes.get("/containers/{name}/archive")
