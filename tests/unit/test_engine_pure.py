@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from dolium.cli.bodies import ports, size
 from dolium.cli.flags import UsageError
 from dolium.cli.run import EXEC, RUN
-from dolium.engine import request
+from dolium.engine import request, specs
 from dolium.engine.etc_files import check_extra_hosts, resolv_text
+from dolium.engine.model import Container, Mount
 from dolium.engine.restart import next_delay, wants_restart
-from dolium.engine.users import resolve
+from dolium.engine.users import User, resolve
 from dolium.errors import InvalidArgument
 from dolium.linux.cgroup import bpf_devices, tree, v2
 from dolium.linux.cgroup.v1 import DEFAULT_DEVICES
@@ -205,6 +206,23 @@ def test_users() -> None:
     for bad in ("ghost", "me:ghosts", "99999999999"):
         with pytest.raises(InvalidArgument):
             resolve(bad, files.get)
+
+
+def test_lines_of_passwd_that_make_no_sense_are_passed_over() -> None:
+    """The image wrote the file; a uid of -1 would leave the process root, a word would be an error nobody expects."""
+    text = b"me:x:word:1::/:\nme:x:\xc2\xb2:1::/:\nme:x:7:8::/home:\nbig:x:4294967295:1::/:\n"
+    files = {"/etc/passwd": text, "/etc/group": "g:x:\u00b2:me\n".encode()}
+    assert resolve("me", files.get) == User(7, 8, (), "/home")
+    with pytest.raises(InvalidArgument):
+        resolve("big", files.get)
+
+
+def test_a_process_has_its_own_score_and_read_only_is_recursive() -> None:
+    """Without a word of the user: else it is protected from the OOM killer as the daemon is."""
+    container = Container("i", "n", 0.0, "", "", [], "", {}, {}, "sh", [], [Mount("bind", "/s", "/t", True)])
+    process = specs.process_for(container, User(0, 0, (), "/"), ["sh"], [], terminal=False, cwd="/", privileged=False)
+    assert process["oomScoreAdj"] == 0
+    assert specs._user_mount(container.mounts[0])["options"] == ["rbind", "rro", "rprivate"]
 
 
 def test_restart_rules_and_back_off() -> None:

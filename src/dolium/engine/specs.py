@@ -131,8 +131,8 @@ def process_for(container: Container, user: User, args: list[str], env: list[str
         "rlimits": [{"type": f"RLIMIT_{limit['Name'].upper()}", "soft": _limit(limit["Soft"]), "hard": _limit(limit["Hard"])}
                     for limit in host.get("Ulimits") or []],
     }
-    if host.get("OomScoreAdj"):
-        process["oomScoreAdj"] = host["OomScoreAdj"]
+    # Always: else a container would have the daemon's own, which is there to protect the daemon.
+    process["oomScoreAdj"] = host.get("OomScoreAdj") or 0
     size = host.get("ConsoleSize") or [0, 0]
     if terminal and size[0] and size[1]:
         process["consoleSize"] = {"height": size[0], "width": size[1]}
@@ -223,7 +223,7 @@ def _user_mount(mount: Mount) -> dict[str, Any]:
         base = ["nosuid", "nodev"] + ([] if {"exec", "noexec"} & set(options) else ["noexec"])
         return {"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": [*base, *options, *mode]}
     return {"destination": mount.target, "type": "bind", "source": mount.source,
-            "options": ["rbind", *mode, mount.propagation or "rprivate"]}
+            "options": ["rbind", *(["rro"] if mount.read_only else []), mount.propagation or "rprivate"]}
 
 
 def _mounts(container: Container, around: Surroundings, privileged: bool) -> list[dict[str, Any]]:
@@ -244,9 +244,11 @@ def _mounts(container: Container, around: Surroundings, privileged: bool) -> lis
         if entry["destination"] == "/dev/mqueue" and host.get("IpcMode") == "host":
             continue
         if entry["destination"] == "/sys" and around.namespaces.get("network") is None:
-            # sysfs shows the network namespace it is mounted in; with the host's, the host's own tree is right
+            # sysfs shows the network namespace it is mounted in; with the host's, the host's own tree is right, without
+            # what is mounted below it (debugfs, tracefs, bpf): "ro" would not hold there
             entry = {"destination": "/sys", "type": "bind", "source": "/sys",
-                     "options": ["rbind", "nosuid", "noexec", "nodev", *([] if privileged else ["ro"])]}
+                     "options": ["rbind" if privileged else "bind", "nosuid", "noexec", "nodev",
+                                 *([] if privileged else ["ro"])]}
         mounts.append(entry)
     mounts += [_user_mount(mount) for mount in container.mounts]
     for name in ("resolv.conf", "hostname", "hosts"):
