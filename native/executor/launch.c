@@ -6,8 +6,11 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
+
+#define STUCK_SECONDS 30
 
 /* Messages between parent and child, typed and named by their sender. One SOCK_SEQPACKET record each. */
 enum message_type {
@@ -279,8 +282,6 @@ static void __attribute__((noreturn)) child_main(struct launch *launch) {
 	close_fd(&launch->pidfd);
 	close_fd(&launch->slot[LOCK_SLOT]); /* flock goes with the open file: the runtime's alone must hold it */
 	if (launch->joined_mount) {
-		/* The host's /proc has no business in a container that is running; its own root is where we are. */
-		close_fd(&launch->proc);
 		launch->proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
 		launch->root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
 		launch->pivoted = 1;
@@ -365,6 +366,8 @@ static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_
 		close_fd(&launch->slot[op->a[0].i]);
 		launch->joined_mount |= op->a[1].i == CLONE_NEWNS;
 	}
+	if (launch->joined_mount) /* The host's /proc has no business in a container that is running. */
+		close_fd(&launch->proc);
 	struct message m = { .type = JOINER_PID, .pid = clone_child(launch, flags, 1) };
 	if (m.pid < 0) {
 		launch->detail = NULL;
@@ -403,6 +406,9 @@ int do_clone(struct launch *launch, const struct op *op) {
 	launch->unshare_flags = (int)op->a[1].i;
 	TRY_SAYING(or_errno(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)), "socketpair");
 	cleanup_fd ours = pair[0], childs = pair[1];
+	/* What runs in a container can stop the process that comes in: a shim has others to serve. Hooks take their time. */
+	struct timeval limit = { launch->only_slots && !find_op(launch->plan, OP_hook) ? STUCK_SECONDS : 0, 0 };
+	setsockopt(ours, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
 	pid_t pid = TRY(clone_child(launch, joins ? 0 : flags, 0));
 	if (pid == 0) {
 		close_fd(&ours);
@@ -434,6 +440,11 @@ int do_clone(struct launch *launch, const struct op *op) {
 	return 0;
 }
 
+static int stuck(struct launch *launch) {
+	set_failure(launch, UINT32_MAX, ETIMEDOUT, "the new process was stopped, or is stuck, before it could run its program");
+	return -1;
+}
+
 /* Waits for a message of the type; a child that failed or died sets the failure. */
 static int expect(struct launch *launch, uint32_t type) {
 	struct message m;
@@ -442,6 +453,8 @@ static int expect(struct launch *launch, uint32_t type) {
 		return 0;
 	if (got == 1 && m.type == CHILD_FAILED)
 		return child_failed(launch, m.op, &m);
+	if (got < 0)
+		return stuck(launch);
 	set_failure(launch, UINT32_MAX, 0, "the container's first process was killed while it was set up (probable cause: "
 		    "a memory or pids limit too small to start in)");
 	return -1;
@@ -496,6 +509,8 @@ int launch_start(struct launch *launch) {
 	close_fd(&launch->sync);
 	if (got == 1 && m.type == CHILD_FAILED)
 		child_failed(launch, m.op, &m);
+	else if (got < 0)
+		stuck(launch);
 	else if (!run_stage(launch, PARENT_STARTED, 0))
 		return 0;
 	launch_abandon(launch); /* a poststart hook that fails takes the container with it, as in runc */

@@ -229,15 +229,18 @@ int do_mknod(struct launch *launch, const struct op *op) {
 	cleanup_fd folder = TRY(parent_in_root(launch, op->a[0].s.data, &name));
 	mode_t mode = (mode_t)op->a[1].i;
 	dev_t device = makedev((unsigned)op->a[2].i, (unsigned)op->a[3].i);
-	if (mknodat(folder, name, mode, device)) {
+	/* With its mode at once: chmod by name would follow a link that another container swapped in, to the host. */
+	mode_t mask = umask(0);
+	int made = or_errno(mknodat(folder, name, mode, device));
+	umask(mask);
+	if (made) {
 		struct stat st;
-		if (errno != EEXIST || fstatat(folder, name, &st, AT_SYMLINK_NOFOLLOW))
-			return -errno;
+		if (made != -EEXIST || fstatat(folder, name, &st, AT_SYMLINK_NOFOLLOW))
+			return made;
 		if ((st.st_mode & S_IFMT) == (mode & S_IFMT) && st.st_rdev == device)
 			return 0;
 		return fail_with(launch, EEXIST, "something else is there");
 	}
-	TRY(or_errno(fchmodat(folder, name, mode & 07777, 0))); /* mknod's mode went through the umask */
 	return or_errno(fchownat(folder, name, (uid_t)op->a[4].i, (gid_t)op->a[5].i, AT_SYMLINK_NOFOLLOW));
 }
 

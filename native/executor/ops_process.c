@@ -3,6 +3,7 @@
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/keyctl.h>
+#include <linux/magic.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
 #include <stdio.h>
@@ -10,6 +11,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/vfs.h>
 
 #include "launch.h"
 
@@ -229,6 +231,8 @@ int do_find_executable(struct launch *launch, const struct op *op) {
 }
 
 int do_preserve_fds(struct launch *launch, const struct op *op) {
+	if (op->a[0].i > launch->inherited - 3)
+		return fail_with(launch, EBADF, "the caller passed fds 3 to %d only", launch->inherited - 1);
 	launch->preserve = (int)op->a[0].i;
 	for (int fd = 3; fd < 3 + launch->preserve; fd++)
 		TRY_SAYING(or_errno(fcntl(fd, F_SETFD, 0)), "fd %d", fd);
@@ -240,5 +244,10 @@ int do_apparmor(struct launch *launch, const struct op *op) {
 	int n = snprintf(text, sizeof text, "exec %s", op->a[0].s.data);
 	if (n < 0 || (size_t)n >= sizeof text)
 		return -ENAMETOOLONG;
-	return write_path(launch->proc, "self/attr/exec", text, (size_t)n);
+	/* In an exec it is the container's /proc: believed only when it is one, with nothing mounted on the way. */
+	struct statfs fs;
+	if (fstatfs(launch->proc, &fs) || fs.f_type != PROC_SUPER_MAGIC)
+		return fail_with(launch, EINVAL, "/proc is no proc file system");
+	cleanup_fd fd = TRY(sys_openat2(launch->proc, "self/attr/exec", O_WRONLY | O_CLOEXEC, 0, RESOLVE_NO_XDEV));
+	return or_errno(write(fd, text, (size_t)n));
 }

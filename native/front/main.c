@@ -147,7 +147,7 @@ static int run_launch(struct launch *launch) {
 	return launch->wants_hold ? hold(launch) : launch->held_exit;
 }
 
-static int run_plan(const struct buffer *answer) {
+static int run_plan(const struct buffer *answer, int inherited) {
 	struct launch launch;
 	struct plan plan;
 	const char *why;
@@ -156,6 +156,7 @@ static int run_plan(const struct buffer *answer) {
 		return 1;
 	}
 	int status = launch_init(&launch, &plan);
+	launch.inherited = inherited;
 	if (!status)
 		status = run_launch(&launch);
 	if (status < 0) {
@@ -170,6 +171,9 @@ static int run_plan(const struct buffer *answer) {
 int main(int argc, char **argv) {
 	(void)argc;
 	char self[PATH_MAX];
+	int inherited = 3;
+	while (fcntl(inherited, F_GETFD) >= 0) /* before there is any of our own */
+		inherited++;
 	run_from_sealed_copy(argv, self);
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) {
 		report(NULL, 0, "PR_SET_DUMPABLE: %s", strerror(errno));
@@ -193,5 +197,5 @@ int main(int argc, char **argv) {
 		return 1;
 	}
 	signal(SIGPIPE, SIG_DFL);
-	return answer.data[0] == 'P' ? run_plan(&answer) : show_error(&answer);
+	return answer.data[0] == 'P' ? run_plan(&answer, inherited) : show_error(&answer);
 }

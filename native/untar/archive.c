@@ -406,7 +406,7 @@ static void build_entry(const struct tar_header *header) {
 	said.sparse_size = said.sparse_blocks = said.next_offset = -1;
 	entry.atime.tv_nsec = -1; /* until a record says it */
 	if (global_size > 0)
-		pax_apply(said.global = memcpy(checked(malloc(global_size)), global, global_size), global_size);
+		pax_apply(said.global = memcpy(checked(malloc(global_size + 1)), global, global_size + 1), global_size);
 	pax_apply(said.local, said.local_size);
 	override(&entry.path, &said.sparse_name);
 	if (entry.atime.tv_nsec < 0)

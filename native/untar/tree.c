@@ -229,8 +229,7 @@ static void set_owner(int fd, const char *name) {
 static void set_attributes(int fd, const char *name) {
 	struct timespec times[2] = { entry.atime, entry.mtime };
 	set_owner(fd, name);
-	if (fd >= 0 ? (needs_chown() || entry.mode & 07000) && fchmod(fd, entry.mode) < 0
-		    : entry.type != TYPE_SYMLINK && fchmodat(parent, name, entry.mode, 0) < 0)
+	if (fd >= 0 && (needs_chown() || entry.mode & 07000) && fchmod(fd, entry.mode) < 0)
 		fail("chmod");
 	set_xattrs(fd, name);
 	must(fd >= 0 ? futimens(fd, times) : utimensat(parent, name, times, AT_SYMLINK_NOFOLLOW), "utimens");
@@ -245,7 +244,8 @@ static int make(const char *name, int directory, const char *target) {
 		return linkat(directory, target, parent, name, 0);
 	if (entry.type == TYPE_SYMLINK)
 		return symlinkat(entry.link, parent, name);
-	return mknodat(parent, name, kind | 0600, makedev(entry.major, entry.minor));
+	/* With its mode at once (the umask is 0): chmod by name would follow a link that a container swapped in. */
+	return mknodat(parent, name, kind | entry.mode, makedev(entry.major, entry.minor));
 }
 
 static void extract_other(const char *path, const char *name) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -371,6 +372,26 @@ def test_cp_does_not_follow_links_out(engine: Daemon, box: str, tmp_path: Path) 
         assert not (tmp_path / "got").exists()
     engine.docker("cp", str(secret), f"{box}:/out/dir/planted", check=False)
     assert not (tmp_path / "planted").exists()
+
+
+def has_stopped() -> bool:
+    """Is the process of an exec stopped, on its way in or at its program?"""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{name}/stat").read_text().split()[1:3] in (["(dolium-shim)", "T"], ["(sleep)", "T"]):
+                return True
+    return False
+
+
+def test_a_container_that_stops_what_comes_in_can_be_killed(engine: Daemon, tmp_path: Path) -> None:
+    engine.docker("run", "-d", "--name", "stopper", "base:1", "sh", "-c", "while :; do kill -STOP -1 2>/dev/null; done")
+    with subprocess.Popen([DOCKER, "exec", "stopper", "sleep", "100"], env=engine.env, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as client:
+        try:
+            eventually(has_stopped, "what came in was stopped")
+            engine.docker("rm", "-f", "stopper")
+        finally:
+            client.kill()
 
 
 def test_errors_over_the_bare_api(engine: Daemon) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import stat
 import subprocess
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -348,6 +350,28 @@ def test_a_file_is_never_written_through_a_link(tmp_path: Path, root: Path) -> N
     extract(root, entry("f", SYM, link=str(victim)), (entry("f"), b"evil"))
     assert victim.read_text() == "untouched"
     assert (root / "f").read_bytes() == b"evil" and not (root / "f").is_symlink()
+
+
+def test_a_nodes_mode_is_not_given_through_a_link_swapped_in(tmp_path: Path, root: Path) -> None:
+    """--apply writes into running containers, which may exchange the node for a link to the host before its mode is set."""
+    (tmp_path / "secret").touch(0o600)
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                os.symlink(tmp_path / "secret", root / "new")
+                os.rename(root / "new", root / "n")
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        for _ in range(20):
+            untar(root, tar([entry("n", FIFO, mode=0o666)] * 300), "--apply")
+    finally:
+        stop.set()
+        thread.join()
+    assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
 
 
 def test_a_directory_entry_never_changes_what_a_link_points_to(tmp_path: Path, root: Path) -> None:

@@ -144,3 +144,47 @@ def test_environment_cannot_name_another_program(runtime: Runtime, bundle: Bundl
     env = {**os.environ, "_DOLIUM_FRONT": "/tmp/evil/dolium-front"}
     assert runtime.run(bundle.sh("env"), env=env).out.count("_DOLIUM_FRONT") == 0
 
+
+
+def on_a_shared_host(runtime: Runtime, bundle: Bundle) -> tuple[str, str]:
+    """Run it where all mounts of the host are shared, as systemd has them. (output, mounts that reached the host)"""
+    runtime.ids.append("c")
+    script = ('mount --make-rshared / && cut -d" " -f5 /proc/self/mountinfo | sort > "$0" && "$@";'
+              ' echo "code $?"; cut -d" " -f5 /proc/self/mountinfo | sort | diff "$0" - | sed "s/^/HOST /"')
+    done = subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(runtime.base / "before"),
+                           FRONT, "--root", str(runtime.root), "run", "--bundle", str(bundle.write()), "c"],
+                          capture_output=True, text=True, timeout=60, check=True, stdin=subprocess.DEVNULL)
+    lines = done.stdout.splitlines()
+    return ("\n".join(line for line in lines if not line.startswith("HOST ")) + done.stderr,
+            "\n".join(line for line in lines if line.startswith("HOST ")))
+
+
+@pytest.mark.parametrize("user", [False, True])
+def test_what_is_mounted_over_a_mask_does_not_reach_the_host(runtime: Runtime, bundle: Bundle, user: bool) -> None:
+    """A mask is the host's /dev/null: as a peer of the host's mount it would take what covers it to the host's /dev/null."""
+    if user:
+        bundle.namespace("user", "")
+        bundle.linux["uidMappings"] = bundle.linux["gidMappings"] = [{"containerID": 0, "hostID": 0, "size": 65536}]
+    bundle.capabilities("CAP_SYS_ADMIN").sh("echo evil > /tmp/evil; mount --bind /tmp/evil /proc/interrupts && "
+                                            "mount --bind /tmp/evil /dev/zero; cat /proc/interrupts")
+    out, reached = on_a_shared_host(runtime, bundle)
+    assert out == "evil\ncode 0" and reached == ""
+
+
+def test_a_shared_root_is_not_mounted_on_the_hosts(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.linux["rootfsPropagation"] = "shared"
+    out, reached = on_a_shared_host(runtime, bundle.sh("grep -c ' / / .* shared:\\| / .* shared:' /proc/self/mountinfo"))
+    assert out.endswith("code 0") and not out.startswith("0") and reached == ""
+
+
+def test_own_fds_are_not_preserved(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    """--preserve-fds above what the caller passed would hand the runtime's own to the container: /proc of the host."""
+    bundle.sh("ls -l /proc/self/fd")
+    refused = runtime.run(bundle, "--preserve-fds", "2", code=1)
+    assert "preserve 2 file descriptors: EBADF" in refused.err and refused.out == ""
+    with open(tmp_path / "given", "w") as given:
+        script = f'exec 3<&{given.fileno()} {given.fileno()}<&- && exec "$0" "$@"'
+        done = subprocess.run(["bash", "-c", script, FRONT, "--root", str(runtime.root), "run", "--preserve-fds", "1",
+                               "--bundle", str(bundle.path), "c"], capture_output=True, text=True, timeout=60, check=True,
+                              pass_fds=[given.fileno()] if given.fileno() != 3 else [3], stdin=subprocess.DEVNULL)
+    assert "/given" in done.stdout

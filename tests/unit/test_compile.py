@@ -287,12 +287,17 @@ def test_the_root_is_readonly_after_everything_was_made_in_it() -> None:
     assert next(op for op in compiled(made).named("open_tree")).args[1] == "/image"
 
 
-def test_the_host_never_sees_what_is_mounted_unless_shared_was_asked_for() -> None:
+def test_the_host_never_sees_what_is_mounted() -> None:
     assert only(compiled(config()), "propagation").args == (mounts.MS_REC | mounts.MS_SLAVE,)
     private = compiled(config(linux={"rootfsPropagation": "private"}))
     assert only(private, "propagation").args == (mounts.MS_REC | mounts.MS_SLAVE,)
     assert only(private, "root_propagation").args == (mounts.MS_PRIVATE,)
-    assert compiled(config(linux={"rootfsPropagation": "rshared"})).named("propagation") == []
+    shared = compiled(config(linux={"rootfsPropagation": "rshared"}))
+    assert only(shared, "propagation").args == (mounts.MS_REC | mounts.MS_SLAVE,)  # else the root lies on the host's "/"
+    assert only(shared, "root_propagation").args == (mounts.MS_REC | mounts.MS_SHARED,)
+    slots = {op.args[0] for op in shared.named("open_tree")}
+    cut = {op.args[0] for op in shared.named("mount_attr") if op.args[3] in (mounts.MS_SLAVE, mounts.MS_PRIVATE)}
+    assert slots and cut == slots  # a copy of a shared mount is its peer
 
 
 def test_hooks_are_in_their_stages_in_order() -> None:

@@ -14,7 +14,7 @@ from dolium.cli.flags import UsageError
 from dolium.cli.run import EXEC, RUN
 from dolium.engine import request, specs
 from dolium.engine.etc_files import check_extra_hosts, resolv_text
-from dolium.engine.model import Container
+from dolium.engine.model import Container, Mount
 from dolium.engine.restart import next_delay, wants_restart
 from dolium.engine.users import User, resolve
 from dolium.errors import InvalidArgument
@@ -206,6 +206,19 @@ def test_users() -> None:
     for bad in ("ghost", "me:ghosts", "99999999999"):
         with pytest.raises(InvalidArgument):
             resolve(bad, files.get)
+
+
+def test_lines_of_passwd_that_make_no_sense_are_passed_over() -> None:
+    """The image wrote the file; a uid of -1 would leave the process root, a word would be an error nobody expects."""
+    text = b"me:x:word:1::/:\nme:x:\xc2\xb2:1::/:\nme:x:7:8::/home:\nbig:x:4294967295:1::/:\n"
+    files = {"/etc/passwd": text, "/etc/group": "g:x:\u00b2:me\n".encode()}
+    assert resolve("me", files.get) == User(7, 8, (), "/home")
+    with pytest.raises(InvalidArgument):
+        resolve("big", files.get)
+
+
+def test_read_only_is_recursive() -> None:
+    assert specs._user_mount(Mount("bind", "/s", "/t", True))["options"] == ["rbind", "rro", "rprivate"]
 
 
 def test_restart_rules_and_back_off() -> None:

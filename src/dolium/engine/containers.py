@@ -26,6 +26,7 @@ from dolium.engine.rootfs import copy_up
 from dolium.engine.users import resolve
 from dolium.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     DoliumError,
     FailedPrecondition,
     InvalidArgument,
@@ -445,7 +446,13 @@ class Containers:
         container, shim = self.running(reference)
         if number in (SIGKILL, signal_number(container.config.get("StopSignal") or "TERM")):
             container.stopped_by_user = True
-        await shim.signal(INIT, number)
+        try:
+            await shim.signal(INIT, number)
+        except DeadlineExceeded:
+            if number != SIGKILL:
+                raise
+            # it waits for the process of an exec, which the container has stopped: with init both end
+            await asyncio.to_thread(manage.kill, self._engine.layout.paths(self._engine.container_group(container.id)))
         if number == SIGKILL and container.status == model.PAUSED:
             await asyncio.to_thread(manage.freeze, self._engine.layout.paths(self._engine.container_group(container.id)),
                                     False)

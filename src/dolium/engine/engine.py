@@ -61,6 +61,8 @@ class Engine:
         for folder in (paths.data, f"{paths.data}/containers", paths.run, f"{paths.run}/shims"):
             os.makedirs(folder, mode=0o711, exist_ok=True)
         os.chmod(f"{paths.run}/shims", 0o700)
+        # a volume may hold what the host's users must not reach: set-user-id programs and device nodes of containers
+        os.chmod(paths.data, 0o710)
         self._connection = open_database(f"{paths.data}/dolium.db")
         self.store = Store(self._connection)
         self.instance = self.store.setting("instance", secrets.token_hex(4))

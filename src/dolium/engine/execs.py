@@ -101,7 +101,7 @@ class Execs:
             process.pop("consoleSize", None)
             if config.get("Tty") and size[0] and size[1]:
                 process["consoleSize"] = {"height": size[0], "width": size[1]}
-        except DoliumError:
+        except BaseException:
             for attachment in attachments:
                 attachment.close()
             raise

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dolium.engine.model import Container
 from dolium.errors import FailedPrecondition, Internal, NotFound, ResourceExhausted
 from dolium.images.snapshots.base import Snapshotter
+from dolium.isolation.process import HostFacts
 from dolium.linux import syscalls
+from dolium.runtime.state import alive
 
 
 class Roots:
@@ -40,6 +42,9 @@ class Roots:
                 root = os.open(f"/proc/{container.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError as error:
                 raise FailedPrecondition(f"container {container.name} ended just now") from error
+            if not alive(HostFacts(), container.pid, container.start_time):
+                os.close(root)  # of whoever has the pid now: it may be the host's
+                raise FailedPrecondition(f"container {container.name} ended just now")
         else:
             root = self.mount(container)
         try:

@@ -232,7 +232,7 @@ def _user_mount(mount: Mount) -> dict[str, Any]:
         base = ["nosuid", "nodev"] + ([] if {"exec", "noexec"} & set(options) else ["noexec"])
         return {"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": [*base, *options, *mode]}
     return {"destination": mount.target, "type": "bind", "source": mount.source,
-            "options": ["rbind", *mode, mount.propagation or "rprivate"]}
+            "options": ["rbind", *(["rro"] if mount.read_only else []), mount.propagation or "rprivate"]}
 
 
 def _mounts(container: Container, around: Surroundings, privileged: bool) -> list[dict[str, Any]]:
@@ -253,9 +253,11 @@ def _mounts(container: Container, around: Surroundings, privileged: bool) -> lis
         if entry["destination"] == "/dev/mqueue" and host.get("IpcMode") == "host":
             continue
         if entry["destination"] == "/sys" and around.namespaces.get("network") is None:
-            # sysfs shows the network namespace it is mounted in; with the host's, the host's own tree is right
+            # sysfs shows the network namespace it is mounted in; with the host's, the host's own tree is right, without
+            # what is mounted below it (debugfs, tracefs, bpf): "ro" would not hold there
             entry = {"destination": "/sys", "type": "bind", "source": "/sys",
-                     "options": ["rbind", "nosuid", "noexec", "nodev", *([] if privileged else ["ro"])]}
+                     "options": ["rbind" if privileged else "bind", "nosuid", "noexec", "nodev",
+                                 *([] if privileged else ["ro"])]}
         mounts.append(entry)
     mounts += [_user_mount(mount) for mount in container.mounts]
     for name in ("resolv.conf", "hostname", "hosts"):

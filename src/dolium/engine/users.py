@@ -24,8 +24,9 @@ def _rows(text: bytes | None, fields: int) -> list[list[str]]:
     rows = []
     for line in (text or b"").decode("utf-8", "replace").splitlines():
         parts = line.split(":")
-        if len(parts) >= fields and not line.startswith("#"):
-            rows.append(parts)
+        numbers = parts[2:4] if fields == 6 else parts[2:3]
+        if len(parts) >= fields and not line.startswith("#") and all(part.isascii() and part.isdigit() for part in numbers):
+            rows.append(parts)  # the image wrote it: a line that makes no sense is passed over
     return rows
 
 
@@ -43,7 +44,7 @@ def resolve(spec: str, read: Reader, extra_groups: Iterable[str] = ()) -> User:
     if row is None and wanted.isdigit():
         row = next((row for row in passwd if row[2] == wanted), None)
     if row is not None:
-        login, uid, gid, home = row[0], int(row[2]), int(row[3] or 0), row[5] or "/"
+        login, uid, gid, home = row[0], _identifier(row[2], "uid"), _identifier(row[3], "gid"), row[5] or "/"
     elif wanted.isdigit():
         uid = _identifier(wanted, "uid")
         home = "/root" if uid == 0 and not passwd else "/"
@@ -61,7 +62,7 @@ def resolve(spec: str, read: Reader, extra_groups: Iterable[str] = ()) -> User:
 def _group(name: str, groups: list[list[str]]) -> int:
     row = next((row for row in groups if row[0] == name), None)
     if row is not None:
-        return int(row[2])
+        return _identifier(row[2], "gid")
     if name.isdigit():
         return _identifier(name, "gid")
     raise InvalidArgument(f"unable to find group {name}: no matching entries in group file")

@@ -117,16 +117,17 @@ class _Compiler:
 
     def root(self) -> None:
         add, launch = self.plan.add, self.launch
-        propagation = km.PROPAGATIONS.get(self.linux.get("rootfsPropagation") or "", 0)
         if not launch.root_in_slot:
             path = self.config["root"]["path"]
             path = path if path.startswith("/") else f"{launch.bundle}/{path}"
             add(P.PARENT_BEFORE_CLONE, "open_tree", f"root.path {path}", SLOT_ROOT, path, 1, 1)
-            if not propagation & km.MS_SHARED:
-                add(P.PARENT_BEFORE_CLONE, "mount_attr", "cut the root off the host's mounts", SLOT_ROOT, 0, 0,
-                    km.MS_SLAVE, 1, -1)
+            add(P.PARENT_BEFORE_CLONE, "mount_attr", "cut the root off the host's mounts", SLOT_ROOT, 0, 0, km.MS_SLAVE, 1,
+                -1)
         if self.linux.get("maskedPaths"):
             add(P.PARENT_BEFORE_CLONE, "open_tree", "open /dev/null", SLOT_NULL, "/dev/null", 0, 2)
+            # a copy of a shared mount is its peer: what is mounted over a mask would be mounted over the host's /dev/null
+            add(P.PARENT_BEFORE_CLONE, "mount_attr", "cut /dev/null off the host's mounts", SLOT_NULL, 0, 0, km.MS_PRIVATE,
+                0, -1)
 
     def namespace_fds(self) -> int:
         """Open and join what is given by path; returns the flags of what is new."""
@@ -186,11 +187,9 @@ class _Compiler:
             add(P.CHILD_BEFORE_PIVOT, "become_root", "become root of the user namespace")
         if self.launch.new_keyring:
             add(P.CHILD_BEFORE_PIVOT, "keyring", "new session keyring", f"_ses.{self.launch.identity}", optional=True)
-        propagation = km.PROPAGATIONS.get(self.linux.get("rootfsPropagation") or "", 0)
-        # never private at this point: mounts that the host unmounts later must go away here too
-        host = km.MS_REC | (km.MS_SHARED if propagation & km.MS_SHARED else km.MS_SLAVE)
-        if not propagation & km.MS_SHARED:
-            add(P.CHILD_BEFORE_PIVOT, "propagation", "cut off from the host's mounts", host)
+        # Whatever rootfsPropagation says of the root later: attached to a shared mount it would lie on the host's "/" too.
+        # Never private at this point: mounts that the host unmounts later must go away here too.
+        add(P.CHILD_BEFORE_PIVOT, "propagation", "cut off from the host's mounts", km.MS_REC | km.MS_SLAVE)
         add(P.CHILD_BEFORE_PIVOT, "root_attach", "attach the root", SLOT_ROOT)
 
     def mounts(self) -> None:
@@ -315,6 +314,8 @@ class _Compiler:
                 # mknod(2) is the initial user namespace's alone: show the host's node
                 slot = self.tree_slot()
                 add(P.PARENT_BEFORE_CLONE, "open_tree", f"open device {path}", slot, path, 0, 2)
+                add(P.PARENT_BEFORE_CLONE, "mount_attr", f"cut device {path} off the host's mounts", slot, 0, 0,
+                    km.MS_PRIVATE, 0, -1)
                 add(P.CHILD_BEFORE_PIVOT, "bind_device", f"bind device {path}", slot, path)
                 continue
             node = {"c": S_IFCHR, "u": S_IFCHR, "b": S_IFBLK, "p": S_IFIFO}[kind]

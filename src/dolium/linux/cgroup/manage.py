@@ -21,6 +21,14 @@ def processes(folder: str) -> list[int]:
     return found
 
 
+def kill(folders: Iterable[str]) -> None:
+    """SIGKILL what is in the groups now."""
+    for folder in folders:
+        for pid in processes(folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 def kill_and_remove(folders: Iterable[str]) -> list[str]:
     """SIGKILL all that is in the groups and remove them; returns the folders that could not be removed.
 
@@ -30,9 +38,7 @@ def kill_and_remove(folders: Iterable[str]) -> list[str]:
     deadline, pause = time.monotonic() + DEADLINE, 0.0005
     while remaining:
         for folder in remaining:
-            for pid in processes(folder):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            kill([folder])
             with contextlib.suppress(OSError), open(f"{folder}/freezer.state", "w") as file:
                 file.write("THAWED")
         remaining = [folder for folder in remaining if not _remove(folder)]
