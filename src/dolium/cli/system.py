@@ -86,6 +86,7 @@ def events(client: Client, context: Context, words: list[str]) -> int:
     if options.get("help"):
         context.stdout.write(EVENTS.usage())
         return 0
+    context.own_process()
     response = client.open("GET", "/events" + query(since=options["since"], until=options["until"],
                                                     filters=filter_query(options["filter"])))
     for row in response.lines():
@@ -104,6 +105,7 @@ def events(client: Client, context: Context, words: list[str]) -> int:
 
 def start_daemon(context: Context, extra: list[str]) -> None:
     """Start doliumd in the background and wait until it listens. Says so, and where its log is. Raises ApiError."""
+    context.own_process()
     if os.geteuid() != 0:
         raise ApiError(0, f"no daemon runs at {context.socket}, and only root can start one")
     os.makedirs(os.path.dirname(LOG), mode=0o755, exist_ok=True)
@@ -144,6 +146,7 @@ def daemon(client: Client, context: Context, words: list[str]) -> int:
     if options.get("help"):
         context.stdout.write(DAEMON.usage())
         return 0
+    context.own_process()
     verb = arguments[0]
     if verb == "start":
         try:
