@@ -87,8 +87,9 @@ def events(client: Client, context: Context, words: list[str]) -> int:
     if options.get("help"):
         context.stdout.write(EVENTS.usage())
         return 0
-    response = client.open("GET", "/events" + query(since=moment(options["since"], "--since"),
-                                                    until=moment(options["until"], "--until"),
+    context.own_process()
+    response = client.open("GET", "/events" + query(since=moment(context, options["since"], "--since"),
+                                                    until=moment(context, options["until"], "--until"),
                                                     filters=filter_query(options["filter"])))
     for row in response.lines():
         if options["format"] == "json":
@@ -106,6 +107,7 @@ def events(client: Client, context: Context, words: list[str]) -> int:
 
 def start_daemon(context: Context, extra: list[str]) -> None:
     """Start doliumd in the background and wait until it listens. Says so, and where its log is. Raises ApiError."""
+    context.own_process()
     if os.geteuid() != 0:
         raise ApiError(0, f"no daemon runs at {context.socket}, and only root can start one")
     os.makedirs(os.path.dirname(LOG), mode=0o755, exist_ok=True)
@@ -146,6 +148,7 @@ def daemon(client: Client, context: Context, words: list[str]) -> int:
     if options.get("help"):
         context.stdout.write(DAEMON.usage())
         return 0
+    context.own_process()
     verb = arguments[0]
     if verb == "start":
         try:
