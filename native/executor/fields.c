@@ -1,7 +1,5 @@
 #include "fields.h"
 
-#include <stdio.h>
-
 void put_bytes(struct buffer *b, const void *data, size_t len) {
 	if (b->failed)
 		return;
@@ -105,7 +103,9 @@ struct list fields_list(const struct buffer *b, const char *key) {
 
 struct string fields_get(const struct buffer *b, const char *key) {
 	struct list values = fields_list(b, key);
-	return values.count ? list_next(&values.encoded) : (struct string){ "", 0 };
+	struct string s = { "", 0 };
+	list_take(&values, &s);
+	return s;
 }
 
 int64_t fields_number(const struct buffer *b, const char *key, int64_t otherwise) {

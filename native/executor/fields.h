@@ -4,9 +4,6 @@
 #ifndef DOLIUM_FIELDS_H
 #define DOLIUM_FIELDS_H
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "launch.h"
 
 #define FRAME_LIMIT (64u << 20)

@@ -1,14 +1,6 @@
 #include "launch.h"
 
-#include <limits.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/time.h>
-#include <sys/wait.h>
-#include <time.h>
 
 #define STUCK_SECONDS 30
 

@@ -17,7 +17,6 @@
 #define DOLIUM_LAUNCH_H
 
 #include "plan.h"
-#include "sys.h"
 
 #define LOCK_SLOT (PLAN_SLOTS - 1)
 

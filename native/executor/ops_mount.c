@@ -1,8 +1,5 @@
 /* Operations on mounts: trees prepared by the parent as fds, and the child's own root. */
-#include <limits.h>
 #include <linux/magic.h>
-#include <stdio.h>
-#include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 

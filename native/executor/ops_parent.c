@@ -1,18 +1,10 @@
 /* Operations in the runtime's own context: files, cgroups, hooks, signals. */
-#include <limits.h>
 #include <linux/bpf.h>
 #include <linux/nsfs.h>
 #include <poll.h>
-#include <stdio.h>
 #include <sys/file.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/sendfile.h>
-#include <sys/socket.h>
 #include <sys/un.h>
-#include <sys/wait.h>
-#include <time.h>
 
 #include "fields.h"
 

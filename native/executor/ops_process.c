@@ -1,16 +1,11 @@
 /* Operations on the child itself: namespaces, identity, limits, filters, the program. */
-#include <limits.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/keyctl.h>
 #include <linux/magic.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
-#include <stdio.h>
-#include <sys/ioctl.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/vfs.h>
 
 #include "launch.h"

@@ -1,7 +1,4 @@
 /* Walking paths under an untrusted root: always by openat2 with RESOLVE_IN_ROOT, never by name twice. */
-#include <limits.h>
-#include <stdarg.h>
-#include <stdio.h>
 
 #include "launch.h"
 

@@ -1,8 +1,5 @@
 #include "plan.h"
 
-#include <stdlib.h>
-#include <string.h>
-
 static const struct {
 	const char *name, *signature;
 } table[] = {
@@ -42,66 +39,55 @@ int take_list(struct reader *r, struct list *l) {
 	return 0;
 }
 
-static int take_op(struct reader *r, struct op *op, const char **why) {
+/* NULL, or why not. */
+static const char *take_op(struct reader *r, struct op *op) {
 	uint32_t size;
-	*why = "cut short";
 	if (take(r, &op->code, 2) || take(r, &op->stage, 1) || take(r, &op->flags, 1) || take(r, &size, 4) ||
 	    (size_t)(r->end - r->at) < size)
-		return -1;
+		return "cut short";
 	struct reader body = { r->at, r->at + size };
 	r->at += size;
-	*why = "unknown operation";
 	if (!known(op->code))
-		return -1;
-	*why = "unknown stage";
+		return "unknown operation";
 	if (op->stage >= STAGES)
-		return -1;
-	*why = "malformed argument";
-	struct string label;
-	if (take_string(&body, &label))
-		return -1;
+		return "unknown stage";
+	struct string label = { 0 };
+	int bad = take_string(&body, &label);
 	op->label = label.data;
 	const char *signature = table[op->code].signature;
-	for (int i = 0; signature[i]; i++) {
-		int bad = signature[i] == 'i'   ? take(&body, &op->a[i].i, 8)
-			  : signature[i] == 's' ? take_string(&body, &op->a[i].s) : take_list(&body, &op->a[i].l);
-		if (bad)
-			return -1;
-	}
-	*why = "bytes left over";
-	return body.at == body.end ? 0 : -1;
+	for (int i = 0; signature[i] && !bad; i++)
+		bad = signature[i] == 'i'   ? take(&body, &op->a[i].i, 8)
+		      : signature[i] == 's' ? take_string(&body, &op->a[i].s) : take_list(&body, &op->a[i].l);
+	return bad ? "malformed argument" : body.at < body.end ? "bytes left over" : NULL;
+}
+
+static const char *take_plan(struct reader *r, struct plan *plan) {
+	char magic[4];
+	uint16_t version;
+	if (take(r, magic, 4) || memcmp(magic, PLAN_MAGIC, 4) != 0)
+		return "not a launch plan";
+	if (take(r, &version, 2) || version != PLAN_VERSION)
+		return "a launch plan of another version";
+	if (take(r, &plan->flags, 2) || take(r, &plan->count, 4))
+		return "cut short";
+	if (plan->count > PLAN_MAX_OPS)
+		return "too many operations";
+	plan->ops = calloc(plan->count ? plan->count : 1, sizeof *plan->ops);
+	if (!plan->ops)
+		return "out of memory";
+	const char *why = NULL;
+	for (uint32_t i = 0; i < plan->count && !why; i++)
+		why = take_op(r, &plan->ops[i]);
+	return !why && r->at < r->end ? "bytes left over" : why;
 }
 
 int plan_decode(const char *buffer, size_t size, struct plan *plan, const char **why) {
 	struct reader r = { buffer, buffer + size };
-	memset(plan, 0, sizeof *plan);
-	char magic[4];
-	*why = "not a launch plan";
-	if (take(&r, magic, 4) || memcmp(magic, PLAN_MAGIC, 4) != 0)
-		return -1;
-	uint16_t version;
-	*why = "a launch plan of another version";
-	if (take(&r, &version, 2) || version != PLAN_VERSION)
-		return -1;
-	*why = "cut short";
-	if (take(&r, &plan->flags, 2) || take(&r, &plan->count, 4))
-		return -1;
-	*why = "too many operations";
-	if (plan->count > PLAN_MAX_OPS)
-		return -1;
-	plan->ops = calloc(plan->count ? plan->count : 1, sizeof *plan->ops);
-	*why = "out of memory";
-	if (!plan->ops)
-		return -1;
-	for (uint32_t i = 0; i < plan->count; i++)
-		if (take_op(&r, &plan->ops[i], why))
-			goto malformed;
-	*why = "bytes left over";
-	if (r.at == r.end)
-		return 0;
-malformed:
-	plan_free(plan);
-	return -1;
+	*plan = (struct plan){ 0 };
+	*why = take_plan(&r, plan);
+	if (*why)
+		plan_free(plan);
+	return *why ? -1 : 0;
 }
 
 void plan_free(struct plan *plan) {
@@ -110,19 +96,12 @@ void plan_free(struct plan *plan) {
 	plan->count = 0;
 }
 
-struct string list_next(const char **cursor) {
-	struct string s;
-	memcpy(&s.len, *cursor, 4);
-	s.data = *cursor + 4;
-	*cursor = s.data + s.len + 1;
-	return s;
-}
-
 int list_take(struct list *rest, struct string *s) {
 	if (!rest->count)
 		return 0;
-	rest->count--;
-	*s = list_next(&rest->encoded);
+	memcpy(&s->len, rest->encoded, sizeof s->len);
+	s->data = rest->encoded + sizeof s->len;
+	*rest = (struct list){ s->data + s->len + 1, rest->count - 1 };
 	return 1;
 }
 

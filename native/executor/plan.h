@@ -2,8 +2,7 @@
 #ifndef DOLIUM_PLAN_H
 #define DOLIUM_PLAN_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "sys.h"
 
 #define PLAN_MAGIC "DOLM"
 #define PLAN_VERSION 1
@@ -70,8 +69,6 @@ const char *op_name(uint16_t code);
 /* The next string or list of strings: 0, or -1 when it is malformed. */
 int take_string(struct reader *r, struct string *s);
 int take_list(struct reader *r, struct list *l);
-/* Walk a list: start with *cursor = list->encoded; call count times. */
-struct string list_next(const char **cursor);
 /* Takes the first string off the copy of a list: 1, or 0 when none is left. */
 int list_take(struct list *rest, struct string *s);
 /* A NULL-terminated vector of the strings, with room for one more; the caller frees the vector only. NULL when memory ran out. */

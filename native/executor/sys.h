@@ -1,23 +1,33 @@
-/* Thin system calls that libc does not wrap, named as the calls, and the one idiom for errors: an fd, a count or 0, or
- * -errno. (errno itself is left set too.) */
+/* The headers that most files need. Thin system calls that libc does not wrap, named as the calls, and the one idiom for
+ * errors: an fd, a count or 0, or -errno. (errno itself is left set too.) */
 #ifndef DOLIUM_SYS_H
 #define DOLIUM_SYS_H
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/close_range.h>
 #include <linux/openat2.h>
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #ifndef MOUNT_ATTR_RDONLY /* glibc's sys/mount.h has it and may not meet the kernel's; musl's has not */
 #include <linux/mount.h>

@@ -1,13 +1,6 @@
 /* dolium-init, the pid 1 of --init: starts the program in a process group of its own (the terminal's foreground one),
  * forwards signals to it, reaps what is orphaned, and ends as the program ends: its code, or 128 and the signal. */
-#include <errno.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include "../executor/sys.h"
 
 /* These come from a fault of this process itself, or stop it: they stay as they are. */
 static const int kept[] = { SIGFPE, SIGILL, SIGSEGV, SIGBUS, SIGABRT, SIGTRAP, SIGSYS, SIGTTIN, SIGTTOU };

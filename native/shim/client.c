@@ -2,9 +2,6 @@
  * without a name, what the container does not read stops the reading of that client. Sockets belong to callers, so
  * O_NONBLOCK is not touched: MSG_DONTWAIT does. */
 #include <arpa/inet.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
 
 #include "shim.h"
 

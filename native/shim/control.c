@@ -1,7 +1,5 @@
 /* The daemon's connection. docs/shim-protocol.md lists the messages. A connection that sends half a frame, or reads
  * nothing, holds up nothing: all is non-blocking, and what waits to be sent is bounded. */
-#include <stdarg.h>
-#include <sys/socket.h>
 #include <sys/un.h>
 
 #include "shim.h"

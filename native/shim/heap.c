@@ -1,9 +1,6 @@
 /* malloc for a process whose memory is counted in pages. libc's gives each size its own page and keeps what was freed; a
  * shim's few living objects fit in one. Small blocks come from one run of pages and are used again by size; larger ones,
  * the frames and plans of a moment, are mappings that go when freed. One thread. Not in sanitizer builds. */
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 
 #include "shim.h"
 

@@ -1,5 +1,4 @@
 /* From a request to a running process. */
-#include <sys/ioctl.h>
 
 #include "shim.h"
 
@@ -7,10 +6,10 @@
 #define PLAN_HEAD 12 /* magic, version, flags, count */
 
 static int copy_list(struct list list, struct list *copy) {
-	const char *end = list.encoded;
-	for (uint32_t i = 0; i < list.count; i++)
-		list_next(&end);
-	size_t size = (size_t)(end - list.encoded);
+	struct list rest = list;
+	for (struct string s; list_take(&rest, &s);)
+		continue;
+	size_t size = (size_t)(rest.encoded - list.encoded);
 	char *bytes = size ? malloc(size) : NULL;
 	if (!bytes)
 		return size ? -ENOMEM : 0;
@@ -55,13 +54,13 @@ static int check_plan(struct request *r, const struct plan *plan, int tty) {
 
 static int take_passed(struct request *r, struct launch *launch) {
 	struct list slots = fields_list(&r->frame, "fd_slots");
-	const char *cursor = slots.encoded;
+	int *fd = r->fds;
 	REFUSE_IF(slots.count != r->fd_count, r, -EINVAL, "%u fds for %u slots", r->fd_count, slots.count);
-	for (uint32_t i = 0; i < slots.count; i++) {
-		long slot = strtol(list_next(&cursor).data, NULL, 10);
+	for (struct string text; list_take(&slots, &text);) {
+		long slot = strtol(text.data, NULL, 10);
 		if (slot < 0 || slot >= SLOT_STDIN || launch->slot[slot] >= 0)
 			return refuse(r, -EINVAL, "slot %ld is out of range or used twice", slot);
-		launch->slot[slot] = keep(&r->fds[i]);
+		launch->slot[slot] = keep(fd++);
 	}
 	return 0;
 }

@@ -1,7 +1,5 @@
 /* The log file in Docker's json-file format, one object a line, rotated. It never ends a shim: what a full disk refused
  * is counted, and told in the log once there is room. */
-#include <limits.h>
-#include <time.h>
 #include <wchar.h>
 
 #include "shim.h"

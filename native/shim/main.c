@@ -1,12 +1,7 @@
 /* The spawner, which the daemon starts once, and the life of a shim, which the spawner forks: no exec, so that all shims
  * share the pages of one sealed image. */
 #include <locale.h>
-#include <stdarg.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/signalfd.h>
-#include <sys/wait.h>
-#include <time.h>
 
 #include "shim.h"
 

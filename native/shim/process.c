@@ -1,7 +1,4 @@
 /* From a running process to its exit record. */
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/wait.h>
 
 #include "shim.h"
 
@@ -73,8 +70,8 @@ void forget_process(struct process *p) {
 /* memory.oom_control (v1) and memory.events (v2) both have a line "oom_kill N". */
 uint64_t oom_kills(struct list files) {
 	uint64_t sum = 0;
-	for (const char *cursor = files.encoded; files.count; files.count--) {
-		cleanup_fd fd = open(list_next(&cursor).data, O_RDONLY | O_CLOEXEC);
+	for (struct string path; list_take(&files, &path);) {
+		cleanup_fd fd = open(path.data, O_RDONLY | O_CLOEXEC);
 		char text[1024] = "\n";
 		ssize_t n = fd < 0 ? 0 : read(fd, text + 1, sizeof text - 2);
 		text[n > 0 ? n + 1 : 0] = '\0';
@@ -146,17 +143,19 @@ static void finish(struct process *p) {
 }
 
 static void __attribute__((noreturn)) helper_main(struct process *p) {
-	struct launch launch = { 0 };
+	struct launch launch;
 	struct plan plan;
-	const char *why = launch.failure.text;
+	const char *why;
 	/* An fd kept here would keep a reader of another process waiting for its end of file. */
 	sys_close_range(3, ~0u, 0);
-	if (!plan_decode(p->after_exit.data, p->after_exit.len, &plan, &why) && !launch_init(&launch, &plan)) {
-		sigemptyset(&launch.original_mask);
-		launch.pid = p->pid;
-		launch.start_time = p->start_time;
-		launch_after_exit(&launch);
+	if (!plan_decode(p->after_exit.data, p->after_exit.len, &plan, &why)) {
 		why = launch.failure.text;
+		if (!launch_init(&launch, &plan)) {
+			sigemptyset(&launch.original_mask);
+			launch.pid = p->pid;
+			launch.start_time = p->start_time;
+			launch_after_exit(&launch);
+		}
 	}
 	snprintf(p->helper_text, TEXT_SIZE, "%s", why);
 	_exit(0);

@@ -5,8 +5,6 @@
  */
 #include "untar.h"
 
-#include <dirent.h>
-#include <limits.h>
 #include <search.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>

@@ -62,11 +62,11 @@ int main(void)
 			} else if (signature[a] == 's') {
 				show_string(op->a[a].s);
 			} else {
-				const char *cursor = op->a[a].l.encoded;
+				struct list rest = op->a[a].l;
 				char **vector = list_vector(&op->a[a].l);
 				printf(" [");
-				for (uint32_t k = 0; k < op->a[a].l.count; k++) {
-					struct string s = list_next(&cursor);
+				struct string s;
+				for (uint32_t k = 0; list_take(&rest, &s); k++) {
 					if (vector[k] != s.data)
 						abort();
 					show_string(s);
