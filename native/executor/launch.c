@@ -90,8 +90,7 @@ int fail_with(struct launch *launch, int number, const char *format, ...) {
 static void blame(struct launch *launch, uint32_t index, int number) {
 	const struct op *op = &launch->plan->ops[index];
 	const char *more = launch->detail ? launch->detail : hint(op->code, number);
-	int whole = op->code == OP_find_executable && launch->detail != NULL;
-	if (whole) /* the detail says all */
+	if (op->code == OP_find_executable && launch->detail) /* it says all */
 		set_failure(launch, index, number, "%s", more);
 	else
 		set_failure(launch, index, number, "%s: %s: %s%s%s%s", op->label, errno_name(number), strerror(number),
@@ -157,10 +156,8 @@ const struct op *find_op(const struct plan *plan, uint16_t code) {
 static size_t times_size(const struct plan *plan) { return (plan->count + 1) * sizeof(uint32_t); }
 
 int launch_init(struct launch *launch, const struct plan *plan) {
-	memset(launch, 0, sizeof *launch);
-	launch->plan = plan;
+	*launch = (struct launch){ .plan = plan, .pidfd = -1, .sync = -1, .root = -1, .console = -1 };
 	memset(launch->slot, -1, sizeof launch->slot);
-	launch->pidfd = launch->sync = launch->root = launch->console = -1;
 	sigprocmask(SIG_SETMASK, NULL, &launch->original_mask);
 	launch->proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (launch->proc < 0)
@@ -169,8 +166,6 @@ int launch_init(struct launch *launch, const struct plan *plan) {
 	launch->microseconds = mmap(NULL, times_size(plan), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (launch->microseconds == MAP_FAILED)
 		set_failure(launch, UINT32_MAX, errno, "map memory: %s", strerror(errno));
-	if (launch->failure.set)
-		launch_end(launch);
 	return launch->failure.set ? -1 : 0;
 }
 
@@ -184,8 +179,6 @@ void launch_end(struct launch *launch) {
 		munmap(launch->microseconds, times_size(launch->plan));
 	free(launch->program);
 	free(launch->home);
-	launch->microseconds = MAP_FAILED;
-	launch->program = launch->home = NULL;
 }
 
 /* One fd beside a record, aligned. */
@@ -211,15 +204,12 @@ static int send_record(int socket, const void *data, size_t size, int pass) {
 	return or_errno(RETRY(sendmsg(socket, &msg, MSG_NOSIGNAL)));
 }
 
-/* The console-socket protocol of runc: one record with the name of the pty's master, the fd as SCM_RIGHTS. */
-int send_console(int socket, int fd) {
-	return send_record(socket, "/dev/pts/ptmx", sizeof "/dev/pts/ptmx", fd);
-}
-
-/* The child's pty goes to the parent of this launch. */
-int send_console_message(struct launch *launch, int fd) {
+/* With a slot by the console-socket protocol of runc: one record with the name of the pty's master, the fd as SCM_RIGHTS.
+ * Without one the pty goes to the parent of this launch. */
+int send_console(struct launch *launch, int64_t slot, int fd) {
 	struct message m = { .type = CHILD_CONSOLE };
-	return send_record(launch->sync, &m, sizeof m, fd);
+	return slot >= 0 ? send_record(slot_fd(launch, slot), "/dev/pts/ptmx", sizeof "/dev/pts/ptmx", fd)
+			 : send_record(launch->sync, &m, sizeof m, fd);
 }
 
 static void simple_message(struct launch *launch, uint32_t type) {
@@ -392,6 +382,17 @@ static int child_failed(struct launch *launch, uint32_t op, const struct message
 	return m->number ? -m->number : -ECANCELED;
 }
 
+/* The child's next message: 1, 0 when it ended instead, or -errno with the failure set. */
+static int hear(struct launch *launch, struct message *m) {
+	int got = receive(launch, launch->sync, m);
+	if (got == 1 && m->type == CHILD_FAILED)
+		return child_failed(launch, m->op, m);
+	if (got < 0)
+		set_failure(launch, UINT32_MAX, ETIMEDOUT,
+			    "the new process was stopped, or is stuck, before it could run its program");
+	return got;
+}
+
 int do_clone(struct launch *launch, const struct op *op) {
 	uint64_t flags = (uint64_t)op->a[0].i;
 	int pair[2], joins = find_op(launch->plan, OP_ns_join) != NULL;
@@ -416,13 +417,13 @@ int do_clone(struct launch *launch, const struct op *op) {
 	launch->pid = pid;
 	if (joins) {
 		struct message m;
-		int got = receive(launch, launch->sync, &m), status;
+		int got = hear(launch, &m), status;
+		if (got < 0)
+			sys_pidfd_send_signal(launch->pidfd, SIGKILL);
 		wait_for(pid, &status);
 		close_fd(&launch->pidfd);
 		launch->pid = 0;
-		if (got == 1 && m.type == CHILD_FAILED)
-			return child_failed(launch, m.op, &m);
-		if (got != 1 || m.type != JOINER_PID)
+		if (TRY(got) != 1 || m.type != JOINER_PID)
 			return fail_with(launch, ECANCELED, "the joining process died");
 		launch->pid = m.pid;
 		launch->pidfd = sys_pidfd_open(m.pid, 0);
@@ -432,21 +433,11 @@ int do_clone(struct launch *launch, const struct op *op) {
 	return 0;
 }
 
-static int stuck(struct launch *launch) {
-	set_failure(launch, UINT32_MAX, ETIMEDOUT, "the new process was stopped, or is stuck, before it could run its program");
-	return -1;
-}
-
-/* Waits for a message of the type; a child that failed or died sets the failure. */
+/* Waits for a message of the type. */
 static int expect(struct launch *launch, uint32_t type) {
 	struct message m;
-	int got = receive(launch, launch->sync, &m);
-	if (got == 1 && m.type == type)
+	if (TRY(hear(launch, &m)) == 1 && m.type == type)
 		return 0;
-	if (got == 1 && m.type == CHILD_FAILED)
-		return child_failed(launch, m.op, &m);
-	if (got < 0)
-		return stuck(launch);
 	set_failure(launch, UINT32_MAX, 0, "the container's first process was killed while it was set up (probable cause: "
 		    "a memory or pids limit too small to start in)");
 	return -1;
@@ -497,13 +488,9 @@ int launch_create(struct launch *launch) {
 int launch_start(struct launch *launch) {
 	struct message m;
 	simple_message(launch, PARENT_GO);
-	int got = receive(launch, launch->sync, &m);
+	int got = hear(launch, &m);
 	close_fd(&launch->sync);
-	if (got == 1 && m.type == CHILD_FAILED)
-		child_failed(launch, m.op, &m);
-	else if (got < 0)
-		stuck(launch);
-	else if (!run_stage(launch, PARENT_STARTED, 0))
+	if (got >= 0 && !run_stage(launch, PARENT_STARTED, 0))
 		return 0;
 	launch_abandon(launch); /* a poststart hook that fails takes the container with it, as in runc */
 	return -1;

@@ -57,7 +57,7 @@ struct launch {
 	char *home;              /* "HOME=..." to add, when the environment has none */
 };
 
-/* All return 0, or -1 with launch->failure set. */
+/* All return 0, or -1 with launch->failure set; launch_end is due in any case, once. */
 int launch_init(struct launch *launch, const struct plan *plan);
 /* Stages up to PARENT_CREATED. On failure the child is dead and reaped and the ON_FAILURE operations have run. */
 int launch_create(struct launch *launch);
@@ -100,8 +100,7 @@ uint64_t process_start_time(pid_t pid);
 int write_all(int fd, const void *data, size_t len);
 int copy_all(int from, int to);
 int write_path(int dirfd, const char *path, const char *data, size_t len);
-int send_console(int socket, int fd);
-int send_console_message(struct launch *launch, int fd);
+int send_console(struct launch *launch, int64_t slot, int fd);
 /* A socket connected by a path of any length, or -errno. */
 int connect_unix(int type, const char *path);
 

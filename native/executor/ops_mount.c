@@ -347,9 +347,7 @@ int do_console(struct launch *launch, const struct op *op) {
 		TRY(or_errno(ioctl(slave, TIOCSWINSZ, &size)));
 	if (op->stage == CHILD_BEFORE_PIVOT) /* an exec's terminal is not the container's console */
 		TRY(bind_console(launch, slave));
-	int socket = slot_fd(launch, op->a[0].i);
-	TRY_SAYING(op->a[0].i >= 0 ? send_console(socket, master) : send_console_message(launch, master),
-		   "send the terminal");
+	TRY_SAYING(send_console(launch, op->a[0].i, master), "send the terminal");
 	for (int fd = 0; fd < 3; fd++)
 		TRY(or_errno(dup2(slave, fd)));
 	return or_errno(ioctl(0, TIOCSCTTY, 0));
