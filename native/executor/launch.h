@@ -46,7 +46,7 @@ struct launch {
 	int inherited;           /* fds from 3 up to here are the caller's: all others are our own */
 	int only_slots;          /* the child closes what is in no slot, first thing */
 	int unshare_flags;
-	char *program;           /* what find_executable found */
+	char *program;           /* what find_executable found in PATH; NULL = argv[0] itself */
 	uint32_t *microseconds;  /* one per operation, shared with the child */
 	struct failure failure;
 	const char *detail;      /* what an operation adds to its message; constant or in detail_text */
@@ -99,6 +99,8 @@ int wait_for(pid_t pid, int *status); /* the pid or -errno */
 uint64_t process_start_time(pid_t pid);
 int write_all(int fd, const void *data, size_t len);
 int copy_all(int from, int to);
+/* A whole file by rename of `fresh`, which is in the same folder. */
+int replace_file(const char *path, const char *fresh, mode_t mode, const void *data, size_t len);
 int write_path(int dirfd, const char *path, const char *data, size_t len);
 int send_console(struct launch *launch, int64_t slot, int fd);
 /* A socket connected by a path of any length, or -errno. */

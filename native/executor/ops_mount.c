@@ -133,15 +133,20 @@ static int attach(int tree, int target) {
 	return sys_move_mount(tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
 }
 
+/* A new file system on the target. *mount is its fd, unless the old calls made it. */
+static int mount_on(struct launch *launch, const char *type, const char *source, struct list options, int64_t attrs,
+		    int target, int *mount) {
+	*mount = new_fs(launch, type, source, options, attrs);
+	if (*mount == -ENOSYS)
+		return old_mount(type, *source ? source : type, options, attrs, target);
+	return attach(TRY(*mount), target);
+}
+
 static int mount_new(struct launch *launch, const struct op *op) {
-	const char *type = op->a[0].s.data, *source = op->a[1].s.data, *target = op->a[4].s.data;
+	const char *target = op->a[4].s.data;
 	mode_t mode = op->a[5].i & 07777;
-	cleanup_fd at = TRY_SAYING(make_in_root(launch, target, 1, mode ? mode : 0755), "target %s", target);
-	cleanup_fd mount_fd = new_fs(launch, type, source, op->a[2].l, op->a[3].i);
-	if (mount_fd == -ENOSYS)
-		return old_mount(type, *source ? source : type, op->a[2].l, op->a[3].i, at);
-	TRY(mount_fd);
-	return attach(mount_fd, at);
+	cleanup_fd at = TRY_SAYING(make_in_root(launch, target, 1, mode ? mode : 0755), "target %s", target), mount = -1;
+	return mount_on(launch, op->a[0].s.data, op->a[1].s.data, op->a[2].l, op->a[3].i, at, &mount);
 }
 
 int do_mount_fs(struct launch *launch, const struct op *op) {
@@ -208,17 +213,17 @@ static int attach_copy(int tree, int target) {
 	return attach(copy, target);
 }
 
-int do_mount_tree(struct launch *launch, const struct op *op) {
-	int tree = slot_fd(launch, op->a[0].i);
-	const char *target = op->a[1].s.data;
-	cleanup_fd at = TRY_SAYING(make_in_root(launch, target, op->a[2].i == 1, 0755), "target %s", target);
-	TRY(attach(tree, at));
-	return op->a[3].i ? set_attr(tree, 0, op->a[3].i, 0) : 0;
+static int attach_made(struct launch *launch, int tree, const char *target, int directory, mode_t mode) {
+	cleanup_fd at = TRY_SAYING(make_in_root(launch, target, directory, mode), "target %s", target);
+	return attach(tree, at);
 }
 
-int do_bind_device(struct launch *launch, const struct op *op) {
-	cleanup_fd at = TRY_SAYING(make_in_root(launch, op->a[1].s.data, 0, 0666), "target %s", op->a[1].s.data);
-	return attach(slot_fd(launch, op->a[0].i), at);
+OPERATION(bind_device, attach_made(launch, slot_fd(launch, op->a[0].i), op->a[1].s.data, 0, 0666))
+
+int do_mount_tree(struct launch *launch, const struct op *op) {
+	int tree = slot_fd(launch, op->a[0].i);
+	TRY(attach_made(launch, tree, op->a[1].s.data, op->a[2].i == 1, 0755));
+	return op->a[3].i ? set_attr(tree, 0, op->a[3].i, 0) : 0;
 }
 
 int do_mknod(struct launch *launch, const struct op *op) {
@@ -272,18 +277,12 @@ int do_mask(struct launch *launch, const struct op *op) {
 		struct stat st;
 		TRY_SAYING(or_errno(fstat(at, &st)), "%s", path.data);
 		int result;
-		if (!S_ISDIR(st.st_mode)) {
-			result = null_used ? attach_copy(null_tree, at) : attach(null_tree, at);
-			null_used = 1;
-		} else if (empty >= 0) {
+		if (!S_ISDIR(st.st_mode))
+			result = null_used++ ? attach_copy(null_tree, at) : attach(null_tree, at);
+		else if (empty >= 0)
 			result = attach_copy(empty, at);
-		} else {
-			empty = new_fs(launch, "tmpfs", "tmpfs", none, MOUNT_ATTR_RDONLY);
-			if (empty == -ENOSYS)
-				result = old_mount("tmpfs", "tmpfs", none, MOUNT_ATTR_RDONLY, at);
-			else
-				result = empty < 0 ? empty : attach(empty, at);
-		}
+		else
+			result = mount_on(launch, "tmpfs", "tmpfs", none, MOUNT_ATTR_RDONLY, at, &empty);
 		TRY_SAYING(result, "%s", path.data);
 	}
 	return 0;

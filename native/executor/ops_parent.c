@@ -46,11 +46,9 @@ int write_all(int fd, const void *data, size_t len) {
 }
 
 int copy_all(int from, int to) {
-	ssize_t n;
-	do
-		n = sendfile(to, from, NULL, 1 << 30);
-	while (n > 0);
-	return or_errno(n);
+	while (TRY(or_errno(sendfile(to, from, NULL, 1 << 30))) > 0)
+		continue;
+	return 0;
 }
 
 /* One write to a kernel file: it must not be split. */
@@ -113,45 +111,50 @@ int do_log_file(struct launch *launch, const struct op *op) {
 	return 0;
 }
 
-static int make_parents(const char *path) {
-	char part[PATH_MAX];
-	TRY(format_path(part, "%s", path));
-	for (char *p = part + 1; *p; p++) {
-		if (*p != '/')
-			continue;
-		*p = '\0';
-		if (mkdir(part, 0711) && errno != EEXIST)
-			return -errno;
-		*p = '/';
+/* Makes the folder, and those above it that are missing when these have a mode; `begin` is done to each. -EEXIST when it
+ * was there. */
+static int make_folder(char *path, mode_t mode, mode_t above, int (*begin)(const char *path)) {
+	int result = or_errno(mkdir(path, mode));
+	char *slash = strrchr(path, '/');
+	if (result == -ENOENT && above && slash && slash != path) {
+		*slash = '\0';
+		int parent = make_folder(path, above, above, begin);
+		*slash = '/';
+		result = parent && parent != -EEXIST ? parent : or_errno(mkdir(path, mode));
 	}
-	return 0;
+	if (begin && (!result || result == -EEXIST))
+		TRY(begin(path));
+	return result;
 }
 
 int do_mkdir(OPERATION_ARGS) {
-	const char *path = op->a[0].s.data;
-	int result = or_errno(mkdir(path, (mode_t)op->a[1].i));
-	if (result == -ENOENT && op->a[2].i & 1) {
-		TRY(make_parents(path));
-		result = or_errno(mkdir(path, (mode_t)op->a[1].i));
-	}
+	char path[PATH_MAX];
+	TRY(format_path(path, "%s", op->a[0].s.data));
+	int result = make_folder(path, (mode_t)op->a[1].i, op->a[2].i & 1 ? 0711 : 0, NULL);
 	return result == -EEXIST && !(op->a[2].i & 2) ? 0 : result;
+}
+
+int replace_file(const char *path, const char *fresh, mode_t mode, const void *data, size_t len) {
+	cleanup_fd fd = TRY(or_errno(open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, mode)));
+	int result = write_all(fd, data, len);
+	if (!result)
+		result = or_errno(rename(fresh, path));
+	if (result)
+		unlink(fresh);
+	return result;
 }
 
 int do_write_file(struct launch *launch, const struct op *op) {
 	const char *path = op->a[0].s.data;
-	int by_rename = op->a[3].i & 1;
-	char beside[PATH_MAX];
-	TRY(format_path(beside, by_rename ? "%s.new" : "%s", path));
+	mode_t mode = (mode_t)op->a[2].i;
+	char fresh[PATH_MAX];
+	TRY(format_path(fresh, "%s.new", path));
 	cleanup_buffer text = { 0 };
 	TRY(render(launch, op->a[1].s, &text));
-	cleanup_fd fd = open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | (by_rename ? O_NOFOLLOW : 0),
-			     (mode_t)op->a[2].i);
-	int result = fd < 0 ? -errno : write_all(fd, text.data, text.used);
-	if (!result && by_rename)
-		result = or_errno(rename(beside, path));
-	if (result && by_rename)
-		unlink(beside);
-	return result;
+	if (op->a[3].i & 1)
+		return replace_file(path, fresh, mode, text.data, text.used);
+	cleanup_fd fd = TRY(or_errno(open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode)));
+	return write_all(fd, text.data, text.used);
 }
 
 OPERATION(unlink, unlink(op->a[0].s.data) && errno != ENOENT ? -errno : 0)
@@ -226,9 +229,8 @@ int do_wait_gone(struct launch *launch, const struct op *op) {
 }
 
 int do_pidns_init_alive(struct launch *launch, const struct op *op) {
-	if (!process_is((pid_t)op->a[0].i, (uint64_t)op->a[1].i))
-		return fail_with(launch, ESRCH, "the container's init is gone");
-	return 0;
+	int alive = process_is((pid_t)op->a[0].i, (uint64_t)op->a[1].i);
+	return alive ? 0 : fail_with(launch, ESRCH, "the container's init is gone");
 }
 
 OPERATION(hold, (launch->wants_hold = 1, 0))
@@ -256,9 +258,8 @@ static int hook_outcome(struct launch *launch, int status, int err) {
 		return 0;
 	said[n > 0 ? n : 0] = '\0';
 	said[strcspn(said, "\n")] = '\0';
-	if (WIFSIGNALED(status))
-		return fail_with(launch, ECANCELED, "killed by signal %d%s%s", WTERMSIG(status), *said ? ": " : "", said);
-	return fail_with(launch, ECANCELED, "exit status %d%s%s", WEXITSTATUS(status), *said ? ": " : "", said);
+	return fail_with(launch, ECANCELED, "%s %d%s%s", WIFSIGNALED(status) ? "killed by signal" : "exit status",
+			 WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), *said ? ": " : "", said);
 }
 
 int do_hook(struct launch *launch, const struct op *op) {
@@ -308,27 +309,14 @@ static int has_processes(const char *path) {
 	return !format_path(file, "%s/cgroup.procs", path) && read_text(file, text, sizeof text) > 0;
 }
 
-static int make_cgroup(char *path, int cpuset, int must_be_new) {
-	int result = or_errno(mkdir(path, 0755));
-	char *slash = strrchr(path, '/');
-	if (result == -ENOENT && slash && slash != path) {
-		*slash = '\0';
-		TRY(make_cgroup(path, cpuset, 0));
-		*slash = '/';
-		result = mkdir(path, 0755) && errno != EEXIST ? -errno : 0;
-	} else if (result == -EEXIST) {
-		result = must_be_new && has_processes(path) ? -EBUSY : 0;
-	}
-	return result || !cpuset ? result : inherit_cpuset(path);
-}
-
 int do_cg_mkdir(struct launch *launch, const struct op *op) {
 	char path[PATH_MAX];
 	TRY(format_path(path, "%s", op->a[1].s.data));
-	int result = make_cgroup(path, op->a[2].i & 1, op->a[2].i & 2);
-	if (result == -EBUSY)
+	int result = make_folder(path, 0755, 0755, op->a[2].i & 1 ? inherit_cpuset : NULL);
+	if (result == -EEXIST && op->a[2].i & 2 && has_processes(path))
 		return fail_with(launch, EBUSY, "it holds processes already: another container's?");
-	TRY(result);
+	if (result != -EEXIST)
+		TRY(result);
 	if (op->a[0].i < 0)
 		return 0;
 	TRY(format_path(path, "%s/cgroup.procs", op->a[1].s.data));

@@ -43,11 +43,7 @@ int do_loopback_up(OPERATION_ARGS) {
 	return or_errno(ioctl(fd, SIOCSIFFLAGS, &request));
 }
 
-int do_rlimit(OPERATION_ARGS) {
-	struct rlimit limit = { (rlim_t)op->a[1].i, (rlim_t)op->a[2].i };
-	return or_errno(setrlimit((int)op->a[0].i, &limit));
-}
-
+OPERATION(rlimit, or_errno(setrlimit((int)op->a[0].i, &(struct rlimit){ (rlim_t)op->a[1].i, (rlim_t)op->a[2].i })))
 OPERATION(umask, (umask((mode_t)op->a[0].i), 0))
 OPERATION(keyring, or_errno(syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, op->a[0].s.data)))
 OPERATION(setsid, setsid() < 0 && errno != EPERM ? -errno : 0)
@@ -178,7 +174,7 @@ static int find_home(struct launch *launch) {
 		char *field[6], *rest = line;
 		int n = 0;
 		while (n < 6 && rest)
-			field[n++] = strsep(&rest, ":");
+			field[n++] = strsep(&rest, ":\n");
 		if (n == 6 && (uid_t)strtoul(field[2], NULL, 10) == getuid() && *field[5])
 			home = field[5];
 	}
@@ -200,8 +196,7 @@ int do_find_executable(struct launch *launch, const struct op *op) {
 		if (result == -EISDIR)
 			return fail_with(launch, EISDIR, "exec: \"%s\": is a directory: permission denied", name);
 		TRY_SAYING(result, "exec: \"%s\": permission denied", name);
-		launch->program = strdup(name);
-		return launch->program ? 0 : -ENOMEM;
+		return 0;
 	}
 	int denied = 0;
 	if (!path)
@@ -212,10 +207,8 @@ int do_find_executable(struct launch *launch, const struct op *op) {
 		int result = format_path(candidate, "%.*s%s%s", (int)n, path, n ? "/" : "./", name);
 		if (!result)
 			result = executable(candidate);
-		if (!result) {
-			launch->program = strdup(candidate);
-			return launch->program ? 0 : -ENOMEM;
-		}
+		if (!result)
+			return (launch->program = strdup(candidate)) ? 0 : -ENOMEM;
 		denied |= result == -EACCES;
 		if (!path[n])
 			break;
@@ -235,14 +228,12 @@ int do_preserve_fds(struct launch *launch, const struct op *op) {
 }
 
 int do_apparmor(struct launch *launch, const struct op *op) {
-	char text[512];
-	int n = snprintf(text, sizeof text, "exec %s", op->a[0].s.data);
-	if (n < 0 || (size_t)n >= sizeof text)
-		return -ENAMETOOLONG;
+	char text[PATH_MAX];
+	TRY(format_path(text, "exec %s", op->a[0].s.data));
 	/* In an exec it is the container's /proc: believed only when it is one, with nothing mounted on the way. */
 	struct statfs fs;
 	if (fstatfs(launch->proc, &fs) || fs.f_type != PROC_SUPER_MAGIC)
 		return fail_with(launch, EINVAL, "/proc is no proc file system");
 	cleanup_fd fd = TRY(sys_openat2(launch->proc, "self/attr/exec", O_WRONLY | O_CLOEXEC, 0, RESOLVE_NO_XDEV));
-	return or_errno(write(fd, text, (size_t)n));
+	return or_errno(write(fd, text, strlen(text)));
 }

@@ -56,15 +56,7 @@ void complain(const char *format, ...) {
 int write_record(const char *name, const struct buffer *b) {
 	char fresh[ID_LIMIT + 16];
 	snprintf(fresh, sizeof fresh, ".%s.new", name);
-	cleanup_fd fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (fd < 0)
-		return -errno;
-	int result = b->failed ? -ENOMEM : write_all(fd, b->data, b->used);
-	if (!result && rename(fresh, name))
-		result = -errno;
-	if (result)
-		unlink(fresh);
-	return result;
+	return b->failed ? -ENOMEM : replace_file(name, fresh, 0600, b->data, b->used);
 }
 
 static void children_ready(struct source *source) {
