@@ -32,6 +32,13 @@ void buffer_free(struct buffer *b) {
 	memset(b, 0, sizeof *b);
 }
 
+void buffer_cut(struct buffer *b, size_t n) {
+	b->used -= n;
+	memmove(b->data, b->data + n, b->used);
+	if (!b->used)
+		buffer_free(b);
+}
+
 int send_frame(int fd, const struct buffer *b) {
 	uint32_t len = (uint32_t)b->used;
 	if (b->failed || b->used > FRAME_LIMIT)
@@ -51,16 +58,19 @@ static int read_all(int fd, void *data, size_t len) {
 	return 0;
 }
 
-int receive_frame(int fd, struct buffer *b) {
-	uint32_t len;
-	TRY(read_all(fd, &len, sizeof len));
+int begin_body(struct buffer *b, uint32_t len) {
 	if (len > FRAME_LIMIT)
 		return -EPROTO;
 	buffer_free(b);
 	b->data = malloc((size_t)len + 1);
-	if (!b->data)
-		return -ENOMEM;
-	b->room = b->used = len;
+	b->room = b->used = b->data ? len : 0;
+	return b->data ? 0 : -ENOMEM;
+}
+
+int receive_frame(int fd, struct buffer *b) {
+	uint32_t len;
+	TRY(read_all(fd, &len, sizeof len));
+	TRY(begin_body(b, len));
 	return read_all(fd, b->data, len);
 }
 

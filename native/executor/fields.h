@@ -27,11 +27,15 @@ void put_key(struct buffer *b, const char *key, uint32_t count);
 void put_text(struct buffer *b, const char *key, const char *value);
 void put_number(struct buffer *b, const char *key, long long value);
 void buffer_free(struct buffer *b);
+/* Takes bytes off the front; memory goes with the last one. */
+void buffer_cut(struct buffer *b, size_t n);
 #define cleanup_buffer __attribute__((cleanup(buffer_free))) struct buffer
 
 /* Both block. 0 or -errno; -EPIPE at end of file. */
 int send_frame(int fd, const struct buffer *b);
 int receive_frame(int fd, struct buffer *b);
+/* Room for a body that is to be read. 0 or -errno. */
+int begin_body(struct buffer *b, uint32_t len);
 
 /* Walks the fields of a body: 1 and *field, 0 at the end, -EPROTO when malformed. */
 int fields_next(const char **at, const char *end, struct field *field);

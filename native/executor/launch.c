@@ -112,18 +112,18 @@ int slot_fd(const struct launch *launch, int64_t slot) {
 	return slot < 0 || slot >= PLAN_SLOTS ? -1 : launch->slot[slot];
 }
 
-uint64_t now_us(void) {
+int64_t clock_ns(clockid_t clock) {
 	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
+	clock_gettime(clock, &t);
+	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 static int run_op(struct launch *launch, uint32_t index) {
 	const struct op *op = &launch->plan->ops[index];
-	uint64_t before = now_us();
+	int64_t before = clock_ns(CLOCK_MONOTONIC);
 	launch->detail = NULL;
 	int result = functions[op->code](launch, op);
-	launch->microseconds[index] = (uint32_t)(now_us() - before) + 1;
+	launch->microseconds[index] = (uint32_t)((clock_ns(CLOCK_MONOTONIC) - before) / 1000) + 1;
 	if (result >= 0 || op->flags & OP_OPTIONAL)
 		return 0;
 	blame(launch, index, -result);

@@ -93,7 +93,7 @@ void set_failure(struct launch *launch, uint32_t op, int number, const char *for
 /* Puts an fd into a slot, or passes -errno on. */
 int take_slot(struct launch *launch, int64_t slot, int fd);
 int slot_fd(const struct launch *launch, int64_t slot);
-uint64_t now_us(void);
+int64_t clock_ns(clockid_t clock);
 const struct op *find_op(const struct plan *plan, uint16_t code);
 int wait_for(pid_t pid, int *status); /* the pid or -errno */
 uint64_t process_start_time(pid_t pid);

@@ -12,7 +12,7 @@
 #define FREEZE_DEADLINE_MS 10000
 #define RMDIR_DEADLINE_MS 5000
 
-static int64_t now_ms(void) { return (int64_t)(now_us() / 1000); }
+static int64_t now_ms(void) { return clock_ns(CLOCK_MONOTONIC) / 1000000; }
 
 static int left_ms(int64_t deadline) {
 	int64_t left = deadline - now_ms();

@@ -45,7 +45,7 @@ static int backlog(const struct client *c) {
 }
 
 static int may_type(const struct client *c) {
-	return !c->eof && !(c->in && c->process && (c->process->state == PROCESS_NEW || c->process->pending));
+	return !c->eof && !(c->in && c->process && (c->process->state == PROCESS_NEW || c->process->pending.used));
 }
 
 static void let_go(struct client *c) {
@@ -186,7 +186,7 @@ void drain_streams(struct process *process) {
 /* ---- from the client ---- */
 
 void input_close(struct process *process) {
-	process->input_ending = process->pending != NULL;
+	process->input_ending = process->pending.used > 0;
 	if (!process->input_ending)
 		source_close(&process->input);
 }
@@ -202,27 +202,23 @@ static size_t write_input(struct process *p, const char *data, size_t len) {
 
 /* Only when nothing is pending: see may_type. */
 static void feed(struct process *p, const char *data, size_t len) {
-	p->pending_size = write_input(p, data, len);
-	if (!p->pending_size)
+	size_t rest = write_input(p, data, len);
+	if (!rest)
 		return;
-	p->pending = malloc(p->pending_size);
-	if (!p->pending) {
+	put_bytes(&p->pending, data + len - rest, rest);
+	if (p->pending.failed) {
 		complain("no memory for the input of %s", p->id);
+		buffer_free(&p->pending);
 		return;
 	}
-	memcpy(p->pending, data + len - p->pending_size, p->pending_size);
 	watch(&p->input, EPOLLOUT);
 }
 
 void input_ready(struct source *source) {
 	struct process *p = container_of(source, struct process, input);
-	size_t rest = write_input(p, p->pending, p->pending_size);
-	memmove(p->pending, p->pending + p->pending_size - rest, rest);
-	p->pending_size = rest;
-	if (rest)
+	buffer_cut(&p->pending, p->pending.used - write_input(p, p->pending.data, p->pending.used));
+	if (p->pending.used)
 		return;
-	free(p->pending);
-	p->pending = NULL;
 	unwatch(source);
 	if (p->input_ending)
 		source_close(source);

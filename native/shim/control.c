@@ -179,14 +179,6 @@ static int well_formed(const struct buffer *b) {
 	return more == 0;
 }
 
-static int begin_body(struct connection *c) {
-	if (c->size > FRAME_LIMIT)
-		return -EPROTO;
-	c->frame.data = malloc((size_t)c->size + 1);
-	c->frame.room = c->frame.used = c->size;
-	return c->frame.data ? 0 : -ENOMEM;
-}
-
 /* Reads no further than one frame, so that fds stay with their frame. 1 a whole frame, 0 not yet, -errno. */
 static int receive(struct connection *c) {
 	union {
@@ -198,7 +190,7 @@ static int receive(struct connection *c) {
 		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.space,
 				      .msg_controllen = sizeof control.space };
 		if (c->have == 4 && !c->frame.data)
-			TRY(begin_body(c));
+			TRY(begin_body(&c->frame, c->size));
 		if (c->have >= 4 && c->have - 4 == c->frame.used)
 			return well_formed(&c->frame) ? 1 : -EPROTO;
 		if (c->have >= 4)

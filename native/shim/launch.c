@@ -159,7 +159,7 @@ static int run(struct request *r, struct process *p, const struct plan *plan) {
 		return refuse(r, result, "take the terminal: %s", strerror(-result));
 	}
 	p->oom_before = oom_kills(p->oom_files);
-	p->started_at = now_ns();
+	p->started_at = clock_ns(CLOCK_REALTIME);
 	if (launch_start(&launch))
 		return plan_failed(r, &launch);
 	adopt(r, p, &launch);

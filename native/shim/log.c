@@ -13,10 +13,7 @@ struct log {
 	uint64_t size, max_size, lost;
 	unsigned max_files, lines; /* lines: in the batch */
 	size_t used;               /* of the batch */
-	struct partial {
-		char *data;
-		size_t used;
-	} partial[2]; /* of stdout and stderr: a line whose end has not come */
+	struct buffer partial[2];  /* of stdout and stderr: a line whose end has not come */
 	char stamp[40];
 };
 
@@ -151,18 +148,13 @@ static size_t unfinished(const char *data, size_t n) {
 }
 
 static void put_partial(struct log *log, int stream, size_t len) {
-	struct partial *kept = &log->partial[stream - 1];
+	struct buffer *kept = &log->partial[stream - 1];
 	put_line(log, stream, kept->data, len);
-	kept->used -= len;
-	memmove(kept->data, kept->data + len, kept->used);
-	if (!kept->used) {
-		free(kept->data);
-		kept->data = NULL;
-	}
+	buffer_cut(kept, len);
 }
 
 static void stamp(struct log *log) {
-	int64_t now = now_ns();
+	int64_t now = clock_ns(CLOCK_REALTIME);
 	time_t seconds = now / 1000000000;
 	struct tm tm;
 	size_t n = strftime(log->stamp, sizeof log->stamp, "%Y-%m-%dT%H:%M:%S", gmtime_r(&seconds, &tm));
@@ -170,7 +162,7 @@ static void stamp(struct log *log) {
 }
 
 void log_write(struct log *log, int stream, const char *data, size_t len) {
-	struct partial *kept = &log->partial[stream - 1];
+	struct buffer *kept = &log->partial[stream - 1];
 	stamp(log);
 	for (size_t take; len; data += take, len -= take) {
 		size_t room = LINE_LIMIT - kept->used, window = len < room ? len : room;
@@ -182,14 +174,12 @@ void log_write(struct log *log, int stream, const char *data, size_t len) {
 			put_line(log, stream, data, take);
 			continue;
 		}
-		if (!kept->data)
-			kept->data = malloc(LINE_LIMIT);
-		if (!kept->data) {
+		put_bytes(kept, data, take);
+		if (kept->failed) {
+			buffer_free(kept);
 			log->lost++;
 			break;
 		}
-		memcpy(kept->data + kept->used, data, take);
-		kept->used += take;
 		if (whole)
 			put_partial(log, stream, kept->used - (newline ? 0 : unfinished(kept->data, kept->used)));
 	}

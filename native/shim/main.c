@@ -35,17 +35,11 @@ void source_close(struct source *source) {
 	close_fd(&source->fd);
 }
 
-int64_t now_ns(void) {
-	struct timespec t;
-	clock_gettime(CLOCK_REALTIME, &t);
-	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 void complain(const char *format, ...) {
 	cleanup_fd fd = open("shim.log", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0)
 		return; /* no one is left to tell */
-	dprintf(fd, "%lld ", (long long)now_ns());
+	dprintf(fd, "%lld ", (long long)clock_ns(CLOCK_REALTIME));
 	va_list args;
 	va_start(args, format);
 	vdprintf(fd, format, args);
@@ -130,18 +124,15 @@ static int write_state(const struct buffer *request) {
 }
 
 static int set_up(const struct buffer *request) {
-	sigset_t all, child;
+	sigset_t all;
 	signal(SIGCHLD, SIG_DFL);
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
-	sigemptyset(&child);
-	sigaddset(&child, SIGCHLD);
 	step = "setsid, prctl";
 	if (setsid() < 0 || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) || prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 		return -errno;
 	step = "chdir to the shim's folder";
-	if (chdir(fields_get(request, "dir").data))
-		return -errno;
+	TRY(or_errno(chdir(fields_get(request, "dir").data)));
 	know_self();
 	step = "get memory";
 	shim.nonce = strdup(fields_get(request, "nonce").data);
@@ -152,7 +143,7 @@ static int set_up(const struct buffer *request) {
 		return -ENOMEM;
 	step = "epoll";
 	shim.epoll = epoll_create1(EPOLL_CLOEXEC);
-	children.fd = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+	children.fd = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (shim.epoll < 0 || children.fd < 0 || watch(&children, EPOLLIN))
 		return -errno;
 	step = "listen on shim.sock";
@@ -182,16 +173,12 @@ static int spawn(struct buffer *request, struct buffer *its_answer) {
 	if (fields_get(request, "dir").data[0] != '/' || !fields_get(request, "nonce").len)
 		return -EINVAL;
 	step = "pipe";
-	if (pipe2(pair, O_CLOEXEC))
-		return -errno;
+	TRY(or_errno(pipe2(pair, O_CLOEXEC)));
+	cleanup_fd report = pair[0], childs = pair[1];
 	step = "fork";
-	pid_t pid = fork();
-	if (pid == 0)
-		shim_main(request, pair[1]);
-	close(pair[1]);
-	cleanup_fd report = pair[0];
-	if (pid < 0)
-		return -errno;
+	if (TRY(or_errno(fork())) == 0)
+		shim_main(request, childs);
+	close_fd(&childs);
 	step = "the shim died while it was set up";
 	return receive_frame(report, its_answer) ? -ECANCELED : 0;
 }

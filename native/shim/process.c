@@ -42,8 +42,7 @@ int find_process(struct request *r, int make, struct process **process) {
 /* What only a running process needs. */
 static void release(struct process *p) {
 	source_close(&p->input);
-	free(p->pending);
-	p->pending = NULL;
+	buffer_free(&p->pending);
 	for (int i = 0; i < 2; i++)
 		source_close(&p->out[i].source);
 	close_fd(&p->slave);
@@ -109,8 +108,7 @@ void put_processes(struct buffer *b) {
 }
 
 int remove_exit(struct request *r, const struct process *p, const char *which) {
-	if (unlink(p->record) && errno != ENOENT)
-		return refuse(r, -errno, "remove %s%s: %s", which, p->record, strerror(errno));
+	REFUSE_IF(unlink(p->record) && errno != ENOENT, r, -errno, "remove %s%s: %s", which, p->record, strerror(errno));
 	return 0;
 }
 
@@ -176,7 +174,7 @@ static void start_helper(struct process *p) {
 }
 
 static void died(struct process *p, int status) {
-	p->exited_at = now_ns();
+	p->exited_at = clock_ns(CLOCK_REALTIME);
 	p->signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
 	p->exit_code = p->signal ? 128 + p->signal : WEXITSTATUS(status);
 	p->oom = oom_kills(p->oom_files) > p->oom_before;
@@ -210,13 +208,13 @@ void process_reaped(pid_t pid, int status) {
 
 static int find_running(struct request *r, struct process **p) {
 	TRY(find_process(r, 0, p));
-	return (*p)->state == PROCESS_RUNNING ? 0 : refuse(r, -ESRCH, "process %s is not running", (*p)->id);
+	REFUSE_IF((*p)->state != PROCESS_RUNNING, r, -ESRCH, "process %s is not running", (*p)->id);
+	return 0;
 }
 
 static int idle(struct request *r, const struct process *p) {
-	if (p->state != PROCESS_RUNNING && p->state != PROCESS_EXITING)
-		return 0;
-	return refuse(r, -EBUSY, "process %s is %s", p->id, state_names[p->state]);
+	int busy = p->state == PROCESS_RUNNING || p->state == PROCESS_EXITING;
+	return busy ? refuse(r, -EBUSY, "process %s is %s", p->id, state_names[p->state]) : 0;
 }
 
 int request_resize(struct request *r) {
@@ -233,9 +231,8 @@ int request_signal(struct request *r) {
 	struct process *p;
 	TRY(find_running(r, &p));
 	REFUSE_IF(number < 1 || number > 64, r, -EINVAL, "there is no signal %lld", (long long)number);
-	if (sys_pidfd_send_signal(p->pidfd, (int)number))
-		return refuse(r, -errno, "signal process %s: %s", p->id, strerror(errno));
-	return 0;
+	int result = sys_pidfd_send_signal(p->pidfd, (int)number);
+	return result ? refuse(r, result, "signal process %s: %s", p->id, strerror(errno)) : 0;
 }
 
 int request_close_stdin(struct request *r) {

@@ -58,9 +58,8 @@ struct process {
 	int tty, slave; /* slave: the shim's own, so that a pty whose users come and go is never hung up */
 	enum stdin_end stdin_end;
 	struct source input; /* the pipe's or pty's writing end */
-	char *pending;       /* typed, but the container has no room for it: no client is read meanwhile */
-	size_t pending_size;
-	int input_ending; /* close when it is written */
+	struct buffer pending; /* typed, but the container has no room for it: no client is read meanwhile */
+	int input_ending;      /* close when it is written */
 	struct stream out[2];
 	struct log *log;
 	struct string after_exit; /* plan of the AFTER_EXIT operations only */
@@ -102,7 +101,6 @@ int write_record(const char *name, const struct buffer *b);
 /* The fields that say who this shim, or the spawner, is. */
 void put_self(struct buffer *b);
 void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
-int64_t now_ns(void);
 
 /* control.c */
 int listen_for_daemon(void);
