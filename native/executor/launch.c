@@ -304,16 +304,20 @@ int do_wait_start(struct launch *launch, const struct op *op) {
 	return 0;
 }
 
-int do_exec(struct launch *launch, const struct op *op) {
-	char **argv = list_vector(&op->a[1].l), **env = list_vector(&op->a[2].l);
-	const char *program = launch->program ? launch->program : op->a[0].s.data;
+int exec_program(struct launch *launch, const char *path, const struct list *args, const struct list *variables, int fds) {
+	char **argv = list_vector(args), **env = list_vector(variables);
 	if (!argv || !env)
 		return -ENOMEM;
-	env[op->a[2].l.count] = launch->home;
-	TRY_SAYING(sys_close_range((unsigned)(3 + launch->preserve), ~0u, CLOSE_RANGE_CLOEXEC), "close_range");
+	env[variables->count] = launch->home;
+	TRY_SAYING(sys_close_range((unsigned)fds, ~0u, CLOSE_RANGE_CLOEXEC), "close_range");
 	sigprocmask(SIG_SETMASK, &launch->original_mask, NULL);
-	execve(program, argv, env);
-	return fail_with(launch, errno, "exec %s", program);
+	execve(path, argv, env);
+	return fail_with(launch, errno, "exec %s", path);
+}
+
+int do_exec(struct launch *launch, const struct op *op) {
+	const char *program = launch->program ? launch->program : op->a[0].s.data;
+	return exec_program(launch, program, &op->a[1].l, &op->a[2].l, 3 + launch->preserve);
 }
 
 /* ---- the parent ---- */
@@ -417,10 +421,10 @@ int do_clone(struct launch *launch, const struct op *op) {
 	launch->pid = pid;
 	if (joins) {
 		struct message m;
-		int got = hear(launch, &m), status;
+		int got = hear(launch, &m);
 		if (got < 0)
 			sys_pidfd_send_signal(launch->pidfd, SIGKILL);
-		wait_for(pid, &status);
+		wait_for(pid, NULL);
 		close_fd(&launch->pidfd);
 		launch->pid = 0;
 		if (TRY(got) != 1 || m.type != JOINER_PID)
@@ -445,11 +449,10 @@ static int expect(struct launch *launch, uint32_t type) {
 
 void launch_abandon(struct launch *launch) {
 	if (launch->pid > 0) {
-		int status;
 		if (launch->pidfd >= 0)
 			sys_pidfd_send_signal(launch->pidfd, SIGKILL);
 		close_fd(&launch->sync);
-		wait_for(launch->pid, &status);
+		wait_for(launch->pid, NULL);
 		launch->pid = 0;
 	}
 	uint32_t failed = launch->failure.op;

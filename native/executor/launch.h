@@ -103,8 +103,11 @@ int copy_all(int from, int to);
 int replace_file(const char *path, const char *fresh, mode_t mode, const void *data, size_t len);
 int write_path(int dirfd, const char *path, const char *data, size_t len);
 int send_console(struct launch *launch, int64_t slot, int fd);
-/* A socket connected by a path of any length, or -errno. */
+/* A socket connected or listening by a path of any length, or -errno. */
 int connect_unix(int type, const char *path);
+int listen_unix(int type, const char *path, int waiting);
+/* Becomes the program, with the caller's signal mask and the descriptors below `fds`. -errno. */
+int exec_program(struct launch *launch, const char *path, const struct list *args, const struct list *variables, int fds);
 
 /* paths.c. A path of at most PATH_MAX: 0 or -ENAMETOOLONG. */
 int format_path(char *path, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -79,18 +79,6 @@ static int old_mount(const char *type, const char *source, struct list options, 
 	return joined.failed ? -ENOMEM : or_errno(mount(source, path, type, ms_flags(attrs), joined.data));
 }
 
-static int give_to(int fd, const struct stat *st) {
-	TRY(or_errno(fchown(fd, st->st_uid, st->st_gid)));
-	return or_errno(fchmod(fd, st->st_mode & 07777));
-}
-
-static int copy_file(int from, int to, const char *name, const struct stat *st) {
-	cleanup_fd in = TRY(or_errno(openat(from, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC)));
-	cleanup_fd out = TRY(or_errno(openat(to, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)));
-	TRY(copy_all(in, out));
-	return give_to(out, st);
-}
-
 static int copy_link(int from, int to, const char *name, const struct stat *st) {
 	char link[PATH_MAX];
 	int n = TRY(or_errno(readlinkat(from, name, link, sizeof link - 1)));
@@ -101,12 +89,21 @@ static int copy_link(int from, int to, const char *name, const struct stat *st) 
 
 static int copy_tree(int from, int to);
 
-static int copy_folder(int from, int to, const char *name, const struct stat *st) {
-	cleanup_fd below = TRY(or_errno(openat(from, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)));
-	TRY(or_errno(mkdirat(to, name, 0700)));
-	cleanup_fd made = TRY(or_errno(openat(to, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)));
-	TRY(copy_tree(below, made));
-	return give_to(made, st);
+static int copy_entry(int from, int to, const char *name) {
+	struct stat st;
+	TRY(or_errno(fstatat(from, name, &st, AT_SYMLINK_NOFOLLOW)));
+	if (S_ISLNK(st.st_mode))
+		return copy_link(from, to, name, &st);
+	if (!S_ISDIR(st.st_mode) && !S_ISREG(st.st_mode))
+		return 0;
+	int how = S_ISDIR(st.st_mode) ? O_RDONLY | O_DIRECTORY : O_WRONLY | O_CREAT | O_EXCL;
+	if (S_ISDIR(st.st_mode))
+		TRY(or_errno(mkdirat(to, name, 0700)));
+	cleanup_fd in = TRY(or_errno(openat(from, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC)));
+	cleanup_fd out = TRY(or_errno(openat(to, name, how | O_NOFOLLOW | O_CLOEXEC, 0600)));
+	TRY(S_ISDIR(st.st_mode) ? copy_tree(in, out) : copy_all(in, out));
+	TRY(or_errno(fchown(out, st.st_uid, st.st_gid)));
+	return or_errno(fchmod(out, st.st_mode & 07777));
 }
 
 /* tmpcopyup: what the folder below held, with owners and modes, no extended attributes. No link is followed. */
@@ -115,17 +112,8 @@ static int copy_tree(int from, int to) {
 	cleanup_dir folder = fdopendir(again);
 	if (!folder)
 		return -errno;
-	for (struct dirent *entry; (entry = next_entry(folder));) {
-		const char *name = entry->d_name;
-		struct stat st;
-		TRY(or_errno(fstatat(from, name, &st, AT_SYMLINK_NOFOLLOW)));
-		if (S_ISREG(st.st_mode))
-			TRY(copy_file(from, to, name, &st));
-		else if (S_ISLNK(st.st_mode))
-			TRY(copy_link(from, to, name, &st));
-		else if (S_ISDIR(st.st_mode))
-			TRY(copy_folder(from, to, name, &st));
-	}
+	for (struct dirent *entry; (entry = next_entry(folder));)
+		TRY(copy_entry(from, to, entry->d_name));
 	return 0;
 }
 

@@ -80,12 +80,6 @@ uint64_t process_start_time(pid_t pid) {
 	return at ? strtoull(at + 1, NULL, 10) : 0;
 }
 
-/* Is the process still the one that was recorded? */
-static int process_is(pid_t pid, uint64_t start_time) {
-	uint64_t now = process_start_time(pid);
-	return now && (start_time == 0 || now == start_time);
-}
-
 /* The text with \001p replaced by the pid, \001s by the start time; \001 doubled is the byte itself. */
 static int render(const struct launch *launch, struct string template, struct buffer *out) {
 	for (const char *at = template.data; at < template.data + template.len; at++) {
@@ -201,36 +195,40 @@ static int unix_socket(int type, const char *path, int (*call)(int, const struct
 
 int connect_unix(int type, const char *path) { return unix_socket(type, path, connect); }
 
-OPERATION(connect, take_slot(launch, op->a[0].i, connect_unix(SOCK_STREAM, op->a[1].s.data)))
-
-int do_listen(struct launch *launch, const struct op *op) {
-	cleanup_fd fd = TRY(unix_socket(SOCK_SEQPACKET, op->a[1].s.data, bind));
-	TRY(or_errno(listen(fd, 1)));
-	return take_slot(launch, op->a[0].i, keep(&fd));
+int listen_unix(int type, const char *path, int waiting) {
+	cleanup_fd fd = TRY(unix_socket(type, path, bind));
+	TRY(or_errno(listen(fd, waiting)));
+	return keep(&fd);
 }
 
-/* By pidfd, after the start time was checked through it: a reused pid is never signalled. */
-int do_signal(struct launch *launch, const struct op *op) {
+OPERATION(connect, take_slot(launch, op->a[0].i, connect_unix(SOCK_STREAM, op->a[1].s.data)))
+
+OPERATION(listen, take_slot(launch, op->a[0].i, listen_unix(SOCK_SEQPACKET, op->a[1].s.data, 1)))
+
+/* A pidfd of the process that was recorded; its start time is checked through it: a reused pid is never signalled. */
+static int open_process(const struct op *op) {
 	pid_t pid = (pid_t)op->a[0].i;
-	cleanup_fd fd = sys_pidfd_open(pid, 0);
-	if (fd < 0 || !process_is(pid, (uint64_t)op->a[1].i))
-		return fail_with(launch, ESRCH, "process %d is gone", pid);
+	cleanup_fd fd = TRY(sys_pidfd_open(pid, 0));
+	uint64_t now = process_start_time(pid), then = (uint64_t)op->a[1].i;
+	return now && (!then || now == then) ? keep(&fd) : -ESRCH;
+}
+
+int do_signal(struct launch *launch, const struct op *op) {
+	cleanup_fd fd = open_process(op);
+	if (fd < 0)
+		return fail_with(launch, ESRCH, "process %lld is gone", (long long)op->a[0].i);
 	return sys_pidfd_send_signal(fd, (int)op->a[2].i);
 }
 
 int do_wait_gone(struct launch *launch, const struct op *op) {
-	pid_t pid = (pid_t)op->a[0].i;
-	int64_t deadline = now_ms() + op->a[2].i;
-	cleanup_fd fd = sys_pidfd_open(pid, 0);
-	if (fd < 0 || !process_is(pid, (uint64_t)op->a[1].i))
-		return 0;
-	int ready = poll_until(fd, deadline);
-	return ready ? ready : fail_with(launch, ETIMEDOUT, "process %d did not end", pid);
+	cleanup_fd fd = open_process(op);
+	int ready = fd < 0 ? 1 : poll_until(fd, now_ms() + op->a[2].i);
+	return ready ? ready : fail_with(launch, ETIMEDOUT, "process %lld did not end", (long long)op->a[0].i);
 }
 
 int do_pidns_init_alive(struct launch *launch, const struct op *op) {
-	int alive = process_is((pid_t)op->a[0].i, (uint64_t)op->a[1].i);
-	return alive ? 0 : fail_with(launch, ESRCH, "the container's init is gone");
+	cleanup_fd fd = open_process(op);
+	return fd < 0 ? fail_with(launch, ESRCH, "the container's init is gone") : 0;
 }
 
 OPERATION(hold, (launch->wants_hold = 1, 0))
@@ -238,16 +236,13 @@ OPERATION(hold, (launch->wants_hold = 1, 0))
 /* ---- hooks ---- */
 
 static void __attribute__((noreturn)) hook_child(struct launch *launch, const struct op *op, int in, int err) {
-	char **argv = list_vector(&op->a[1].l), **env = list_vector(&op->a[2].l);
 	int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
 	setpgid(0, 0);
 	prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
-	if (dup2(in, 0) < 0 || dup2(null < 0 ? err : null, 1) < 0 || dup2(err, 2) < 0 || !argv || !env)
+	if (dup2(in, 0) < 0 || dup2(null < 0 ? err : null, 1) < 0 || dup2(err, 2) < 0)
 		_exit(126);
-	sys_close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
-	sigprocmask(SIG_SETMASK, &launch->original_mask, NULL);
-	execve(op->a[0].s.data, argv, env);
-	dprintf(2, "%s", strerror(errno));
+	int result = exec_program(launch, op->a[0].s.data, &op->a[1].l, &op->a[2].l, 3);
+	dprintf(2, "%s", strerror(-result));
 	_exit(127);
 }
 

@@ -3,6 +3,8 @@
  * O_NONBLOCK is not touched: MSG_DONTWAIT does. */
 #include <arpa/inet.h>
 
+#include <sys/uio.h>
+
 #include "shim.h"
 
 #define KEYS_LIMIT 16
@@ -89,40 +91,36 @@ static void cut_off(struct client *c, const char *why) {
 	shutdown(c->source.fd, SHUT_RDWR);
 }
 
-static void spill(struct client *c, const char *data, size_t len) {
+/* Keeps what the client has no room for; the first bytes were sent. */
+static void spill(struct client *c, const struct iovec iov[2], size_t len, size_t sent) {
 	if (c->spill < 0)
 		c->spill = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	if (c->spill < 0)
 		c->spill = memfd_create("spill", MFD_CLOEXEC);
 	if (c->tail - c->head + (off_t)len > SPILL_LIMIT)
 		cut_off(c, "it reads too slowly");
-	else if (pwrite(c->spill, data, len, c->tail) != (ssize_t)len)
+	else if (pwritev(c->spill, iov, 2, c->tail) != (ssize_t)len)
 		cut_off(c, "no room for what it does not read");
-	else
+	else {
 		c->tail += (off_t)len;
+		c->head += (off_t)sent;
+	}
 }
 
 static void put(struct client *c, int stream, const char *data, size_t len) {
 	uint32_t head[2] = { htonl((uint32_t)stream << 24), htonl((uint32_t)len) };
-	size_t head_size = c->mux ? sizeof head : 0, sent = 0;
+	struct iovec iov[2] = { { head, c->mux ? sizeof head : 0 }, { (void *)data, len } };
+	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
+	size_t whole = iov[0].iov_len + len;
+	ssize_t sent = 0;
 	if (c->deaf)
 		return;
-	if (!backlog(c)) {
-		struct iovec iov[2] = { { head, head_size }, { (void *)data, len } };
-		struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
-		ssize_t n = sendmsg(c->source.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-		if (n < 0 && errno != EAGAIN && errno != ENOBUFS) {
-			turn_deaf(c);
-			return;
-		}
-		sent = n < 0 ? 0 : (size_t)n;
-	}
-	if (sent < head_size) {
-		spill(c, (char *)head + sent, head_size - sent);
-		sent = head_size;
-	}
-	if (sent < head_size + len && !c->deaf)
-		spill(c, data + (sent - head_size), len - (sent - head_size));
+	if (!backlog(c))
+		sent = sendmsg(c->source.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+	if (sent < 0 && errno != EAGAIN && errno != ENOBUFS)
+		turn_deaf(c);
+	else if (sent < (ssize_t)whole)
+		spill(c, iov, whole, sent > 0 ? (size_t)sent : 0);
 }
 
 static void send_spilled(struct client *c) {

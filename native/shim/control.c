@@ -1,6 +1,5 @@
 /* The daemon's connection. docs/shim-protocol.md lists the messages. A connection that sends half a frame, or reads
  * nothing, holds up nothing: all is non-blocking, and what waits to be sent is bounded. */
-#include <sys/un.h>
 
 #include "shim.h"
 
@@ -236,15 +235,12 @@ static void listener_ready(struct source *source) {
 static struct source listener = { .fd = -1, .ready = listener_ready };
 
 int listen_for_daemon(void) {
-	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = "shim.sock" };
 	mode_t before = umask(0177);
-	int result = 0;
-	listener.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (listener.fd < 0 || (unlink("shim.sock") && errno != ENOENT) ||
-	    bind(listener.fd, (struct sockaddr *)&address, sizeof address) || listen(listener.fd, 16))
-		result = -errno;
+	unlink("shim.sock"); /* one that stays is told by bind */
+	listener.fd = listen_unix(SOCK_STREAM | SOCK_NONBLOCK, "shim.sock", 16);
 	umask(before);
-	return result ? result : watch(&listener, EPOLLIN);
+	TRY(listener.fd);
+	return watch(&listener, EPOLLIN);
 }
 
 void stop_listening(void) {
