@@ -207,12 +207,7 @@ static int attach_made(struct launch *launch, int tree, const char *target, int 
 }
 
 OPERATION(bind_device, attach_made(launch, slot_fd(launch, op->a[0].i), op->a[1].s.data, 0, 0666))
-
-int do_mount_tree(struct launch *launch, const struct op *op) {
-	int tree = slot_fd(launch, op->a[0].i);
-	TRY(attach_made(launch, tree, op->a[1].s.data, op->a[2].i == 1, 0755));
-	return op->a[3].i ? set_attr(tree, 0, op->a[3].i, 0) : 0;
-}
+OPERATION(mount_tree, attach_made(launch, slot_fd(launch, op->a[0].i), op->a[1].s.data, op->a[2].i == 1, 0755))
 
 int do_mknod(struct launch *launch, const struct op *op) {
 	const char *name;

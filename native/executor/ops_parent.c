@@ -318,10 +318,7 @@ int do_cg_mkdir(struct launch *launch, const struct op *op) {
 	return take_slot(launch, op->a[0].i, or_errno(open(path, O_WRONLY | O_CLOEXEC)));
 }
 
-int do_cg_write(OPERATION_ARGS) {
-	int result = write_path(AT_FDCWD, op->a[0].s.data, op->a[1].s.data, op->a[1].s.len);
-	return result == -ENOENT && op->a[2].i ? 0 : result;
-}
+OPERATION(cg_write, write_path(AT_FDCWD, op->a[0].s.data, op->a[1].s.data, op->a[1].s.len))
 
 /* Sends SIGKILL to all in a folder; 1 when there was any, 0 when empty. cgroup.kill (v2, 5.14) takes one write. */
 static int kill_folder(const char *path) {

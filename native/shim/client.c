@@ -2,7 +2,6 @@
  * without a name, what the container does not read stops the reading of that client. Sockets belong to callers, so
  * O_NONBLOCK is not touched: MSG_DONTWAIT does. */
 #include <arpa/inet.h>
-
 #include <sys/uio.h>
 
 #include "shim.h"
@@ -97,11 +96,11 @@ static void spill(struct client *c, const struct iovec iov[2], size_t len, size_
 		c->spill = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	if (c->spill < 0)
 		c->spill = memfd_create("spill", MFD_CLOEXEC);
-	if (c->tail - c->head + (off_t)len > SPILL_LIMIT)
+	if (c->tail - c->head + (off_t)len > SPILL_LIMIT) {
 		cut_off(c, "it reads too slowly");
-	else if (pwritev(c->spill, iov, 2, c->tail) != (ssize_t)len)
+	} else if (pwritev(c->spill, iov, 2, c->tail) != (ssize_t)len) {
 		cut_off(c, "no room for what it does not read");
-	else {
+	} else {
 		c->tail += (off_t)len;
 		c->head += (off_t)sent;
 	}

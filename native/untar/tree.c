@@ -92,19 +92,16 @@ static void remove_all(int at, const char *name, const char *path) {
 	int fd = open_directory(at, name);
 	if (fd < 0 && keep && errno == ENOTDIR)
 		return;
-	DIR *list = fd < 0 ? NULL : fdopendir(fd);
+	cleanup_dir list = fd < 0 ? NULL : fdopendir(fd);
 	if (!list)
 		fail("remove");
-	for (struct dirent *child; (child = readdir(list));) {
+	for (struct dirent *child; (child = next_entry(list));) {
 		char *below = NULL;
-		if (strcmp(child->d_name, ".") == 0 || strcmp(child->d_name, "..") == 0)
-			continue;
 		if (path && asprintf(&below, "%s%s%s", path, *path ? "/" : "", child->d_name) < 0)
 			fail("malloc");
 		remove_all(fd, child->d_name, below);
 		free(below);
 	}
-	closedir(list);
 	if (!keep && unlinkat(at, name, AT_REMOVEDIR) < 0)
 		fail("remove");
 }
