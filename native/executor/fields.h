@@ -1,8 +1,7 @@
 /* Messages between dolium's own programs: a frame is a u32 length and a body; the body is fields, each a string key and
  * a list of strings (u32 length, bytes, NUL). The same in Python is src/dolium/runtime/wire.py.
  */
-#ifndef DOLIUM_FIELDS_H
-#define DOLIUM_FIELDS_H
+#pragma once
 
 #include "launch.h"
 
@@ -43,5 +42,3 @@ int fields_next(const char **at, const char *end, struct field *field);
 struct string fields_get(const struct buffer *b, const char *key);
 struct list fields_list(const struct buffer *b, const char *key);
 int64_t fields_number(const struct buffer *b, const char *key, int64_t otherwise);
-
-#endif

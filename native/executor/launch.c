@@ -11,15 +11,15 @@ enum message_type {
 	CHILD_READY = 3,    /* unshared; the parent may write maps and offsets */
 	CHILD_BARRIER = 4,  /* mounts are made; the parent may run its hooks */
 	CHILD_CREATED = 5,  /* all but the wait for start and exec */
-	CHILD_FAILED = 6,   /* operation, errno, text */
+	CHILD_FAILED = 6,   /* the failure */
 	CHILD_CONSOLE = 7,  /* the pty's master as SCM_RIGHTS */
 };
 
 struct message {
-	uint32_t type, op;
-	int32_t number, pid;
+	uint32_t type;
+	pid_t pid;
 	uint64_t start_time;
-	char text[512];
+	struct failure failure;
 };
 
 static op_function *const functions[256] = {
@@ -233,7 +233,7 @@ static int receive(struct launch *launch, int socket, struct message *m) {
 			memcpy(&passed, CMSG_DATA(c), sizeof(int));
 		if (n != sizeof *m || msg.msg_flags & MSG_TRUNC)
 			continue;
-		m->text[sizeof m->text - 1] = '\0';
+		m->failure.text[sizeof m->failure.text - 1] = '\0';
 		if (m->type != CHILD_CONSOLE)
 			return 1;
 		close_fd(&launch->console);
@@ -244,8 +244,7 @@ static int receive(struct launch *launch, int socket, struct message *m) {
 /* ---- the child ---- */
 
 static void __attribute__((noreturn)) child_fails(struct launch *launch) {
-	struct message m = { .type = CHILD_FAILED, .op = launch->failure.op, .number = launch->failure.number };
-	memcpy(m.text, launch->failure.text, sizeof m.text);
+	struct message m = { .type = CHILD_FAILED, .failure = launch->failure };
 	send_record(launch->sync, &m, sizeof m, -1);
 	_exit(1);
 }
@@ -325,15 +324,12 @@ int do_exec(struct launch *launch, const struct op *op) {
 int wait_for(pid_t pid, int *status) { return or_errno(RETRY(waitpid(pid, status, 0))); }
 
 static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner) {
-	struct clone_args args = { .flags = flags | CLONE_CLEAR_SIGHAND };
 	int pidfd = -1; /* not the launch's own: a clone that fails late has written a number here that is no fd */
-	if (from_joiner) {
-		args.flags |= CLONE_PARENT; /* exit_signal comes from the joiner */
-	} else {
-		args.flags |= CLONE_PIDFD;
-		args.pidfd = (uint64_t)(uintptr_t)&pidfd;
-		args.exit_signal = SIGCHLD;
-	}
+	struct clone_args args = {
+		.flags = flags | CLONE_CLEAR_SIGHAND | (from_joiner ? CLONE_PARENT : CLONE_PIDFD),
+		.pidfd = (uint64_t)(uintptr_t)&pidfd,
+		.exit_signal = from_joiner ? 0 : SIGCHLD, /* with CLONE_PARENT it is the joiner's */
+	};
 	pid_t pid = sys_clone3(&args);
 	if (pid > 0 && !from_joiner)
 		launch->pidfd = pidfd;
@@ -382,15 +378,15 @@ static void close_all_but_slots(const struct launch *launch) {
 
 /* What the child said of its failure becomes this launch's. */
 static int child_failed(struct launch *launch, uint32_t op, const struct message *m) {
-	set_failure(launch, op, m->number, "%s", m->text);
-	return m->number ? -m->number : -ECANCELED;
+	set_failure(launch, op, m->failure.number, "%s", m->failure.text);
+	return m->failure.number ? -m->failure.number : -ECANCELED;
 }
 
 /* The child's next message: 1, 0 when it ended instead, or -errno with the failure set. */
 static int hear(struct launch *launch, struct message *m) {
 	int got = receive(launch, launch->sync, m);
 	if (got == 1 && m->type == CHILD_FAILED)
-		return child_failed(launch, m->op, m);
+		return child_failed(launch, m->failure.op, m);
 	if (got < 0)
 		set_failure(launch, UINT32_MAX, ETIMEDOUT,
 			    "the new process was stopped, or is stuck, before it could run its program");

@@ -13,8 +13,7 @@
  *
  * The messages carry a type, the operation and an errno; the child's error reaches the user as the only message.
  */
-#ifndef DOLIUM_LAUNCH_H
-#define DOLIUM_LAUNCH_H
+#pragma once
 
 #include "plan.h"
 
@@ -51,7 +50,7 @@ struct launch {
 	struct failure failure;
 	const char *detail;      /* what an operation adds to its message; constant or in detail_text */
 	char detail_text[256];
-	char log_path[4096];
+	const char *log_path;    /* in the plan */
 	int log_json;
 	sigset_t original_mask;
 	char *home;              /* "HOME=..." to add, when the environment has none */
@@ -101,6 +100,8 @@ int write_all(int fd, const void *data, size_t len);
 int copy_all(int from, int to);
 /* A whole file by rename of `fresh`, which is in the same folder. */
 int replace_file(const char *path, const char *fresh, mode_t mode, const void *data, size_t len);
+/* The first bytes of a file, as a text; their number or -errno. */
+int read_text(const char *path, char *out, size_t size);
 int write_path(int dirfd, const char *path, const char *data, size_t len);
 int send_console(struct launch *launch, int64_t slot, int fd);
 /* A socket connected or listening by a path of any length, or -errno. */
@@ -115,5 +116,3 @@ int format_path(char *path, const char *format, ...) __attribute__((format(print
 int open_in_root(const struct launch *launch, const char *path, uint64_t flags);
 int make_in_root(const struct launch *launch, const char *path, int directory, mode_t mode);
 int parent_in_root(const struct launch *launch, const char *path, const char **last);
-
-#endif

@@ -58,8 +58,7 @@ int write_path(int dirfd, const char *path, const char *data, size_t len) {
 	return 0;
 }
 
-/* The first bytes of a file, as a text; their number or -errno. */
-static int read_text(const char *path, char *out, size_t size) {
+int read_text(const char *path, char *out, size_t size) {
 	cleanup_fd fd = TRY(or_errno(open(path, O_RDONLY | O_CLOEXEC)));
 	int n = TRY(or_errno(read(fd, out, size - 1)));
 	out[n] = '\0';
@@ -100,7 +99,7 @@ OPERATION(print, write_all((int)op->a[0].i, op->a[1].s.data, op->a[1].s.len))
 OPERATION(exit_code, (launch->held_exit = (int)op->a[0].i, 0))
 
 int do_log_file(struct launch *launch, const struct op *op) {
-	snprintf(launch->log_path, sizeof launch->log_path, "%s", op->a[0].s.data);
+	launch->log_path = op->a[0].s.data;
 	launch->log_json = (int)op->a[1].i;
 	return 0;
 }

@@ -22,14 +22,9 @@ int open_in_root(const struct launch *launch, const char *path, uint64_t flags) 
 
 /* Makes the name in `dir` where it is missing. An O_PATH fd of what is there then, a link as itself; or -errno. */
 static int make_one(int dir, const char *name, int directory, mode_t mode) {
-	if (directory) {
-		if (mkdirat(dir, name, mode) && errno != EEXIST)
-			return -errno;
-	} else {
-		cleanup_fd fd = openat(dir, name, O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_WRONLY, mode);
-		if (fd < 0 && errno != EEXIST)
-			return -errno;
-	}
+	int made = directory ? mkdirat(dir, name, mode) : mknodat(dir, name, S_IFREG | mode, 0);
+	if (made && errno != EEXIST)
+		return -errno;
 	return or_errno(openat(dir, name, O_PATH | O_NOFOLLOW | O_CLOEXEC));
 }
 

@@ -1,6 +1,5 @@
 /* Decoding a launch plan. The buffer is trusted to come from the compiler but is checked as if it did not. */
-#ifndef DOLIUM_PLAN_H
-#define DOLIUM_PLAN_H
+#pragma once
 
 #include "sys.h"
 
@@ -73,5 +72,3 @@ int take_list(struct reader *r, struct list *l);
 int list_take(struct list *rest, struct string *s);
 /* A NULL-terminated vector of the strings, with room for one more; the caller frees the vector only. NULL when memory ran out. */
 char **list_vector(const struct list *list);
-
-#endif

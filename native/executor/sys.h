@@ -1,7 +1,6 @@
 /* The headers that most files need. Thin system calls that libc does not wrap, named as the calls, and the one idiom for
  * errors: an fd, a count or 0, or -errno. (errno itself is left set too.) */
-#ifndef DOLIUM_SYS_H
-#define DOLIUM_SYS_H
+#pragma once
 
 #include <dirent.h>
 #include <errno.h>
@@ -128,5 +127,3 @@ static inline struct dirent *next_entry(DIR *folder) {
 	while (entry && (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")));
 	return entry;
 }
-
-#endif

@@ -25,15 +25,13 @@ static int open_file(struct log *log) {
 }
 
 struct log *log_open(const char *path, uint64_t max_size, unsigned max_files) {
-	struct log *log = calloc(1, sizeof *log);
-	if (!log)
-		return NULL;
-	log->max_size = max_size;
-	log->max_files = max_files;
-	log->path = strdup(path);
-	if (log->path && !open_file(log))
+	struct log *log = malloc(sizeof *log);
+	char *copy = strdup(path);
+	if (log)
+		*log = (struct log){ .path = copy, .max_size = max_size, .max_files = max_files };
+	if (log && copy && !open_file(log))
 		return log;
-	free(log->path);
+	free(copy);
 	free(log);
 	return NULL;
 }

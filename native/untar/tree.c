@@ -149,34 +149,25 @@ static bool is_free(int at, const char *name) {
 	return fstatat(at, name, &stat, AT_SYMLINK_NOFOLLOW) < 0 ? errno == ENOENT : is_whiteout(&stat);
 }
 
-/* Open a directory of the layer, making what is missing on the way (but not for a hard link): an O_PATH descriptor. */
-static int open_parent(char *path, bool link) {
-	int fd = open_beneath(path, O_PATH | O_DIRECTORY);
+/* Open a directory of the layer, making what is missing on the way: an O_PATH descriptor. */
+static int open_parent(char *path) {
+	int fd = open_beneath(path, O_PATH | O_DIRECTORY), number = errno;
 	if (fd >= 0)
 		return fd;
-	if (link || (errno != ENOENT && errno != ENOTDIR))
-		walk_failed(link, errno);
-	int above = open_beneath("", O_PATH | O_DIRECTORY);
-	must(above, "open parent");
-	for (char *name = path, *end; name; name = end ? end + 1 : NULL) {
-		end = strchr(name, '/');
-		if (end)
-			*end = '\0';
-		fd = open_beneath(path, O_PATH | O_DIRECTORY);
-		int number = errno;
-		if (fd < 0 && is_free(above, name)) {
-			make_directory(above, name);
-			fd = openat(above, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-			number = errno;
-		}
-		if (end)
-			*end = '/';
-		if (fd < 0)
-			walk_failed(false, number);
-		close(above);
-		above = fd;
-	}
-	return above;
+	if (*path == '\0' || (number != ENOENT && number != ENOTDIR))
+		walk_failed(false, number);
+	char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+	if (slash)
+		*slash = '\0';
+	cleanup_fd above = open_parent(slash ? path : (char[]){ "" });
+	if (slash)
+		*slash = '/';
+	if (!is_free(above, name))
+		walk_failed(false, number);
+	make_directory(above, name);
+	fd = openat(above, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	must(fd, "open parent");
+	return fd;
 }
 
 /* Goes to the parent of a clean path, which is often the last one; gives the last component. */
@@ -187,7 +178,7 @@ static const char *enter(const char *path) {
 		close_fd(&parent);
 		free(parent_path);
 		parent_path = checked(strndup(path, length));
-		parent = open_parent(parent_path, false);
+		parent = open_parent(parent_path);
 	}
 	return slash ? slash + 1 : path;
 }
@@ -254,7 +245,9 @@ static void extract_other(const char *path, const char *name) {
 		target = slash ? slash + 1 : entry.link;
 		if (slash)
 			*slash = '\0';
-		directory = open_parent(slash ? entry.link : (char[]){ "" }, true);
+		directory = open_beneath(slash ? entry.link : "", O_PATH | O_DIRECTORY);
+		if (directory < 0)
+			walk_failed(true, errno);
 	}
 	int fd = make(name, directory, target);
 	if (fd < 0 && errno == EEXIST) { /* the later entry wins, as with every tar */
