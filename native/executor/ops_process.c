@@ -59,9 +59,7 @@ int do_stdio(struct launch *launch, const struct op *op) {
 static int give_stdio(uid_t uid) {
 	for (int fd = 0; fd < 3; fd++) {
 		struct stat st;
-		if (fstat(fd, &st) || st.st_uid == uid)
-			continue;
-		if (!S_ISFIFO(st.st_mode) && !(S_ISCHR(st.st_mode) && isatty(fd)))
+		if (fstat(fd, &st) || st.st_uid == uid || !(S_ISFIFO(st.st_mode) || isatty(fd)))
 			continue;
 		if (fchown(fd, uid, (gid_t)-1) && errno != EINVAL && errno != EPERM && errno != EROFS)
 			return -errno;
@@ -193,9 +191,8 @@ int do_find_executable(struct launch *launch, const struct op *op) {
 		int result = executable(name);
 		if (result == -ENOENT || result == -ENOTDIR)
 			return fail_with(launch, ENOENT, "exec: \"%s\": stat %s: no such file or directory", name, name);
-		if (result == -EISDIR)
-			return fail_with(launch, EISDIR, "exec: \"%s\": is a directory: permission denied", name);
-		TRY_SAYING(result, "exec: \"%s\": permission denied", name);
+		const char *more = result == -EISDIR ? "is a directory: " : "";
+		TRY_SAYING(result, "exec: \"%s\": %spermission denied", name, more);
 		return 0;
 	}
 	int denied = 0;

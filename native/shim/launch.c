@@ -139,11 +139,18 @@ static void adopt(struct request *r, struct process *p, struct launch *launch) {
 	clients_go_on(p);
 }
 
-static int run(struct request *r, struct process *p, const struct plan *plan) {
+static int run(struct request *r, struct process *p) {
+	struct string bytes = fields_get(&r->frame, "plan");
 	int wants_stdin = (int)flag(r, "stdin");
-	TRY(check_plan(r, plan, p->tty));
+	__attribute__((cleanup(plan_free))) struct plan plan;
+	const char *why;
+	p->tty = (int)flag(r, "tty");
+	p->stdin_end = (enum stdin_end)fields_number(&r->frame, "stdin_once", STDIN_STAYS);
+	REFUSE_IF(plan_decode(bytes.data, bytes.len, &plan, &why), r, -EINVAL, "the plan: %s", why);
+	REFUSE_IF(p->stdin_end > STDIN_LAST_EOF, r, -EINVAL, "stdin_once is 0, 1 or 2");
+	TRY(check_plan(r, &plan, p->tty));
 	__attribute__((cleanup(launch_end))) struct launch launch;
-	if (launch_init(&launch, plan))
+	if (launch_init(&launch, &plan))
 		return plan_failed(r, &launch);
 	TRY(prepare(r, p, &launch, wants_stdin));
 	sigemptyset(&launch.original_mask); /* the shim blocks all signals; a program starts with none blocked */
@@ -167,22 +174,10 @@ static int run(struct request *r, struct process *p, const struct plan *plan) {
 }
 
 int request_launch(struct request *r) {
-	struct string bytes = fields_get(&r->frame, "plan");
-	struct plan plan = { 0 };
 	struct process *p;
-	const char *why;
-	int result;
 	TRY(find_process(r, 1, &p));
 	REFUSE_IF(p->state != PROCESS_NEW, r, -EEXIST, "process %s was launched already", p->id);
-	p->tty = (int)flag(r, "tty");
-	p->stdin_end = (enum stdin_end)fields_number(&r->frame, "stdin_once", STDIN_STAYS);
-	if (p->stdin_end > STDIN_LAST_EOF)
-		result = refuse(r, -EINVAL, "stdin_once is 0, 1 or 2");
-	else if (plan_decode(bytes.data, bytes.len, &plan, &why))
-		result = refuse(r, -EINVAL, "the plan: %s", why);
-	else
-		result = run(r, p, &plan);
-	plan_free(&plan);
+	int result = run(r, p);
 	if (result)
 		forget_process(p);
 	return result;
