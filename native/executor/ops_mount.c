@@ -249,7 +249,6 @@ static int is_absent(int at) { return at == -ENOENT || at == -ENOTDIR || at == -
  * were opened once; no name inside the container is trusted to be what it was. */
 int do_mask(struct launch *launch, const struct op *op) {
 	struct list paths = op->a[0].l;
-	static const struct list none;
 	int null_tree = slot_fd(launch, op->a[1].i), null_used = 0;
 	cleanup_fd empty = -1;
 	for (struct string path; list_take(&paths, &path);) {
@@ -265,7 +264,7 @@ int do_mask(struct launch *launch, const struct op *op) {
 		else if (empty >= 0)
 			result = attach_copy(empty, at);
 		else
-			result = mount_on(launch, "tmpfs", "tmpfs", none, MOUNT_ATTR_RDONLY, at, &empty);
+			result = mount_on(launch, "tmpfs", "tmpfs", (struct list){ 0 }, MOUNT_ATTR_RDONLY, at, &empty);
 		TRY_SAYING(result, "%s", path.data);
 	}
 	return 0;

@@ -14,15 +14,11 @@
 
 static int64_t now_ms(void) { return clock_ns(CLOCK_MONOTONIC) / 1000000; }
 
-static int left_ms(int64_t deadline) {
-	int64_t left = deadline - now_ms();
-	return left > 0 ? (int)left : 0;
-}
-
 /* 1 when the fd is ready, 0 when the time is over, or -errno. */
 static int poll_until(int fd, int64_t deadline) {
 	struct pollfd p = { .fd = fd, .events = POLLIN };
-	return or_errno(RETRY(poll(&p, 1, left_ms(deadline))));
+	int64_t left = deadline - now_ms();
+	return or_errno(RETRY(poll(&p, 1, left > 0 ? (int)left : 0)));
 }
 
 /* The kernel gives no event for these ends (v1 freezer, an emptied cgroup): look again after a growing pause. */

@@ -115,14 +115,6 @@ static int answer(int fd, int result) {
 	return send_frame(fd, &b);
 }
 
-/* What the daemon said of the shim, and who the shim is. */
-static int write_state(const struct buffer *request) {
-	cleanup_buffer b = { 0 };
-	put_bytes(&b, request->data, request->used);
-	put_self(&b);
-	return write_record("shim.state", &b);
-}
-
 static int set_up(const struct buffer *request) {
 	sigset_t all;
 	signal(SIGCHLD, SIG_DFL);
@@ -149,7 +141,10 @@ static int set_up(const struct buffer *request) {
 	step = "listen on shim.sock";
 	TRY(listen_for_daemon());
 	step = "write shim.state";
-	return write_state(request);
+	cleanup_buffer state = { 0 }; /* what the daemon said of the shim, and who the shim is */
+	put_bytes(&state, request->data, request->used);
+	put_self(&state);
+	return write_record("shim.state", &state);
 }
 
 static void __attribute__((noreturn)) shim_main(struct buffer *request, int report) {
