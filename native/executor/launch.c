@@ -364,15 +364,15 @@ static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_
 
 /* A shim has clients and other processes' pipes open: none may be in a process that a container can look into. */
 static void close_all_but_slots(const struct launch *launch) {
-	for (int at = 3, next = 0; next < INT_MAX; at = next + 1) {
+	for (unsigned at = 3, next = 0; next < INT_MAX; at = next + 1) {
 		next = INT_MAX;
 		for (int i = 0; i < PLAN_SLOTS + 2; i++) {
 			int fd = i < PLAN_SLOTS ? launch->slot[i] : i == PLAN_SLOTS ? launch->sync : launch->proc;
-			if (fd >= at && fd < next)
-				next = fd;
+			if (fd >= (int)at && fd < (int)next)
+				next = (unsigned)fd;
 		}
 		if (next > at)
-			sys_close_range((unsigned)at, (unsigned)next - 1, 0);
+			sys_close_range(at, next - 1, 0);
 	}
 }
 
