@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import time
@@ -118,8 +119,7 @@ class Containers:
         try:
             for mount in container.mounts:
                 if mount.kind == "bind":
-                    if not os.path.exists(mount.source):
-                        os.makedirs(mount.source, mode=0o755, exist_ok=True)  # what -v does
+                    _make_source(mount.source)
                 elif mount.kind == "volume":
                     mount.name = engine.volumes.ensure(mount.name).name
                     mount.source = engine.volumes.path(mount.name)
@@ -315,6 +315,8 @@ class Containers:
             except DoliumError as failure:
                 cleanup_step(f"release the network of {container.name}", failure)
         text = f"failed to create task for container: {error}"
+        if re.search(r"\bbind \S+ on \S+: (EINVAL|ENOTDIR|EISDIR)", text):
+            text += ": Are you trying to mount a directory onto a file (or vice-versa)? Check the source and the target"
         container.starting = False
         container.network = {}
         container.error = text
@@ -613,9 +615,19 @@ class Containers:
                 attachment.close()
 
 
+def _make_source(path: str) -> None:
+    """What -v does for a host folder that is not there yet. Raises InvalidArgument."""
+    if os.path.exists(path):
+        return
+    try:
+        os.makedirs(path, mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgument(f"error while creating mount source path '{path}': {error.strerror}") from error
+
+
 def launch_exit_code(text: str) -> int:
     """Docker's code for a container that could not be started: 127 not found, 126 not executable, else 128."""
-    if "executable file not found" in text or "no such file or directory" in text:
+    if "executable file not found" in text or "no such file or directory" in text or "onto a file (or" in text:
         return 127
     if "permission denied" in text or "is a directory" in text:
         return 126
