@@ -31,10 +31,11 @@ def _numbers(text: str) -> set[int]:
     """The numbers of 0-2,5. Raises ValueError."""
     found: set[int] = set()
     for part in filter(None, text.strip().split(",")):
-        first, _, last = part.partition("-")
-        if not 0 <= int(first) <= int(last or first) < 8192:
+        first, dash, last = part.partition("-")
+        low, high = int(first), int(last if dash else first)
+        if not 0 <= low <= high < 8192:
             raise ValueError(text)
-        found.update(range(int(first), int(last or first) + 1))
+        found.update(range(low, high + 1))
     return found
 
 
