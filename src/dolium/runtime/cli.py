@@ -50,6 +50,12 @@ COMMANDS: dict[str, tuple[dict[str, bool], dict[str, str], str, str]] = {
     "pause": ({}, {}, "ID", "freeze all processes of a container"),
     "resume": ({}, {}, "ID", "thaw a paused container"),
     "ps": ({"format": True}, {"f": "format"}, "ID", "list the processes of a container"),
+    "update": ({"resources": True, **dict.fromkeys((
+        "blkio-weight", "cpu-period", "cpu-quota", "cpu-burst", "cpu-share", "cpu-rt-period", "cpu-rt-runtime",
+        "cpuset-cpus", "cpuset-mems", "cpu-idle", "memory", "memory-reservation", "memory-swap", "pids-limit", "kernel-memory",
+        "kernel-memory-tcp", "l3-cache-schema", "mem-bw-schema"), True)}, {"r": "resources"}, "ID",
+        "change the limits of a running container"),
+    "events": ({"interval": True, "stats": False}, {}, "ID", "print what a container uses and its OOM kills until it ends"),
     "features": ({}, {}, "", "print what this runtime can do, as JSON"),
 }
 REPEATED = {"env", "cap", "additional-gids", "cgroup"}
@@ -217,6 +223,19 @@ def _user(text: str) -> dict[str, int]:
     return {"uid": _number(uid, "user"), **({"gid": _number(gid, "group")} if colon else {})}
 
 
+def _update(words: Words, context: Context, facts: Facts, identity: str) -> Plan:
+    from dolium.runtime import resources
+
+    options = words.options
+    for flag in ("l3-cache-schema", "mem-bw-schema"):
+        if options.get(flag):
+            raise InvalidArgument(f"--{flag}: Intel RDT is not supported in this version")
+    path = options.get("resources") or ""
+    if path and path != "-":
+        path = lifecycle.absolute(context.cwd, path)
+    return resources.update(context, facts, identity, resources.wished(options, facts, path))
+
+
 def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
     command, options = words.command, words.options
     if options.get("help"):
@@ -255,6 +274,13 @@ def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
         return lifecycle.processes(context, facts, identity, as_json=options.get("format") == "json")
     if command in ("pause", "resume"):
         return lifecycle.pause(context, facts, identity, resume=command == "resume")
+    if command == "update":
+        return _update(words, context, facts, identity)
+    if command == "events":
+        from dolium.runtime import resources
+
+        return resources.events(context, facts, identity, interval=resources.milliseconds(options.get("interval") or "5s"),
+                                once=bool(options.get("stats")), cursor=context.cursor)
     simple: dict[str, Callable[[Context, Facts, str], Plan]] = {"start": lifecycle.start, "state": lifecycle.query}
     return simple[command](context, facts, identity)
 
@@ -287,6 +313,7 @@ def compile_request(request: dict[str, list[bytes]], facts: Facts) -> tuple[Plan
             DEFAULT_ROOT if uid == 0 else f"{env.get('XDG_RUNTIME_DIR') or f'/run/user/{uid}'}/dolium-runtime")
         context = Context(cwd, env, lifecycle.absolute(cwd, root).rstrip("/"), uid, int(request["gid"][0]),
                           int(request["now"][0]), request["machine"][0].decode())
+        context.cursor = request["again"][0] if "again" in request else b""
         plan = _run_command(words, context, facts)
         if log:
             plan.ops.insert(0, P.Op(P.PARENT_BEFORE_CLONE, "log_file", "log file", (log, int(log_format == "json"))))

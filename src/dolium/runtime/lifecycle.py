@@ -29,7 +29,7 @@ KILL_WAIT_MS = 10_000
 class Context:
     """The caller's context, as the front sent it. ``now``: seconds since 1970."""
 
-    __slots__ = ("cwd", "env", "gid", "machine", "now", "root", "uid")
+    __slots__ = ("cursor", "cwd", "env", "gid", "machine", "now", "root", "uid")
 
     def __init__(self, cwd: str, env: dict[str, str], root: str, uid: int, gid: int, now: int, machine: str) -> None:
         self.cwd = cwd
@@ -39,6 +39,7 @@ class Context:
         self.gid = gid
         self.now = now
         self.machine = machine
+        self.cursor = b""  # what this command's plan before handed on, by `again`
 
 
 def absolute(cwd: str, path: str) -> str:
