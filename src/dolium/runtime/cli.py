@@ -52,8 +52,8 @@ COMMANDS: dict[str, tuple[dict[str, bool], dict[str, str], str, str]] = {
     "ps": ({"format": True}, {"f": "format"}, "ID", "list the processes of a container"),
     "update": ({"resources": True, **dict.fromkeys((
         "blkio-weight", "cpu-period", "cpu-quota", "cpu-burst", "cpu-share", "cpu-rt-period", "cpu-rt-runtime",
-        "cpuset-cpus", "cpuset-mems", "cpu-idle", "memory", "memory-reservation", "memory-swap", "pids-limit", "kernel-memory",
-        "kernel-memory-tcp", "l3-cache-schema", "mem-bw-schema"), True)}, {"r": "resources"}, "ID",
+        "cpuset-cpus", "cpuset-mems", "cpu-idle", "memory", "memory-reservation", "memory-swap", "pids-limit",
+        "kernel-memory", "kernel-memory-tcp", "l3-cache-schema", "mem-bw-schema"), True)}, {"r": "resources"}, "ID",
         "change the limits of a running container"),
     "events": ({"interval": True, "stats": False}, {}, "ID", "print what a container uses and its OOM kills until it ends"),
     "features": ({}, {}, "", "print what this runtime can do, as JSON"),
