@@ -100,6 +100,7 @@ int wait_for(pid_t pid, int *status); /* the pid or -errno */
 uint64_t process_start_time(pid_t pid);
 int write_all(int fd, const void *data, size_t len);
 int copy_all(int from, int to);
+int read_text(const char *path, char *out, size_t size);
 int write_path(int dirfd, const char *path, const char *data, size_t len);
 int send_console(int socket, int fd);
 int send_console_message(struct launch *launch, int fd);

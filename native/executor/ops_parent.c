@@ -69,7 +69,7 @@ int write_path(int dirfd, const char *path, const char *data, size_t len) {
 }
 
 /* The first bytes of a file, as a text; their number or -errno. */
-static int read_text(const char *path, char *out, size_t size) {
+int read_text(const char *path, char *out, size_t size) {
 	cleanup_fd fd = TRY(or_errno(open(path, O_RDONLY | O_CLOEXEC)));
 	int n = TRY(or_errno(read(fd, out, size - 1)));
 	out[n] = '\0';
