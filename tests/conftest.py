@@ -112,7 +112,8 @@ def _run_folders() -> set[str]:
     found: set[str] = set()
     with os.scandir("/run") as entries:
         for entry in entries:
-            if entry.name.startswith("dolium") and entry.is_dir(follow_symlinks=False):
+            # an engine calls the runtime without this session's environment: that may start a warm compiler, which stays a while
+            if entry.name.startswith("dolium") and entry.name != "dolium-warm" and entry.is_dir(follow_symlinks=False):
                 with contextlib.suppress(OSError):
                     found.update(f"{entry.path}/{name}" for name in os.listdir(entry.path) if name != ".cache")
     return found

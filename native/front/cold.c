@@ -34,7 +34,7 @@ static int python_at(char python[PATH_MAX], const char *prefix, int length, cons
 
 /* A Python beside a program. */
 static int python_beside(char python[PATH_MAX], const char *program) {
-	const char *slash = program ? strrchr(program, '/') : NULL;
+	const char *slash = program && *program == '/' ? strrchr(program, '/') : NULL;
 	return slash && python_at(python, program, (int)(slash - program), "");
 }
 

@@ -1,6 +1,7 @@
 /* dolium-front, installed as dolium-runtime and as dolium: sends what it was asked to the compiler, runs the plan that
  * comes back in the caller's own process tree, and exits. It decides nothing. */
 #include <limits.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -11,6 +12,7 @@
 #include "wire.h"
 
 #define SELF_VARIABLE "_DOLIUM_FRONT"
+#define AGAIN -1
 
 extern char **environ;
 
@@ -189,7 +191,9 @@ static int run_launch(struct launch *launch) {
 	return launch->wants_hold ? hold(launch) : launch->held_exit;
 }
 
-static int run_plan(const struct buffer *answer, int inherited) {
+/* The exit status; or AGAIN, with the request made ready. */
+static int run_plan(struct question *q, int inherited) {
+	const struct buffer *answer = &q->answer;
 	struct launch launch;
 	struct plan plan;
 	const char *why;
@@ -204,6 +208,14 @@ static int run_plan(const struct buffer *answer, int inherited) {
 	if (status < 0) {
 		report(launch.log_path, launch.log_json, "%s", launch.failure.text);
 		status = launch.held_exit > 0 ? launch.held_exit : 1;
+	}
+	const struct op *again = find_op(&plan, OP_again);
+	if (again && !status) {
+		sigprocmask(SIG_SETMASK, &launch.original_mask, NULL);
+		poll(NULL, 0, (int)again->a[0].i);
+		put_text(&q->request, "again", again->a[1].s.data);
+		buffer_free(&q->known);
+		status = AGAIN;
 	}
 	launch_end(&launch);
 	plan_free(&plan);
@@ -241,12 +253,18 @@ int main(int argc, char **argv) {
 		report(NULL, 0, "PR_SET_DUMPABLE: %s", strerror(errno));
 		return 1;
 	}
-	signal(SIGPIPE, SIG_IGN);
 	struct question q = { 0 };
 	put_text(&q.request, "program", program);
 	put_context(&q.request, argv, environ);
-	if (for_people ? ask_for_people(self, argv, &q) : ask_warm(self, &q) && ask_cold(self, "runtime.cold", &q))
-		return for_people ? 125 : 1;
-	signal(SIGPIPE, SIG_DFL);
-	return q.answer.data[0] == 'P' ? run_plan(&q.answer, inherited) : show_error(&q.answer);
+	for (;;) {
+		signal(SIGPIPE, SIG_IGN);
+		if (for_people ? ask_for_people(self, argv, &q) : ask_warm(self, &q) && ask_cold(self, "runtime.cold", &q))
+			return for_people ? 125 : 1;
+		signal(SIGPIPE, SIG_DFL);
+		if (q.answer.data[0] != 'P')
+			return show_error(&q.answer);
+		int status = run_plan(&q, inherited);
+		if (status != AGAIN)
+			return status;
+	}
 }

@@ -65,15 +65,28 @@ int connect_warm(const char *place) {
 	return keep(&fd);
 }
 
+/* An orphan's parent that minds none: the system's init, or a user's. A container engine's sub-reaper (conmon, a shim) waits
+ * for its last child, and would live as long as a compiler. */
+static int is_init(pid_t pid) {
+	char path[64], name[32] = "";
+	snprintf(path, sizeof path, "/proc/%d/comm", pid);
+	return pid == 1 || (read_text(path, name, sizeof name) > 0 && !strcmp(name, "systemd\n"));
+}
+
 void start_warm(const char *self, const char *place) {
 	int status;
-	pid_t pid = fork();
+	pid_t pid = fork(), middle;
 	if (pid > 0)
 		wait_for(pid, &status);
 	if (pid != 0)
 		return;
 	/* not this process's child, nor of its session: it has nothing to do with the caller */
+	middle = getpid();
 	if (setsid() < 0 || fork() != 0 || chdir("/"))
+		_exit(0);
+	while (getppid() == middle)
+		sched_yield();
+	if (!is_init(getppid()))
 		_exit(0);
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	for (int fd = 0; fd < 3; fd++)

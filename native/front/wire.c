@@ -107,13 +107,15 @@ static int list_fact(struct buffer *out, const char *path) {
 	return count;
 }
 
+static int stdin_fact(struct buffer *out, __attribute__((unused)) const char *rest) { return read_whole(out, 0); }
+
 static int find_fact(struct buffer *out, const char *query) {
 	static const struct {
 		const char *kind;
 		int (*find)(struct buffer *out, const char *rest);
 	} kinds[] = {
 		{ "read:", read_fact }, { "link:", link_fact }, { "real:", real_fact }, { "stat:", stat_fact },
-		{ "list:", list_fact }, { "http:", http_fact }, { "session:", session_fact },
+		{ "list:", list_fact }, { "stdin:", stdin_fact }, { "http:", http_fact }, { "session:", session_fact },
 	};
 	for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
 		if (!strncmp(query, kinds[i].kind, strlen(kinds[i].kind)))

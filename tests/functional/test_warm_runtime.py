@@ -193,6 +193,21 @@ def test_init_becomes_the_sub_reapers_child(installation: Installation, runtime:
         libc.prctl(36, 0, 0, 0, 0)
 
 
+def test_no_compiler_is_left_to_a_sub_reaper(installation: Installation, runtime: Runtime) -> None:
+    """conmon and containerd's shim wait for their last child."""
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER: orphans come here
+    try:
+        for _ in range(3):
+            assert installation.run(runtime, "list").returncode == 0
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, 0)[0]:
+                    continue
+        assert installation.workers() == []
+    finally:
+        libc.prctl(36, 0, 0, 0, 0)
+
+
 def test_the_compiler_stands_apart(installation: Installation, runtime: Runtime) -> None:
     pid = installation.heat(runtime)
     stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

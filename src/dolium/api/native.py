@@ -102,9 +102,9 @@ async def execute(request: web.Request) -> web.StreamResponse:
 
 @routes.post("/dolium/stop")
 async def stop_daemon(request: web.Request) -> web.Response:
-    """End the daemon; containers live on."""
+    """End the daemon; containers live on. The answer says whose end to wait for."""
     request.app[STOP].set()
-    return web.Response(status=204)
+    return web.json_response({"pid": os.getpid()})
 
 
 STOP = web.AppKey("stop", asyncio.Event)

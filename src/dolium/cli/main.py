@@ -106,7 +106,7 @@ def run(context: Context, client: Client) -> int:
         return 141  # whoever read the output has gone, as a shell reports SIGPIPE
     except KeyboardInterrupt:
         return 130
-    return 125 if name in ("run", "create", "exec") else 1
+    return 125 if name == "run" else 1
 
 
 def entry() -> int:

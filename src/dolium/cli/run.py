@@ -195,4 +195,7 @@ def execute(client: Client, context: Context, words: list[str]) -> int:
     if outcome.failure is not None:
         context.complain(outcome.failure["message"])
         return int(outcome.failure["code"])
-    return outcome.exit_code or 0
+    if outcome.exit_code is None:
+        context.complain("the process goes on without this terminal, or the connection was lost")
+        return 1
+    return outcome.exit_code

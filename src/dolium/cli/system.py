@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -176,14 +177,18 @@ def daemon(client: Client, context: Context, words: list[str]) -> int:
 def _stop(client: Client, context: Context) -> int:
     try:
         running = client.call("GET", "/info")["ContainersRunning"]
-        client.call("POST", "/dolium/stop")
+        pid = client.call("POST", "/dolium/stop")["pid"]
     except NoDaemon:
         context.say(f"no daemon runs at {context.socket}")
         return 0
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if not os.path.exists(context.socket):
-            context.say("the daemon has ended" + (f"; {running} containers go on without it" if running else ""))
-            return 0
-        time.sleep(0.01)
-    raise ApiError(0, "the daemon does not end; its log says why")
+    try:
+        daemon = os.pidfd_open(pid)
+    except ProcessLookupError:
+        ended = True
+    else:
+        ended = bool(select.select([daemon], [], [], START_SECONDS)[0])
+        os.close(daemon)
+    if not ended:
+        raise ApiError(0, f"the daemon (process {pid}) does not end; its log says why")
+    context.say("the daemon has ended" + (f"; {running} containers go on without it" if running else ""))
+    return 0
