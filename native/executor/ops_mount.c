@@ -178,6 +178,35 @@ int do_mount_attr(struct launch *launch, const struct op *op) {
 	return sys_mount_setattr(slot_fd(launch, op->a[0].i), "", AT_EMPTY_PATH | (op->a[4].i ? AT_RECURSIVE : 0), &attr);
 }
 
+static int write_maps(const struct op *op, pid_t pid) {
+	static const char *const files[] = { "", "uid_map", "gid_map" };
+	for (int i = 1; i < 3; i++) {
+		char path[64];
+		snprintf(path, sizeof path, "/proc/%d/%s", pid, files[i]);
+		TRY(write_path(AT_FDCWD, path, op->a[i].s.data, op->a[i].s.len));
+	}
+	return 0;
+}
+
+/* The namespace outlives its only member by the fd. */
+int do_user_namespace(struct launch *launch, const struct op *op) {
+	char path[64];
+	int status;
+	pid_t pid = TRY(sys_clone3(&(struct clone_args){ .flags = CLONE_NEWUSER, .exit_signal = SIGCHLD }));
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			pause();
+	}
+	snprintf(path, sizeof path, "/proc/%d/ns/user", pid);
+	int result = write_maps(op, pid);
+	if (!result)
+		result = take_slot(launch, op->a[0].i, or_errno(open(path, O_RDONLY | O_CLOEXEC)));
+	kill(pid, SIGKILL);
+	wait_for(pid, &status);
+	return result;
+}
+
 OPERATION(propagation, or_errno(mount(NULL, "/", NULL, (unsigned long)op->a[0].i, NULL)))
 
 int do_root_attach(struct launch *launch, const struct op *op) {

@@ -44,6 +44,13 @@ int do_loopback_up(OPERATION_ARGS) {
 }
 
 OPERATION(rlimit, or_errno(setrlimit((int)op->a[0].i, &(struct rlimit){ (rlim_t)op->a[1].i, (rlim_t)op->a[2].i })))
+/* What the kernel is given byte for byte was laid out by the compiler. */
+OPERATION(scheduler, or_errno(syscall(SYS_sched_setattr, 0, op->a[0].s.data, 0)))
+OPERATION(io_priority, or_errno(syscall(SYS_ioprio_set, 1, 0, (int)op->a[0].i)))
+OPERATION(affinity, or_errno(syscall(SYS_sched_setaffinity, 0, (size_t)op->a[0].s.len, op->a[0].s.data)))
+OPERATION(personality, or_errno(syscall(SYS_personality, (unsigned long)op->a[0].i)))
+OPERATION(memory_policy, or_errno(syscall(SYS_set_mempolicy, (int)op->a[0].i, op->a[1].s.len ? op->a[1].s.data : NULL,
+					  (unsigned long)op->a[1].s.len * 8)))
 OPERATION(umask, (umask((mode_t)op->a[0].i), 0))
 OPERATION(keyring, or_errno(syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, op->a[0].s.data)))
 OPERATION(setsid, setsid() < 0 && errno != EPERM ? -errno : 0)

@@ -482,3 +482,42 @@ def test_no_bundle(runtime: Runtime, tmp_path: Path) -> None:
     assert "no such f" in runtime("run", "--bundle", str(tmp_path / "absent"), "c", code=1).err
     assert "config.json: no such file" in runtime("run", "--bundle", str(tmp_path), "c", code=1).err
 
+
+
+def test_an_idmapped_mount_shows_other_owners(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").touch()
+    os.chown(source / "file", 5, 6)
+    maps = [{"containerID": 0, "hostID": 1000, "size": 100}]
+    bundle.mount("/mnt", "bind", str(source), "rbind")
+    bundle.config["mounts"][-1] |= {"uidMappings": maps, "gidMappings": maps}
+    script = "stat -c %u:%g /mnt/file; touch /mnt/new; stat -c %u:%g /mnt/new"
+    result = runtime.run(bundle.sh(script), code=None)
+    assert result.out.splitlines()[0] == "1005:1006"
+    assert os.stat(source / "file").st_uid == 5
+    assert not (source / "new").exists()  # uid 0 is not mapped in this mount: EOVERFLOW
+
+
+def test_scheduling_io_priority_and_personality(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.process["scheduler"] = {"policy": "SCHED_BATCH", "nice": 7}
+    bundle.process["ioPriority"] = {"class": "IOPRIO_CLASS_BE", "priority": 6}
+    bundle.linux["personality"] = {"domain": "LINUX32"}
+    out = runtime.run(bundle.sh("uname -m; ionice -p $$; cut -d' ' -f 19,41 /proc/self/stat")).out.splitlines()
+    assert out == ["i686", "best-effort: prio 6", "7 3"]
+
+
+def test_a_memory_policy_is_the_kernels_or_refused_by_name(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.linux["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]}
+    if os.path.exists("/proc/self/numa_maps"):
+        assert "bind=static:0" in runtime.run(bundle.sh("cat /proc/self/numa_maps")).out
+    else:
+        assert "set linux.memoryPolicy MPOL_BIND: ENOSYS" in runtime.run(bundle.sh("true"), code=1).err
+
+
+def test_exec_affinity(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    runtime.started(bundle.sh("sleep 100"))
+    process = {**bundle.process, "args": ["sh", "-c", "grep Cpus_allowed_list /proc/self/status"],
+               "execCPUAffinity": {"initial": "0", "final": "1"}}
+    (tmp_path / "process.json").write_text(json.dumps(process))
+    assert runtime("exec", "--process", str(tmp_path / "process.json"), "c").out.split() == ["Cpus_allowed_list:", "1"]

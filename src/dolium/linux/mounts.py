@@ -62,14 +62,15 @@ class Options:
 
     ``set``, ``clear``: attributes of the mount itself; ``recursive_set``, ``recursive_clear``: of all below too;
     ``bind``: None, ``bind`` or ``rbind``; ``propagation``: MS_* flags or 0; ``data``: options for the file system;
-    ``copy_up``: tmpcopyup was asked for.
+    ``copy_up``: tmpcopyup was asked for; ``idmap``: None, ``idmap`` or ``ridmap``.
     """
 
-    __slots__ = ("bind", "clear", "copy_up", "data", "propagation", "recursive_clear", "recursive_set", "set")
+    __slots__ = ("bind", "clear", "copy_up", "data", "idmap", "propagation", "recursive_clear", "recursive_set", "set")
 
     def __init__(self, options: Iterable[str]) -> None:
         self.set = self.clear = self.recursive_set = self.recursive_clear = self.propagation = 0
         self.bind: str | None = None
+        self.idmap: str | None = None
         self.copy_up = False
         self.data: list[str] = []
         for option in options:
@@ -82,6 +83,8 @@ class Options:
             self.clear = self.clear & ~add | remove
         elif option in ("bind", "rbind"):
             self.bind = option
+        elif option in ("idmap", "ridmap"):
+            self.idmap = option
         elif option in PROPAGATIONS:
             self.propagation = PROPAGATIONS[option]
         elif option[:1] == "r" and option[1:] in ATTRIBUTES:

@@ -14,7 +14,7 @@ from dolium.linux.cgroup import tree
 from dolium.runtime import cgroups
 from dolium.runtime import plan as P
 from dolium.runtime.plan import PID, Plan
-from dolium.runtime.spec import NAMESPACES, RLIMITS, namespaces
+from dolium.runtime.spec import ATTRIBUTES, NAMESPACES, RLIMITS, namespaces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,8 +161,7 @@ class _Compiler:
         add = self.plan.add
         if self.new_user:
             for kind in ("gid", "uid"):
-                text = "".join(f"{entry['containerID']} {entry['hostID']} {entry['size']}\n"
-                               for entry in self.linux[f"{kind}Mappings"])
+                text = _map_text(self.linux[f"{kind}Mappings"])
                 if kind == "gid":
                     add(P.PARENT_AFTER_CLONE, "gid_map", "write gid_map (linux.gidMappings)", text,
                         int(self.launch.uid != 0))
@@ -223,6 +222,7 @@ class _Compiler:
         recursive = options.bind == "rbind"
         add(P.PARENT_BEFORE_CLONE, "open_tree", f"mounts[{index}].source {source}", slot, source, int(recursive),
             1 if folder else 2)
+        self.idmap(entry, options, slot, index)
         # A copy of a shared mount is its peer: unless asked for, nothing mounted inside may reach the host.
         propagation = options.propagation or km.MS_SLAVE | km.MS_REC
         add(P.PARENT_BEFORE_CLONE, "mount_attr", f"attributes of {target}", slot, options.set, options.clear,
@@ -235,6 +235,17 @@ class _Compiler:
             add(P.PARENT_BEFORE_CLONE, "mount_attr", f"recursive attributes of {target}", slot, options.recursive_set,
                 options.recursive_clear, 0, 1, -1)
         add(P.CHILD_BEFORE_PIVOT, "mount_tree", f"bind {source} on {target}", slot, target, 1 if folder else 0, 0)
+
+    def idmap(self, entry: dict[str, Any], options: km.Options, slot: int, index: int) -> None:
+        """Map the owners seen through a tree, before it is attached; without mappings of its own by the container's."""
+        if not options.idmap and not entry.get("uidMappings"):
+            return
+        where = entry if entry.get("uidMappings") else self.linux
+        texts = [_map_text(where.get(f"{kind}Mappings") or []) for kind in ("uid", "gid")]
+        mapper = self.tree_slot()
+        self.plan.add(P.PARENT_BEFORE_CLONE, "user_namespace", f"mounts[{index}]: mappings", mapper, *texts)
+        self.plan.add(P.PARENT_BEFORE_CLONE, "mount_attr", f"mounts[{index}]: idmap", slot, 0, 0, 0,
+                      int(options.idmap == "ridmap"), mapper)
 
     def file_system(self, entry: dict[str, Any], kind: str, options: km.Options, target: str) -> None:
         source = entry.get("source") or kind
@@ -386,6 +397,7 @@ class _Compiler:
         self.terminal()
         self.pivot()
         if self.process:
+            _add_linux_attributes(self.plan, self.linux)
             add_process(self.plan, self.process, launch)
             if launch.start_socket:
                 self.plan.add(P.AFTER_START, "wait_start", "wait for start", SLOT_START)
@@ -399,6 +411,24 @@ class _Compiler:
         return self.plan
 
 
+def _add_linux_attributes(plan: Plan, linux: dict[str, Any]) -> None:
+    """What every process of the container gets from ``linux``, init and exec alike."""
+    if linux.get("personality") is None and linux.get("memoryPolicy") is None:
+        return
+    from dolium.runtime import attributes
+
+    if linux.get("personality") is not None:
+        plan.add(P.CHILD_AFTER_PIVOT, "personality", f"set linux.personality {linux['personality']['domain']}",
+                 attributes.personality(linux["personality"], "linux.personality"))
+    if linux.get("memoryPolicy") is not None:
+        plan.add(P.CHILD_AFTER_PIVOT, "memory_policy", f"set linux.memoryPolicy {linux['memoryPolicy']['mode']}",
+                 *attributes.memory_policy(linux["memoryPolicy"], "linux.memoryPolicy"))
+
+
+def _map_text(entries: list[dict[str, int]]) -> str:
+    return "".join(f"{entry['containerID']} {entry['hostID']} {entry['size']}\n" for entry in entries)
+
+
 def add_process(plan: Plan, process: dict[str, Any], launch: Launch) -> None:
     """Identity and limits of a process, the same for init and exec."""
     add, stage = plan.add, P.CHILD_AFTER_PIVOT
@@ -409,6 +439,10 @@ def add_process(plan: Plan, process: dict[str, Any], launch: Launch) -> None:
         values = [-1 if value == (1 << 64) - 1 else value for value in (limit["soft"], limit["hard"])]
         add(stage, "rlimit", f"set process.rlimits {limit['type']} to {limit['soft']}:{limit['hard']}",
             RLIMITS[limit["type"]], *values)
+    if process.keys() & ATTRIBUTES:
+        from dolium.runtime import attributes
+
+        attributes.add(plan, stage, process)
     if process.get("apparmorProfile"):
         add(stage, "apparmor", f"process.apparmorProfile {process['apparmorProfile']}", process["apparmorProfile"])
     if process.get("noNewPrivileges"):
@@ -488,7 +522,16 @@ def compile_exec(config: dict[str, Any], process: dict[str, Any], pid: int, star
     if process.get("oomScoreAdj") is not None:
         plan.add(P.PARENT_AFTER_CLONE, "proc_write", f"set process.oomScoreAdj to {process['oomScoreAdj']}",
                  "oom_score_adj", str(process["oomScoreAdj"]))
+    affinity: dict[str, bytes] = {}
+    if process.get("execCPUAffinity"):
+        from dolium.runtime import attributes
+
+        affinity = attributes.affinity(process["execCPUAffinity"], "process.execCPUAffinity")
+    if "initial" in affinity:
+        plan.add(P.CHILD_BEFORE_PIVOT, "affinity", "set process.execCPUAffinity.initial", affinity["initial"])
     cgroups.join(plan, folders, FIRST_CGROUP_SLOT)
+    if "final" in affinity:
+        plan.add(P.CHILD_BEFORE_PIVOT, "affinity", "set process.execCPUAffinity.final", affinity["final"])
     if "user" in declared:
         plan.add(P.CHILD_BEFORE_PIVOT, "become_root", "become root of the user namespace")
     if launch.new_keyring:
@@ -500,6 +543,7 @@ def compile_exec(config: dict[str, Any], process: dict[str, Any], pid: int, star
                  size.get("height") or 0, size.get("width") or 0)
     elif launch.stdio:
         plan.add(P.CHILD_AFTER_PIVOT, "stdio", "standard input and output", P.SLOT_STDIN, P.SLOT_STDOUT, P.SLOT_STDERR)
+    _add_linux_attributes(plan, config.get("linux") or {})
     add_process(plan, process, launch)
     add_exec(plan, process, launch)
     return plan

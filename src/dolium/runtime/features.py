@@ -20,7 +20,7 @@ def features(facts: Facts) -> dict[str, Any]:
     """The features object for this build on this host."""
     layout = cgroups.layout(facts)
     options = sorted({*mounts.ATTRIBUTES, *(f"r{name}" for name in mounts.ATTRIBUTES), *mounts.PROPAGATIONS, "bind",
-                      "rbind", "defaults"})
+                      "rbind", "defaults", "idmap", "ridmap", "tmpcopyup"})
     return {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": OCI_VERSION,
@@ -36,6 +36,6 @@ def features(facts: Facts) -> dict[str, Any]:
             "apparmor": {"enabled": facts.stat("/sys/module/apparmor") is not None},
             "selinux": {"enabled": False},
             "intelRdt": {"enabled": False},
-            "mountExtensions": {"idmap": {"enabled": False}},
+            "mountExtensions": {"idmap": {"enabled": True}},
         },
     }

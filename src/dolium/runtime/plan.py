@@ -70,6 +70,7 @@ OPS: dict[str, tuple[int, str]] = {
     "again": (18, "is"),
     "open_tree": (30, "isii"),
     "mount_attr": (32, "iiiiii"),
+    "user_namespace": (33, "iss"),
     "cg_mkdir": (40, "isii"),
     "cg_write": (41, "ssi"),
     "cg_join": (42, "i"),
@@ -122,6 +123,11 @@ OPS: dict[str, tuple[int, str]] = {
     "keep_caps": (118, ""),
     "drop_bounding": (119, "i"),
     "apparmor": (120, "s"),
+    "scheduler": (121, "s"),
+    "io_priority": (122, "i"),
+    "affinity": (123, "s"),
+    "personality": (124, "i"),
+    "memory_policy": (125, "is"),
 }
 NAMES = {code: name for name, (code, _) in OPS.items()}
 

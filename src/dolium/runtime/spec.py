@@ -31,6 +31,7 @@ RLIMITS = {
     "RLIMIT_NPROC": 6, "RLIMIT_NOFILE": 7, "RLIMIT_MEMLOCK": 8, "RLIMIT_AS": 9, "RLIMIT_LOCKS": 10,
     "RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12, "RLIMIT_NICE": 13, "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15,
 }
+ATTRIBUTES = {"scheduler", "ioPriority", "execCPUAffinity"}  # of a process; attributes.py knows them
 HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 
 _KINDS = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
@@ -194,9 +195,10 @@ def _process(process: dict[str, Any], field: str) -> None:
         value = take(size, key, "integer", f"{field}.consoleSize")
         if value is not None and not 0 <= value <= 0xFFFF:
             raise wrong(f"{field}.consoleSize.{key}", "is out of range")
-    for key in ("scheduler", "ioPriority", "execCPUAffinity"):
-        if process.get(key):
-            raise wrong(f"{field}.{key}", "is not supported in this version")
+    if process.keys() & ATTRIBUTES:
+        from dolium.runtime import attributes
+
+        attributes.check(process, field)
     if process.get("selinuxLabel"):
         raise wrong(f"{field}.selinuxLabel", "is not supported in this version")
 
@@ -218,9 +220,27 @@ def _mounts(config: dict[str, Any]) -> None:
         take(entry, "source", "string", field)
         if not kind and "bind" not in options and "rbind" not in options:
             raise wrong(f"{field}.type", "is required for a mount that is not a bind mount")
-        for key in ("uidMappings", "gidMappings"):
-            if entry.get(key):
-                raise wrong(f"{field}.{key}", "idmapped mounts are not supported in this version")
+        _idmap(config, entry, options, kind or "", field)
+
+
+def _idmap(config: dict[str, Any], entry: dict[str, Any], options: list[str], kind: str, field: str) -> None:
+    """Mappings of one mount (config.md, Mounts): both or none, and only where a tree is bound."""
+    given = [key for key in ("uidMappings", "gidMappings") if entry.get(key)]
+    for key in given:
+        for index, line in enumerate(objects(entry, key, field)):
+            for part in ("containerID", "hostID", "size"):
+                value = take(line, part, "integer", f"{field}.{key}[{index}]", required=True)
+                if not 0 <= value <= 0xFFFFFFFF:
+                    raise wrong(f"{field}.{key}[{index}].{part}", "is out of range")
+    asked = {"idmap", "ridmap"} & set(options)
+    if not given and not asked:
+        return
+    if kind != "bind" and not {"bind", "rbind"} & set(options):
+        raise wrong(field, "only a bind mount can be idmapped")
+    if len(given) == 1:
+        raise wrong(field, "uidMappings and gidMappings must both be given")
+    if not given and not (config.get("linux") or {}).get("uidMappings"):
+        raise wrong(f"{field}.options", "idmap without mappings needs a user namespace with linux.uidMappings")
 
 
 def _linux(linux: dict[str, Any]) -> None:
@@ -271,7 +291,13 @@ def _linux(linux: dict[str, Any]) -> None:
         take(seccomp, "defaultAction", "string", "linux.seccomp", required=True)
         for index, rule in enumerate(objects(seccomp, "syscalls", "linux.seccomp")):
             strings(rule, "names", f"linux.seccomp.syscalls[{index}]")
-    for key in ("intelRdt", "netDevices", "memoryPolicy", "personality"):
+    if linux.keys() & {"memoryPolicy", "personality"}:
+        from dolium.runtime import attributes
+
+        for key, read in (("memoryPolicy", attributes.memory_policy), ("personality", attributes.personality)):
+            if linux.get(key) is not None:
+                read(linux[key], f"linux.{key}")
+    for key in ("intelRdt", "netDevices"):
         if linux.get(key):
             raise wrong(f"linux.{key}", "is not supported in this version")
     if linux.get("mountLabel"):
