@@ -140,11 +140,12 @@ def test_one_rule_for_a_call_with_any_comparisons(profile: dict[str, Any], seed:
 
 
 @SETTINGS
-@given(profiles(st.lists(rules({key: ["EQ", "MASKED_EQ"] for key in ANY}, 1, NAMES[:8]), max_size=6)), st.integers(0, 1 << 32))
-def test_the_programs_themselves_are_equal_where_a_rule_has_one_comparison(profile: dict[str, Any], seed: int) -> None:
+@given(profiles(st.lists(rules(ANY, 0, NAMES[:5]), max_size=6)), st.integers(0, 1 << 32))
+def test_the_programs_themselves_are_equal_without_conditions(profile: dict[str, Any], seed: int) -> None:
+    """With any condition, libseccomp's may test a word that it did not load (below)."""
     found = reference(profile, 1)
     assert found is not None
-    assert compare(profile, found, probes(profile, random.Random(seed), 12)) == 0
+    assert compare(profile, found, probes(profile, random.Random(seed), 1)) == 0
 
 
 @pytest.mark.parametrize("capabilities", [set(), {"CAP_SYS_ADMIN"}, {"CAP_SYS_PTRACE", "CAP_BPF", "CAP_NET_ADMIN"}])
@@ -184,6 +185,11 @@ def test_a_word_that_was_not_loaded_is_not_tested() -> None:
     program = seccomp.compile_profile(profile, "x86_64")
     assert run_filter(program, 0, arguments) == Text(Reference(profile).text).decide(X86_64, 0, arguments) == ERRNO | 2
     assert run_filter(Reference(profile, 1).program, 0, arguments) == ALLOW  # when this fails, libseccomp was mended
+    # on i386, one call behind socketcall is enough: it never loads the number
+    simple = {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86"],
+              "syscalls": [{"names": ["accept"], "action": "SCMP_ACT_ERRNO"}]}
+    assert run_filter(seccomp.compile_profile(simple, "x86_64"), 102, (5, 0, 0, 0, 0, 0), I386) == ERRNO | 1
+    assert run_filter(Reference(simple, 1).program, 102, (5, 0, 0, 0, 0, 0), I386) == ALLOW
 
 
 def test_rules_that_go_on_after_an_inequality_decide_each_by_itself() -> None:
