@@ -70,6 +70,7 @@ native: $(VENV)/.installed
 
 build: $(VENV)/.installed native
 	@ln -sfn ../../src/dolium/_native/dolium-front $(BIN)/dolium-runtime
+	ln -sfn ../../src/dolium/_native/dolium-front $(BIN)/dolium
 
 run: build
 	@$(BIN)/dolium run --rm --timings --rootfs /:O sh -c 'echo "pid $$$$ on $$(hostname)"; grep -c . /proc/self/mountinfo | sed "s/$$/ mounts:/"; cut -d " " -f 5 /proc/self/mountinfo'

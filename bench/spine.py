@@ -1,6 +1,8 @@
 """The spine's figures: whole `run --rm`, `exec`, the one native request, bundles, starts per second, memory per container.
 
-Every figure is taken from whole processes, the engines in turn (A B C A B C …), after a warm-up; n, median, minimum, maximum.
+Every figure is taken from whole processes, the engines in turn, each round in another order (what the one before leaves to be
+done, a network to be prepared again, a cgroup to go, is not always the same one's burden), after a warm-up; n, median, minimum,
+maximum.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -24,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "functional"))
-from daemon import DOLIUM, Daemon, base_tar  # noqa: E402
+from daemon import DOLIUM, WARM, Daemon, base_tar, eventually  # noqa: E402
 
 RUNTIME = ROOT / ".venv" / "bin" / "dolium-runtime"
 DOCKER = "/usr/local/bin/docker" if os.path.exists("/usr/local/bin/docker") else "docker"
@@ -57,7 +60,8 @@ def timed(command: list[str], env: dict[str, str]) -> float:
 
 
 def interleaved(jobs: dict[str, Callable[[], float]], n: int = N) -> dict[str, Figure]:
-    """Each job n times, in turn, after one that does not count. One that cannot run is named and left out."""
+    """Each job n times, every round in another order, after one that does not count. One that cannot run is named and
+    left out."""
     figures: dict[str, Figure] = {}
     for name, job in jobs.items():
         try:
@@ -65,9 +69,11 @@ def interleaved(jobs: dict[str, Callable[[], float]], n: int = N) -> dict[str, F
             figures[name] = Figure([])
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             print(f"  {name} is left out: {error}")
+    order, dice = list(figures), random.Random(1)
     for _ in range(n):
-        for name, figure in figures.items():
-            figure.values.append(jobs[name]())
+        dice.shuffle(order)
+        for name in order:
+            figures[name].values.append(jobs[name]())
     return figures
 
 
@@ -206,6 +212,17 @@ def hugetlb() -> Iterator[None]:
         path.rmdir()
 
 
+def life(program: str, path: Path, identity: str, env: dict[str, str]) -> float:
+    """create, start, kill, delete of a container that would run on; milliseconds of the four together."""
+    spent = timed([program, "create", "--bundle", str(path), identity], env)
+    pid = json.loads(subprocess.run([program, "state", identity], capture_output=True, check=True, env=env).stdout)["pid"]
+    spent += timed([program, "start", identity], env) + timed([program, "kill", identity, "KILL"], env)
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:  # init is nobody's child here: look for its end
+        while file.read().rpartition(")")[2].split()[0] not in ("Z", "X"):
+            file.seek(0)
+    return spent + timed([program, "delete", identity], env)
+
+
 class Report:
     """Lines for the page and for the terminal."""
 
@@ -249,11 +266,13 @@ def main() -> int:
     podman = ["podman", "--root", str(folder / "podman"), "--runroot", str(folder / "podman-run"), "--cgroup-manager",
               "cgroupfs"]
     limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
-    env = dict(os.environ)
+    env = {**os.environ, "DOLIUM_WARM": WARM}
     dockerd = Dockerd(docker_folder)
     try:
         with hugetlb():
             ours.start()
+            subprocess.run([DOLIUM, "--help"], env=ours.env, check=True, capture_output=True)
+            eventually(lambda: os.listdir(WARM), "the warm compiler listens")
             ours.import_base()
             with contextlib.suppress(RuntimeError, subprocess.SubprocessError):
                 dockerd.wait()
@@ -263,6 +282,7 @@ def main() -> int:
             measure(report, ours, dockerd, podman, limits, env, bundle(folder / "bundle"), folder)
     finally:
         ours.close()
+        shutil.rmtree(WARM, ignore_errors=True)  # the warm compiler ends with its socket
         dockerd.close()
         subprocess.run([*podman, "rm", "-fa"], check=False, capture_output=True)
         subprocess.run(["umount", "-l", str(folder / "podman" / "overlay")], check=False, capture_output=True)
@@ -275,17 +295,19 @@ def main() -> int:
 def measure(report: Report, ours: Daemon, dockerd: Dockerd, podman: list[str], limits: list[str], env: dict[str, str],
             path: Path, folder: Path) -> None:
     """All figures."""
+    cold = {**ours.env, "DOLIUM_WARM": "off"}
     runs = interleaved({
         "dolium run --rm": lambda: timed([DOLIUM, "run", "--rm", "base:1", "true"], ours.env),
+        "dolium run --rm, cold": lambda: timed([DOLIUM, "run", "--rm", "base:1", "true"], cold),
         "the one native request": native_request(ours.socket),
         "docker command line on doliumd": lambda: timed([DOCKER, "run", "--rm", "base:1", "true"], ours.env),
         "docker run --rm": lambda: timed([DOCKER, "run", "--rm", "base:1", "true"], dockerd.env),
         "podman run --rm": lambda: timed([*podman, "run", "--rm", "--network", "none", *limits, "base:1", "true"], env),
     })
     report.table("`run --rm IMAGE true`, whole (default network; podman: none)", runs)
-    report.budget(runs, "dolium run --rm", "docker run --rm", 1 / 5, "dolium run against docker run")
+    report.budget(runs, "dolium run --rm, cold", "docker run --rm", 1 / 5, "dolium run, cold, against docker run")
     report.budget(runs, "the one native request", "docker run --rm", 1 / 25, "the native request against docker run")
-    report.budget(runs, "dolium run --rm", "docker run --rm", 1 / 30, "dolium run against docker run, the design's (warm front)")
+    report.budget(runs, "dolium run --rm", "docker run --rm", 1 / 30, "dolium run against docker run")
 
     subprocess.run([DOLIUM, "run", "-d", "--name", "box", "base:1", "sleep", "3600"], env=ours.env, check=True,
                    capture_output=True)
@@ -295,6 +317,7 @@ def measure(report: Report, ours: Daemon, dockerd: Dockerd, podman: list[str], l
                        capture_output=True)
     execs = interleaved({
         "dolium exec": lambda: timed([DOLIUM, "exec", "box", "true"], ours.env),
+        "dolium exec, cold": lambda: timed([DOLIUM, "exec", "box", "true"], cold),
         "docker exec": lambda: timed([DOCKER, "exec", "box", "true"], dockerd.env),
         "podman exec": lambda: timed([*podman, "exec", "box", "true"], env),
     })
@@ -304,11 +327,19 @@ def measure(report: Report, ours: Daemon, dockerd: Dockerd, podman: list[str], l
         subprocess.run([*command, "rm", "-f", "box"], env=where, check=False, capture_output=True)
 
     counter = iter(range(10**9))
+    runtimes = {"dolium-runtime": (RUNTIME, env), "dolium-runtime, cold": (RUNTIME, cold), "crun": ("crun", env),
+                "runc": ("runc", env)}
     bundles = interleaved({
-        name: lambda program=program: timed([str(program), "run", "--bundle", str(path), f"bench{next(counter)}"], env)
-        for name, program in (("dolium-runtime run (cold)", RUNTIME), ("crun run", "crun"), ("runc run", "runc"))})
+        name: lambda program=program, where=where: timed([str(program), "run", "--bundle", str(path), f"bench{next(counter)}"],
+                                                         where)
+        for name, (program, where) in runtimes.items()})
     report.table("`run` of a bundle, whole", bundles)
-    report.budget(bundles, "dolium-runtime run (cold)", "crun run", 3.0, "dolium-runtime, cold, against crun")
+    report.budget(bundles, "dolium-runtime", "crun", 0.6, "dolium-runtime against crun")
+    report.budget(bundles, "dolium-runtime, cold", "crun", 3.0, "dolium-runtime, cold, against crun")
+    lives = interleaved({name: lambda program=program, where=where: life(str(program), path, f"bench{next(counter)}", where)
+                         for name, (program, where) in runtimes.items()})
+    report.table("create, start, kill, delete, whole processes, summed", lives)
+    report.budget(lives, "dolium-runtime", "crun", 0.6, "dolium-runtime against crun")
 
     rates: dict[str, Figure] = {}
     for name, command, where in (("dolium", [DOLIUM], ours.env), ("docker", [DOCKER], dockerd.env)):
@@ -327,6 +358,11 @@ def measure(report: Report, ours: Daemon, dockerd: Dockerd, podman: list[str], l
         return lambda: subprocess.run([*command, "rm", "-f", *(f"m{number}" for number in range(count))], env=where,
                                       check=True, capture_output=True) and None
 
+    idle = {"doliumd, warm compiler, spawner": Figure([pss(re.compile(
+        rf"dolium-shim --spawner|dolium\.daemon.*{re.escape(str(folder))}|dolium\.warm.*{re.escape(WARM)}"))]),
+        "dockerd, containerd": Figure([pss(re.compile(rf"(dockerd|containerd) .*{re.escape(str(folder))}"))])}
+    report.table("PSS of the idle engine, kilobytes", idle)
+    report.budget(idle, "doliumd, warm compiler, spawner", "dockerd, containerd", 1 / 3, "dolium against docker")
     slopes: dict[str, Figure] = {}
     for name, command, where, pattern in (
             ("dolium", [DOLIUM], ours.env, rf"dolium-shim|dolium\.daemon.*{re.escape(str(folder))}"),

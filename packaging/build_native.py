@@ -21,7 +21,7 @@ DATA = ROOT / "src" / "dolium" / "data"
 EXECUTOR = ["executor/plan.c", "executor/fields.c", "executor/launch.c", "executor/paths.c",
             "executor/ops_parent.c", "executor/ops_mount.c", "executor/ops_process.c"]
 PROGRAMS: dict[str, list[str]] = {
-    "dolium-front": [*EXECUTOR, "front/main.c", "front/wire.c", "front/cold.c", "front/hold.c"],
+    "dolium-front": [*EXECUTOR, "front/*.c"],
     "dolium-shim": [*EXECUTOR, "shim/*.c"],
     "dolium-init": ["init/*.c"],
     "dolium-untar": ["untar/*.c"],
@@ -76,6 +76,15 @@ def copy_profile() -> None:
             return
 
 
+def second_name() -> Path:
+    """The front once more: its name tells it whom it serves, and a wheel's scripts have one name each."""
+    path = NATIVE / "build" / "dolium"
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.hardlink_to(OUT / "dolium-front")
+    return path
+
+
 try:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 except ImportError:  # run by make before hatchling is installed
@@ -95,7 +104,7 @@ else:
             machine = platform.machine()
             build_data["tag"] = f"py3-none-linux_{machine}"
             if version != "editable":
-                build_data["shared_scripts"] = {str(OUT / "dolium-front"): "dolium-runtime"}
+                build_data["shared_scripts"] = {str(OUT / "dolium-front"): "dolium-runtime", str(second_name()): "dolium"}
 
 
 if __name__ == "__main__":

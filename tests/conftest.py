@@ -26,6 +26,8 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("dolium", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dolium")
 
+os.environ["DOLIUM_WARM"] = "off"  # but where a test says otherwise
+
 DEADLINE = 10.0
 CGROUPS = "/sys/fs/cgroup"
 SHARED = "dolium"  # the parent of all groups stays; it is empty between tests

@@ -240,6 +240,7 @@ int do_pidns_init_alive(struct launch *launch, const struct op *op) {
 }
 
 OPERATION(hold, (launch->wants_hold = 1, 0))
+OPERATION(again, 0) /* the front looks for it */
 
 /* ---- hooks ---- */
 

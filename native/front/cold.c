@@ -1,4 +1,4 @@
-/* Finding and starting the cold compiler: Python without site, reading only the modules of runtime/. */
+/* Finding and starting Python: without site, for the compilers. */
 #include <glob.h>
 #include <limits.h>
 #include <stdio.h>
@@ -34,28 +34,41 @@ static int python_at(char python[PATH_MAX], const char *prefix, int length, cons
 
 /* A Python beside a program. */
 static int python_beside(char python[PATH_MAX], const char *program) {
-	const char *slash = program ? strrchr(program, '/') : NULL;
+	const char *slash = program && *program == '/' ? strrchr(program, '/') : NULL;
 	return slash && python_at(python, program, (int)(slash - program), "");
 }
 
 /* The Python of the environment dolium is installed in, else the system's: the cold path needs only its library. */
 static void find_python(const char *self, const char *root, char python[PATH_MAX]) {
-	int length = (int)strlen(root);
+	static const char checkout[] = "/src"; /* an editable install */
+	int length = (int)strlen(root), inside = (int)strlen(checkout);
+	int editable = length > inside && !strcmp(root + length - inside, checkout);
 	if (!python_beside(python, getenv("_")) && !python_beside(python, self) &&
-	    !python_at(python, root, length, "/../../../bin") &&
-	    !python_at(python, root, length, "/../.venv/bin")) /* an editable install in the checkout */
+	    !python_at(python, root, length, editable ? "/../.venv/bin" : "/../../../bin"))
 		strcpy(python, "/usr/bin/python3");
 }
 
-int start_cold_compiler(const char *self, pid_t *pid) {
-	char root[PATH_MAX], python[PATH_MAX], code[PATH_MAX + 128];
-	int pair[2];
-	if (package_root(self, root))
-		return -ENOENT;
+int run_python(const char *self, const char *code, char *const *arguments) {
+	char root[PATH_MAX], python[PATH_MAX], text[PATH_MAX + 256];
+	size_t count = 0;
+	TRY(package_root(self, root));
 	find_python(self, root, python);
-	if (strchr(root, '\''))
+	if (strpbrk(root, "'\\\n"))
 		return -EINVAL;
-	snprintf(code, sizeof code, "import sys;sys.path.insert(0,'%s');from dolium.runtime.cold import main;main(3)", root);
+	snprintf(text, sizeof text, "import sys;sys.path.insert(0,'%s');%s", root, code);
+	while (arguments[count])
+		count++;
+	const char *argv[count + 7];
+	memcpy(argv, (const char *[]){ python, "-I", "-S", "-E", "-c", text }, 6 * sizeof argv[0]);
+	memcpy(argv + 6, arguments, (count + 1) * sizeof argv[0]);
+	return or_errno(execv(python, (char **)argv));
+}
+
+int start_cold_compiler(const char *self, const char *module, pid_t *pid) {
+	char root[PATH_MAX], code[128];
+	int pair[2];
+	TRY(package_root(self, root));
+	snprintf(code, sizeof code, "from dolium.%s import main;main(3)", module);
 	TRY(or_errno(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair)));
 	cleanup_fd ours = pair[0], theirs = pair[1];
 	*pid = or_errno(fork());
@@ -66,7 +79,7 @@ int start_cold_compiler(const char *self, pid_t *pid) {
 		else if (dup2(theirs, 3) < 0)
 			_exit(127);
 		sys_close_range(4, ~0u, 0);
-		execl(python, python, "-I", "-S", "-E", "-c", code, (char *)NULL);
+		run_python(self, code, (char *const[]){ NULL });
 		_exit(127);
 	}
 	return keep(&ours);

@@ -1,7 +1,7 @@
-/* `run` and `exec` in the foreground: the front stays, relays the terminal, forwards signals, returns the status. */
+/* The caller's terminal; and `run` and `exec` of the runtime in the foreground: the front stays, relays the terminal,
+ * forwards signals, returns the status. */
 #include <poll.h>
 #include <stdio.h>
-#include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <termios.h>
@@ -11,14 +11,14 @@
 static struct termios saved;
 static int raw;
 
-static void restore_terminal(void) {
+void restore_terminal(void) {
 	if (raw)
 		tcsetattr(0, TCSADRAIN, &saved);
 	raw = 0;
 }
 
-static void make_raw(void) {
-	if (tcgetattr(0, &saved))
+void make_raw(void) {
+	if (raw || tcgetattr(0, &saved))
 		return;
 	struct termios now = saved;
 	cfmakeraw(&now); /* output too: the container's own pty has turned line ends into CR LF already */
@@ -28,9 +28,16 @@ static void make_raw(void) {
 	}
 }
 
+int window_size(struct winsize *size) {
+	for (int fd = 0; fd < 3; fd++)
+		if (ioctl(fd, TIOCGWINSZ, size) == 0)
+			return 1;
+	return 0;
+}
+
 static void copy_size(int console) {
 	struct winsize size;
-	if (ioctl(0, TIOCGWINSZ, &size) == 0)
+	if (window_size(&size))
 		ioctl(console, TIOCSWINSZ, &size);
 }
 

@@ -1,6 +1,7 @@
-/* dolium-front, installed as dolium-runtime: sends what it was asked to the compiler, runs the plan that comes back in the
- * caller's own process tree, and exits. It decides nothing. */
+/* dolium-front, installed as dolium-runtime and as dolium: sends what it was asked to the compiler, runs the plan that
+ * comes back in the caller's own process tree, and exits. It decides nothing. */
 #include <limits.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -11,8 +12,11 @@
 #include "wire.h"
 
 #define SELF_VARIABLE "_DOLIUM_FRONT"
+#define AGAIN -1
 
 extern char **environ;
+
+static const char *program = "dolium-runtime";
 
 static void write_log(const char *path, int json, const char *message) {
 	cleanup_fd fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
@@ -40,9 +44,20 @@ static void __attribute__((format(printf, 3, 4))) report(const char *log_path, i
 	va_start(args, format);
 	vsnprintf(message, sizeof message, format, args);
 	va_end(args);
-	fprintf(stderr, "dolium-runtime: %s\n", message);
+	fprintf(stderr, "%s: %s\n", program, message);
 	if (log_path && *log_path)
 		write_log(log_path, json, message);
+}
+
+static const char exe[] = "/proc/self/exe";
+
+static void know_self(char self[PATH_MAX]) {
+	ssize_t n = readlink(exe, self, PATH_MAX - 1);
+	if (n < 0) {
+		report(NULL, 0, "read %s: %s", exe, strerror(errno));
+		exit(1);
+	}
+	self[n] = '\0';
 }
 
 static int is_sealed(const char *path) {
@@ -64,7 +79,6 @@ static int sealed_copy(const char *path) {
  * /proc/PID/exe of a process that is on its way in (CVE-2019-5736). Returns only when it runs from the copy already;
  * `self` is the program on disk. */
 static void run_from_sealed_copy(char **argv, char self[PATH_MAX]) {
-	static const char exe[] = "/proc/self/exe";
 	const char *told = getenv(SELF_VARIABLE);
 	/* Believed only when it is true: seals cannot be forged by an environment. */
 	if (told && is_sealed(exe)) {
@@ -72,12 +86,7 @@ static void run_from_sealed_copy(char **argv, char self[PATH_MAX]) {
 		unsetenv(SELF_VARIABLE);
 		return;
 	}
-	ssize_t n = readlink(exe, self, PATH_MAX - 1);
-	if (n < 0) {
-		report(NULL, 0, "read %s: %s", exe, strerror(errno));
-		exit(1);
-	}
-	self[n] = '\0';
+	know_self(self);
 	int copy = sealed_copy(exe);
 	if (copy >= 0 && !setenv(SELF_VARIABLE, self, 1))
 		syscall(SYS_execveat, copy, "", argv, environ, AT_EMPTY_PATH);
@@ -96,23 +105,58 @@ static const char *next_text(struct reader *body) {
 	return take_string(body, &s) ? "" : s.data;
 }
 
-/* Asks, feeding facts, until there is a plan or an error. 0 or -errno. */
-static int ask(int socket, struct buffer *request, struct buffer *answer) {
+struct question {
+	struct buffer request, known, answer; /* known: the facts found so far, none of them twice */
+};
+
+/* Asks, feeding facts, until there is a plan or an error. 0 or -errno; then another compiler may be asked. */
+static int ask(int socket, struct question *q) {
+	size_t sent = 0;
+	TRY(send_frame(socket, &q->request));
 	for (;;) {
-		TRY(send_frame(socket, request));
-		TRY(receive_frame(socket, answer));
-		if (answer->used < 1)
+		TRY(receive_frame(socket, &q->answer));
+		if (q->answer.used < 1)
 			return -EPROTO;
-		if (answer->data[0] != 'N')
+		if (q->answer.data[0] != 'N')
 			return 0;
-		request->used = 0;
-		for (struct reader body = body_of(answer); body.at < body.end;) {
+		for (struct reader body = body_of(&q->answer); body.at < body.end;) {
 			struct string query;
 			if (take_string(&body, &query))
 				return -EPROTO;
-			put_fact(request, query.data);
+			if (!fields_list(&q->known, query.data).count)
+				put_fact(&q->known, query.data);
 		}
+		struct buffer news = q->known;
+		news.data += sent;
+		news.used -= sent;
+		TRY(send_frame(socket, &news));
+		sent = q->known.used;
 	}
+}
+
+static int ask_warm(const char *self, struct question *q) {
+	char place[PATH_MAX];
+	TRY(warm_place(self, place));
+	cleanup_fd socket = connect_warm(place);
+	if (socket == -ENOENT || socket == -ECONNREFUSED)
+		start_warm(self, place);
+	return socket < 0 ? socket : ask(socket, q);
+}
+
+static int ask_cold(const char *self, const char *module, struct question *q) {
+	pid_t compiler;
+	int status;
+	cleanup_fd socket = start_cold_compiler(self, module, &compiler);
+	if (socket < 0) {
+		report(NULL, 0, "start the compiler: %s (is the package dolium beside %s?)", strerror(-socket), self);
+		return socket;
+	}
+	int result = ask(socket, q);
+	close_fd(&socket);
+	wait_for(compiler, &status);
+	if (result)
+		report(NULL, 0, "the compiler broke off: %s (its own message is above)", strerror(-result));
+	return result;
 }
 
 static int show_error(const struct buffer *answer) {
@@ -147,7 +191,9 @@ static int run_launch(struct launch *launch) {
 	return launch->wants_hold ? hold(launch) : launch->held_exit;
 }
 
-static int run_plan(const struct buffer *answer, int inherited) {
+/* The exit status; or AGAIN, with the request made ready. */
+static int run_plan(struct question *q, int inherited) {
+	const struct buffer *answer = &q->answer;
 	struct launch launch;
 	struct plan plan;
 	const char *why;
@@ -163,39 +209,62 @@ static int run_plan(const struct buffer *answer, int inherited) {
 		report(launch.log_path, launch.log_json, "%s", launch.failure.text);
 		status = launch.held_exit > 0 ? launch.held_exit : 1;
 	}
+	const struct op *again = find_op(&plan, OP_again);
+	if (again && !status) {
+		sigprocmask(SIG_SETMASK, &launch.original_mask, NULL);
+		poll(NULL, 0, (int)again->a[0].i);
+		put_text(&q->request, "again", again->a[1].s.data);
+		buffer_free(&q->known);
+		status = AGAIN;
+	}
 	launch_end(&launch);
 	plan_free(&plan);
 	return status;
 }
 
+/* `dolium`: joins nothing and launches nothing, so it runs as it lies on the disk. What the warm compiler cannot answer, a
+ * Python in this process's place does; unless something was done already: then the answer must come of what is known. */
+static int ask_for_people(const char *self, char **argv, struct question *q) {
+	int result = ask_warm(self, q);
+	if (result && q->known.used)
+		result = TRY(ask_cold(self, "cli.facts", q));
+	if (!result && q->answer.data[0] != 'C')
+		return 0;
+	signal(SIGPIPE, SIG_DFL);
+	result = run_python(self, "from dolium.cli.main import entry;sys.exit(entry())", argv + 1);
+	report(NULL, 0, "start Python: %s (is the package dolium beside %s?)", strerror(-result), self);
+	return result;
+}
+
 int main(int argc, char **argv) {
-	(void)argc;
 	char self[PATH_MAX];
 	int inherited = 3;
 	while (fcntl(inherited, F_GETFD) >= 0) /* before there is any of our own */
 		inherited++;
-	run_from_sealed_copy(argv, self);
+	const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
+	int for_people = argc > 0 && !strcmp(slash ? slash + 1 : argv[0], "dolium");
+	if (for_people) {
+		program = "dolium";
+		know_self(self);
+	} else {
+		run_from_sealed_copy(argv, self);
+	}
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) {
 		report(NULL, 0, "PR_SET_DUMPABLE: %s", strerror(errno));
 		return 1;
 	}
-	signal(SIGPIPE, SIG_IGN);
-	cleanup_buffer request = { 0 };
-	put_context(&request, argv, environ);
-	pid_t compiler;
-	int socket = start_cold_compiler(self, &compiler);
-	if (socket < 0) {
-		report(NULL, 0, "start the compiler: %s (is the package dolium beside %s?)", strerror(-socket), self);
-		return 1;
+	struct question q = { 0 };
+	put_text(&q.request, "program", program);
+	put_context(&q.request, argv, environ);
+	for (;;) {
+		signal(SIGPIPE, SIG_IGN);
+		if (for_people ? ask_for_people(self, argv, &q) : ask_warm(self, &q) && ask_cold(self, "runtime.cold", &q))
+			return for_people ? 125 : 1;
+		signal(SIGPIPE, SIG_DFL);
+		if (q.answer.data[0] != 'P')
+			return show_error(&q.answer);
+		int status = run_plan(&q, inherited);
+		if (status != AGAIN)
+			return status;
 	}
-	cleanup_buffer answer = { 0 };
-	int result = ask(socket, &request, &answer), status;
-	close(socket);
-	wait_for(compiler, &status);
-	if (result) {
-		report(NULL, 0, "the compiler broke off: %s (its own message is above)", strerror(-result));
-		return 1;
-	}
-	signal(SIGPIPE, SIG_DFL);
-	return answer.data[0] == 'P' ? run_plan(&answer, inherited) : show_error(&answer);
 }

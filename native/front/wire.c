@@ -2,7 +2,6 @@
 
 #include <limits.h>
 #include <stdio.h>
-#include <sys/ioctl.h>
 #include <sys/utsname.h>
 #include <time.h>
 
@@ -17,7 +16,8 @@ static void put_vector(struct buffer *b, const char *key, char **vector) {
 
 void put_context(struct buffer *b, char **argv, char **env) {
 	char cwd[PATH_MAX];
-	struct winsize size;
+	struct winsize size = { 0 };
+	struct timespec now;
 	struct utsname host;
 	mode_t mask = umask(0);
 	umask(mask);
@@ -29,14 +29,36 @@ void put_context(struct buffer *b, char **argv, char **env) {
 	put_number(b, "uid", (long)geteuid());
 	put_number(b, "gid", (long)getegid());
 	put_number(b, "pid", (long)getpid());
-	put_number(b, "now", (long long)time(NULL));
+	clock_gettime(CLOCK_REALTIME, &now);
+	put_number(b, "now", (long long)now.tv_sec);
+	put_number(b, "nanoseconds", (long long)now.tv_nsec);
 	if (uname(&host) == 0)
 		put_text(b, "machine", host.machine);
-	put_number(b, "tty", isatty(0));
-	if (ioctl(0, TIOCGWINSZ, &size) == 0) {
-		put_number(b, "rows", size.ws_row);
-		put_number(b, "columns", size.ws_col);
+	put_key(b, "tty", 3);
+	for (int fd = 0; fd < 3; fd++)
+		put_string(b, isatty(fd) ? "1" : "0", 1);
+	window_size(&size);
+	put_number(b, "rows", size.ws_row);
+	put_number(b, "columns", size.ws_col);
+}
+
+int read_more(struct buffer *b, int fd) {
+	char chunk[16384];
+	for (int n; (n = or_errno(RETRY(read(fd, chunk, sizeof chunk))));) {
+		TRY(n);
+		if (b->used + (size_t)n > FACT_LIMIT)
+			return -EFBIG;
+		put_bytes(b, chunk, (size_t)n);
 	}
+	return 0;
+}
+
+int read_whole(struct buffer *out, int fd) {
+	cleanup_buffer found = { 0 };
+	TRY(read_more(&found, fd));
+	out->failed |= found.failed;
+	put_string(out, found.data ? found.data : "", found.used);
+	return 1;
 }
 
 /* Each puts what it found as the strings of a fact: their number, or -errno. */
@@ -47,17 +69,7 @@ static int read_fact(struct buffer *out, const char *path) {
 	TRY(or_errno(fstat(fd, &st)));
 	if (!S_ISREG(st.st_mode))
 		return S_ISDIR(st.st_mode) ? -EISDIR : -EINVAL;
-	cleanup_buffer found = { 0 };
-	char chunk[16384];
-	for (int n; (n = or_errno(RETRY(read(fd, chunk, sizeof chunk))));) {
-		TRY(n);
-		if (found.used + (size_t)n > FACT_LIMIT)
-			return -EFBIG;
-		put_bytes(&found, chunk, (size_t)n);
-	}
-	out->failed |= found.failed;
-	put_string(out, found.data ? found.data : "", found.used);
-	return 1;
+	return read_whole(out, fd);
 }
 
 static int link_fact(struct buffer *out, const char *path) {
@@ -95,17 +107,19 @@ static int list_fact(struct buffer *out, const char *path) {
 	return count;
 }
 
+static int stdin_fact(struct buffer *out, __attribute__((unused)) const char *rest) { return read_whole(out, 0); }
+
 static int find_fact(struct buffer *out, const char *query) {
 	static const struct {
 		const char *kind;
-		int (*find)(struct buffer *out, const char *path);
+		int (*find)(struct buffer *out, const char *rest);
 	} kinds[] = {
 		{ "read:", read_fact }, { "link:", link_fact }, { "real:", real_fact }, { "stat:", stat_fact },
-		{ "list:", list_fact },
+		{ "list:", list_fact }, { "stdin:", stdin_fact }, { "http:", http_fact }, { "session:", session_fact },
 	};
 	for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
-		if (!strncmp(query, kinds[i].kind, 5))
-			return kinds[i].find(out, query + 5);
+		if (!strncmp(query, kinds[i].kind, strlen(kinds[i].kind)))
+			return kinds[i].find(out, query + strlen(kinds[i].kind));
 	return -EINVAL;
 }
 

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import gc
 import grp
 import logging
 import os
@@ -117,6 +118,8 @@ async def serve(paths: Paths, host: str) -> None:
     inner = runner.server
     assert inner is not None
     server = await loop.create_unix_server(lambda: Handler(inner, loop=loop, **inner._kwargs), sock=sock, backlog=1024)
+    gc.collect()
+    gc.freeze()  # what is there now stays: later collections need not look at it, in the middle of a start
     _log.info("listening on %s, instance %s, pid %d", host, engine.instance, os.getpid())
     _notify("READY=1")
     try:

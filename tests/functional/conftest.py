@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from daemon import Daemon
+from daemon import DOLIUM, WARM, Daemon, eventually
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +21,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield daemon
     finally:
         daemon.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_compiler() -> Iterator[None]:
+    """The warm compiler that `dolium` uses in all tests; it is there before the first leak check looks."""
+    subprocess.run([DOLIUM, "--help"], env={**os.environ, "DOLIUM_WARM": WARM}, check=True, capture_output=True)
+    eventually(lambda: list(Path(WARM).iterdir()), "a warm compiler listens")
+    yield
+    for place in Path(WARM).iterdir():
+        place.unlink()
+    os.rmdir(WARM)

@@ -18,6 +18,7 @@ from typing import Any
 
 DOCKER = "/usr/local/bin/docker" if os.path.exists("/usr/local/bin/docker") else shutil.which("docker") or "docker"
 DOLIUM = os.path.join(os.path.dirname(sys.executable), "dolium")
+WARM = f"/tmp/dolium-test-warm-{os.getpid()}"  # the warm compiler's folder, for `dolium`; dolium-runtime is tested cold
 DEADLINE = 30.0
 APPLETS = ("sh true false echo cat ls id ps sleep env head tail dd seq tr md5sum sha256sum stat touch rm mkdir chown chmod "
            "pwd hostname mount df grep sed wc date kill nc wget ip ping stty tty sort find ln cp mv test printf yes trap "
@@ -74,7 +75,7 @@ class Daemon:
     @property
     def env(self) -> dict[str, str]:
         """For clients."""
-        return {**os.environ, "DOCKER_HOST": f"unix://{self.socket}", "DOLIUM_HOST": f"unix://{self.socket}",
+        return {**os.environ, "DOCKER_HOST": f"unix://{self.socket}", "DOLIUM_HOST": f"unix://{self.socket}", "DOLIUM_WARM": WARM,
                 "DOCKER_CONFIG": str(self.folder / "docker-config")}
 
     def start(self, fault: str = "", wait: bool = True, boot_id: Path | None = None) -> None:

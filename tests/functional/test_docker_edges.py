@@ -213,3 +213,38 @@ def test_who_joins_a_network_has_its_owners_names_and_leaves_them(engine: Daemon
         assert engine.docker("exec", "owner1", "hostname").stdout == "boxa\n"
     finally:
         engine.docker("rm", "-f", "owner1")
+
+
+def test_words_for_what_cannot_be(engine: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    for words, code, text in (
+            (("-v", f"{file}:/etc"), 125, "mount a directory onto a file (or vice-versa)"),
+            (("-v", f"{tmp_path}:/etc/passwd"), 125, "mount a directory onto a file (or vice-versa)"),
+            (("-v", f"{file}/below:/x"), 125, f"mount source path '{file}/below': Not a directory"),
+            (("--cpuset-cpus", "4095"), 125, "Requested CPUs are not available - requested 4095, available: "),
+            (("--cpuset-cpus", "0-"), 125, "Invalid value 0- for cpuset CPUs"),
+            (("--cpuset-mems", "77"), 125, "Requested memory nodes are not available")):
+        done = engine.docker("run", "--rm", *words, "base:1", "true", check=False)
+        assert text in done.stderr and done.returncode == code, (words, done.stderr)
+    assert engine.docker("ps", "-aq").stdout == ""
+
+
+def test_logs_that_were_not_kept_and_signals_that_are_none(engine: Daemon) -> None:
+    engine.docker("run", "-d", "--name", "quiet", "--log-driver", "none", "base:1", "sleep", "60")
+    try:
+        done = engine.docker("logs", "quiet", check=False)
+        assert done.returncode == 1 and "configured logging driver does not support reading" in done.stderr
+        done = engine.docker("kill", "-s", "BOGUS", "quiet", check=False)
+        assert done.returncode == 1 and "Invalid signal: BOGUS" in done.stderr
+        assert engine.inspect("quiet")["State"]["Running"] is True
+    finally:
+        engine.docker("rm", "-f", "quiet")
+
+
+def test_image_filters(engine: Daemon) -> None:
+    assert "invalid filter 'nonsense'" in engine.docker("images", "-f", "nonsense=1", check=False).stderr
+    assert engine.docker("images", "-q", "-f", "before=base:1").stdout == ""
+    assert engine.docker("images", "-q", "-f", "since=base:1").stdout == ""
+    assert "No such image" in engine.docker("images", "-f", "before=absent", check=False).stderr
+    assert "pull of all tags is not supported" in engine.docker("pull", "-a", "127.0.0.1:1/x", check=False).stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -114,3 +115,41 @@ def test_freezing_a_fork_bomb_and_killing_it(runtime: Runtime, bundle: Bundle) -
     runtime("pause", "c")
     runtime("delete", "--force", "c")
     assert bundle.groups() == [] and runtime.left() == []
+
+
+def _value(bundle: Bundle, controller: str, file: str) -> str:
+    return (Path(bundle.group(controller)) / file).read_text().strip()
+
+
+@pytest.mark.skipif(not os.path.isdir(f"{CGROUPS}/memory"), reason="needs the v1 memory controller (the VM has v2)")
+def test_update_changes_limits_and_a_refused_one_changes_none(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    bundle.sh("sleep 100")
+    runtime.started(bundle)
+    runtime("update", "--memory", "64m", "--pids-limit", "50", "--cpu-share", "256", "c")
+    assert _value(bundle, "memory", "memory.limit_in_bytes") == str(64 << 20)
+    assert _value(bundle, "pids", "pids.max") == "50" and _value(bundle, "cpu", "cpu.shares") == "256"
+    resources = json.dumps({"memory": {"limit": 128 << 20}, "cpu": {"quota": 20000, "period": 100000}})
+    runtime("update", "-r", "-", "c", stdin=resources)
+    assert _value(bundle, "memory", "memory.limit_in_bytes") == str(128 << 20)
+    assert _value(bundle, "cpu", "cpu.cfs_quota_us") == "20000"
+    done = runtime("update", "--memory", "32m", "--cpuset-cpus", "4000", "c", code=1)
+    assert "cpuset.cpus" in done.err
+    assert _value(bundle, "memory", "memory.limit_in_bytes") == str(128 << 20)  # put back
+
+
+def test_events_end_with_the_container_and_tell_oom_kills(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.linux["resources"]["memory"] = {"limit": 16 << 20}
+    bundle.sh("while ! [ -e /tmp/go ]; do sleep 0.05; done; tail /dev/zero; sleep 100")
+    runtime.started(bundle)
+    stats = json.loads(runtime("events", "--stats", "c").out)
+    assert stats["type"] == "stats" and stats["id"] == "c" and stats["data"]["pids"]["current"] >= 1
+    assert stats["data"]["memory"]["usage"]["usage"] > 0 and stats["data"]["cpu"]["usage"]["total"] > 0
+    watching = runtime.popen("events", "--interval", "1s", "c")
+    assert watching.stdout is not None
+    assert json.loads(watching.stdout.readline())["type"] == "stats"
+    (bundle.rootfs / "tmp/go").touch()
+    until(lambda: json.loads(str(watching.stdout and watching.stdout.readline()))["type"] == "oom", "the kill is told")
+    runtime("kill", "c", "KILL")
+    watching.stdout.read()
+    assert watching.wait(30) == 0
+    assert runtime("events", "c", code=1).err == "dolium-runtime: container c is not running\n"

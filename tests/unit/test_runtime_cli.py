@@ -14,6 +14,7 @@ from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument, NotF
 from dolium.runtime import cli, lifecycle, state
 from dolium.runtime import plan as P
 from dolium.runtime.cli import Words, compile_request, signal_number
+from dolium.runtime.spec import load
 
 PID, START = 4242, 777
 FOLDERS = V1.paths("/dolium/box")
@@ -48,7 +49,7 @@ class Host(FakeFacts):
 def ask(facts: FakeFacts, *words: str) -> P.Plan:
     """The plan of a command line; a refusal is raised as InvalidArgument with its message."""
     request = {"argv": [word.encode() for word in ("dolium-runtime", "--root", "/run", *words)], "env": [b"A=1"],
-               "cwd": [b"/work"], "uid": [b"0"], "now": [b"1700000000"], "machine": [b"x86_64"]}
+               "cwd": [b"/work"], "uid": [b"0"], "gid": [b"0"], "now": [b"1700000000"], "machine": [b"x86_64"]}
     plan, error = compile_request(request, facts)
     if plan is None:
         assert error is not None
@@ -290,17 +291,45 @@ def test_help_and_version_for_every_command() -> None:
 
 def test_errors_name_the_log() -> None:
     request = {"argv": [b"x", b"--log", b"l", b"--log-format", b"json", b"start", b"box"], "env": [], "cwd": [b"/w"],
-               "uid": [b"0"], "now": [b"0"], "machine": [b"x86_64"]}
+               "uid": [b"0"], "gid": [b"0"], "now": [b"0"], "machine": [b"x86_64"]}
     plan, error = compile_request(request, Host())
     assert plan is None and error == ("container box does not exist", "/w/l", "json")
 
 
 def test_the_state_folder_without_root() -> None:
-    request = {"argv": [b"x", b"state", b"box"], "env": [b"XDG_RUNTIME_DIR=/run/user/5"], "cwd": [b"/"], "uid": [b"5"],
+    request = {"argv": [b"x", b"state", b"box"], "env": [b"XDG_RUNTIME_DIR=/run/user/5"], "cwd": [b"/"], "uid": [b"5"], "gid": [b"5"],
                "now": [b"0"], "machine": [b"x86_64"]}
     host = Host()
     compile_request(request, host)
     assert "read:/run/user/5/dolium-runtime/box/state.json" in host.asked
+
+
+def test_a_rootless_spec_maps_the_caller_alone() -> None:
+    request = {"argv": [b"x", b"spec", b"--rootless"], "env": [], "cwd": [b"/work"], "uid": [b"5"], "gid": [b"6"],
+               "now": [b"0"], "machine": [b"x86_64"]}
+    plan, error = compile_request(request, Host())
+    assert plan is not None and error is None
+    spec = json.loads(str(plan.named("write_file")[0].args[1]))
+    linux = spec["linux"]
+    assert linux["uidMappings"] == [{"containerID": 0, "hostID": 5, "size": 1}] and linux["gidMappings"][0]["hostID"] == 6
+    kinds = {entry["type"] for entry in linux["namespaces"]}
+    assert "user" in kinds and "network" not in kinds and "resources" not in linux
+    load(json.dumps(spec), "config.json")
+    options = {mount["destination"]: mount["options"] for mount in spec["mounts"]}
+    assert "rbind" in options["/sys"] and "gid=5" not in options["/dev/pts"]
+    assert "/sys/fs/cgroup" in options
+
+
+def test_exec_in_a_sub_cgroup() -> None:
+    host = Host("running")
+    host.stats["/sys/fs/cgroup/memory/some/where/sub/cgroup.procs"] = b"33188 0 0 0"
+    joined = [str(op.args[1]) for op in ask(host, "exec", "--cgroup", "memory:/sub", "box", "true").named("open_path")]
+    assert "/sys/fs/cgroup/memory/some/where/sub/cgroup.procs" in joined
+    assert "/sys/fs/cgroup/pids/cgroup.procs" in joined
+    for wrong, why in (("memory:../up", "is not a sub cgroup path"), ("nosuch:/sub", "no cgroup controller 'nosuch'"),
+                       ("sub", "does not exist"), ("memory:absent", "does not exist")):
+        with pytest.raises(InvalidArgument, match=why):
+            ask(host, "exec", "--cgroup", wrong, "box", "true")
 
 
 @pytest.mark.parametrize(("text", "number"), [

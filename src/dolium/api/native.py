@@ -1,7 +1,7 @@
 """dolium's own requests: one round trip where Docker's API takes five. Create, attach, start and wait; or exec.
 
 The connection is answered with 101 and goes to the shim, which speaks Docker's frames; stream 4 carries the exit code
-as its last frame, stream 5 the text of a failure (JSON: message, code, timings come by stream 6 before any output).
+as its last frame, stream 5 a failure (JSON: message, status, code); stream 6 the id, before any output.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-from typing import Any
 
 from aiohttp import web
 
@@ -32,9 +31,13 @@ def frame(stream: int, data: bytes) -> bytes:
     return bytes((stream, 0, 0, 0)) + len(data).to_bytes(4, "big") + data
 
 
-def _send(fd: int, stream: int, value: dict[str, Any]) -> None:
+def _send(fd: int, stream: int, data: bytes) -> None:
     with contextlib.suppress(OSError):  # the client has gone: nobody to tell
-        os.write(fd, frame(stream, json.dumps(value).encode()))
+        os.write(fd, frame(stream, data))
+
+
+def _send_failure(fd: int, error: DoliumError, message: str, code: int) -> None:
+    _send(fd, STREAM_FAILURE, json.dumps({"message": message, "status": status_of(error), "code": code}).encode())
 
 
 @routes.post("/dolium/run")
@@ -57,12 +60,12 @@ async def run(request: web.Request) -> web.StreamResponse:
     keep = os.dup(connection.fd)
     try:
         # known to the client before any output: it may have to send a signal or a new window size
-        _send(keep, STREAM_NOTE, {"id": container.id, "name": container.name})
+        _send(keep, STREAM_NOTE, container.id.encode())
         await containers.attach(container, Attachment(connection.fd, options))
         await asyncio.shield(containers.start(container.id))
     except DoliumError as error:
         text = str(error)
-        _send(keep, STREAM_FAILURE, {"message": text, "status": status_of(error), "code": launch_exit_code(text)})
+        _send_failure(keep, error, text, launch_exit_code(text))
     finally:
         os.close(keep)
         response = connection.release()
@@ -87,11 +90,10 @@ async def execute(request: web.Request) -> web.StreamResponse:
     connection.answer("application/vnd.docker.multiplexed-stream")
     keep = os.dup(connection.fd)
     try:
-        _send(keep, STREAM_NOTE, {"id": one.id})
+        _send(keep, STREAM_NOTE, one.id.encode())
         await asyncio.shield(execs.start(one, [Attachment(connection.fd, options)], size=(size[0], size[1])))
     except DoliumError as error:
-        _send(keep, STREAM_FAILURE, {"message": f"OCI runtime exec failed: exec failed: {error}",
-                                     "status": status_of(error), "code": one.exit_code or 126})
+        _send_failure(keep, error, f"OCI runtime exec failed: exec failed: {error}", one.exit_code or 126)
     finally:
         os.close(keep)
         response = connection.release()
@@ -100,9 +102,9 @@ async def execute(request: web.Request) -> web.StreamResponse:
 
 @routes.post("/dolium/stop")
 async def stop_daemon(request: web.Request) -> web.Response:
-    """End the daemon; containers live on."""
+    """End the daemon; containers live on. The answer says whose end to wait for."""
     request.app[STOP].set()
-    return web.Response(status=204)
+    return web.json_response({"pid": os.getpid()})
 
 
 STOP = web.AppKey("stop", asyncio.Event)

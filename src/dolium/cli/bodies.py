@@ -1,4 +1,4 @@
-"""From flags to Docker's request bodies. Pure, but for env files, label files and seccomp profiles, which are read here."""
+"""From flags to Docker's request bodies. Pure, but for the caller's files: env files and seccomp profiles."""
 
 from __future__ import annotations
 
@@ -99,8 +99,7 @@ def environment(context: Context, options: dict[str, Any]) -> list[str]:
     entries = []
     for path in options.get("env_file") or []:
         try:
-            with open(context.path(path), encoding="utf-8") as file:
-                lines = [line.strip() for line in file]
+            lines = [line.strip() for line in context.read_text(path).splitlines()]
         except OSError as error:
             raise UsageError(f"--env-file {path}: {error.strerror}") from error
         entries += [line for line in lines if line and not line.startswith("#")]
@@ -219,8 +218,7 @@ def _security(context: Context, values: list[str]) -> list[str]:
         key, _, path = value.partition("=")
         if key == "seccomp" and path not in ("unconfined", "builtin"):
             try:
-                with open(context.path(path), encoding="utf-8") as file:
-                    value = f"seccomp={file.read()}"
+                value = f"seccomp={context.read_text(path)}"
             except OSError as error:
                 raise UsageError(f"--security-opt seccomp={path}: {error.strerror}") from error
         options.append(value)

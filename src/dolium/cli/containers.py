@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 
 from dolium.cli import output
 from dolium.cli.context import Context
 from dolium.cli.flags import Command, Flag, UsageError
-from dolium.cli.stream import Session, window_size, write_all
 from dolium.cli.transport import ApiError, Client, query, quote
 
 TYPE_CHECKING = False
@@ -70,7 +67,7 @@ def _each(client: Client, context: Context, names: list[str], method: str, targe
     return failed
 
 
-def moment(text: str | None, flag: str) -> str | None:
+def moment(context: Context, text: str | None, flag: str) -> str | None:
     """--since and --until: Unix seconds, RFC 3339, or how long ago (10m, 1h30m). Raises UsageError."""
     if not text:
         return text
@@ -89,7 +86,7 @@ def moment(text: str | None, flag: str) -> str | None:
             break
     else:
         if not digits:
-            return f"{time.time() - seconds:.9f}"
+            return f"{context.now() - seconds:.9f}"
     if len(text) < 10 or text[4] != "-" or text[7] != "-" or not text[:4].isdigit():
         raise UsageError(f"invalid argument {text!r} for {flag}: write 10m, 2026-01-02T03:04:05Z or Unix seconds")
     return text
@@ -126,7 +123,7 @@ def ps(client: Client, context: Context, words: list[str]) -> int:
         for row in rows:
             context.say(row["Id"] if options["no_trunc"] else row["Id"][:12])
         return 0
-    now = time.time()
+    now = context.now()
     titles = ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"]
     cells = []
     for row in rows:
@@ -142,11 +139,14 @@ def ps(client: Client, context: Context, words: list[str]) -> int:
 
 def _attach(client: Client, context: Context, name: str, *, stdin: bool, keys: str | None, start: bool,
             sig_proxy: bool = True) -> int:
+    from dolium.cli.stream import Session
+
+    context.own_process()
     found = client.call("GET", f"/containers/{quote(name)}/json")
     tty, wants_input = found["Config"]["Tty"], stdin and found["Config"]["OpenStdin"]
     if not start and not found["State"]["Running"]:
         raise ApiError(409, "You cannot attach to a stopped container, start it first")
-    if tty and wants_input and not os.isatty(context.stdin_fd):
+    if tty and wants_input and not context.is_terminal(0):
         raise UsageError("the input device is not a TTY")
     identity = found["Id"]
     parameters = query(stream=True, stdin=wants_input, stdout=True, stderr=True, detachKeys=keys)
@@ -154,12 +154,10 @@ def _attach(client: Client, context: Context, name: str, *, stdin: bool, keys: s
     waiting = client.open("POST", f"/containers/{identity}/wait{query(condition='next-exit' if start else None)}")
     if start:
         client.call("POST", f"/containers/{identity}/start")
-    session = RawSession if tty else Session
-    here = session(client, response, stdin_fd=context.stdin_fd if wants_input else None, tty=tty, kind="containers",
-                   sig_proxy=sig_proxy)
-    here.note = {"id": identity}
+    here = Session(client, response, stdin_fd=0 if wants_input else None, tty=tty, kind="containers",
+                   sig_proxy=sig_proxy, bare=tty, identity=identity)
     if tty:
-        rows, columns = window_size(context.stdout_fd)
+        rows, columns = context.window_size()
         if rows and columns:
             try:
                 client.call("POST", f"/containers/{identity}/resize{query(h=rows, w=columns)}")
@@ -171,15 +169,6 @@ def _attach(client: Client, context: Context, name: str, *, stdin: bool, keys: s
         context.stdout.flush()
         return 0  # detached
     return int(json.loads(waiting.read())["StatusCode"])
-
-
-class RawSession(Session):
-    """A terminal's stream has no frames."""
-
-    def _take_frames(self) -> bool:
-        write_all(1, self._pending)
-        self._pending = b""
-        return True
 
 
 def start(client: Client, context: Context, words: list[str]) -> int:
@@ -293,16 +282,9 @@ def logs(client: Client, context: Context, words: list[str]) -> int:
         return 0
     name = quote(names[0])
     tty = client.call("GET", f"/containers/{name}/json")["Config"]["Tty"]
-    response = client.open("GET", f"/containers/{name}/logs" + query(
+    client.session("GET", f"/containers/{name}/logs" + query(
         stdout=True, stderr=True, follow=options["follow"], tail=options["tail"], timestamps=options["timestamps"],
-        since=moment(options["since"], "--since"), until=moment(options["until"], "--until")))
-    context.stdout.flush()
-    if tty:
-        for chunk in response.chunks():
-            write_all(1, chunk)
-    else:
-        for stream, data in response.frames():
-            write_all(stream, data)
+        since=moment(context, options["since"], "--since"), until=moment(context, options["until"], "--until")), bare=tty)
     return 0
 
 
@@ -378,11 +360,13 @@ def stats(client: Client, context: Context, words: list[str]) -> int:
         context.stdout.write(STATS.usage())
         return 0
     titles = ["CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "PIDS"]
+    if not options["no_stream"]:
+        context.own_process()
     while True:
         chosen = names or [row["Id"] for row in client.call("GET", "/containers/json" + query(all=options["all"]))]
         streams = [client.open("GET", f"/containers/{quote(name)}/stats{query(stream='0')}") for name in chosen]
         rows = [json.loads(stream.read()) for stream in streams]
-        if not options["no_stream"] and os.isatty(context.stdout_fd):
+        if not options["no_stream"] and context.is_terminal(1):
             context.stdout.write("\x1b[H\x1b[2J")
         output.listing(context, options["format"], titles, rows, [_stats_cells(row) for row in rows])
         context.stdout.flush()
@@ -407,6 +391,7 @@ def copy(client: Client, context: Context, words: list[str]) -> int:
     (from_name, from_path), (to_name, to_path) = _place(source), _place(target)
     if bool(from_name) == bool(to_name):
         raise UsageError("one of source and target must be CONTAINER:PATH")
+    context.own_process()
     from dolium.cli import copying
 
     if from_name:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 from dolium.cli import output
 from dolium.cli.containers import FORMAT, filter_query, read_chunks
@@ -84,7 +83,8 @@ def _columns(file: Any) -> int:
 def pull_image(client: Client, context: Context, image: str, platform: str | None, *, quiet: bool,
                to_stderr: bool = False) -> None:
     """Pull with bars where the output is a terminal. Raises ApiError."""
-    file = context.stderr if to_stderr else context.stdout
+    context.own_process()
+    file: Any = context.stderr if to_stderr else context.stdout
     name, _, digest = image.partition("@")
     if not digest:
         last = image.rpartition("/")[2]
@@ -116,7 +116,7 @@ def images(client: Client, context: Context, words: list[str]) -> int:
     wanted = [*options["filter"], *(f"reference={name}" for name in names)]
     rows = client.call("GET", "/images/json" + query(filters=filter_query(wanted)))
     cells, shown = [], []
-    now = time.time()
+    now = context.now()
     for row in rows:
         digests = {digest.rpartition("@")[0]: digest.rpartition("@")[2] for digest in row["RepoDigests"]}
         for tag in row["RepoTags"] or ["<none>:<none>"]:
@@ -180,6 +180,7 @@ def load(client: Client, context: Context, words: list[str]) -> int:
     if options.get("help"):
         context.stdout.write(LOAD.usage())
         return 0
+    context.own_process()
     source = options["input"]
     if source not in (None, "-") and not os.path.exists(context.path(source)):
         raise UsageError(f"{source}: no such file")
@@ -196,6 +197,7 @@ def import_(client: Client, context: Context, words: list[str]) -> int:
     if options.get("help"):
         context.stdout.write(IMPORT.usage())
         return 0
+    context.own_process()
     if names[0] != "-" and not os.path.exists(context.path(names[0])):
         raise UsageError(f"{names[0]}: no such file")
     target = "/images/create" + query(fromSrc="-", repo=names[1] if len(names) > 1 else None, changes=options["change"],
@@ -213,7 +215,7 @@ def history(client: Client, context: Context, words: list[str]) -> int:
         context.stdout.write(HISTORY.usage())
         return 0
     rows = client.call("GET", f"/images/{quote(names[0])}/history")
-    now = time.time()
+    now = context.now()
     cells = []
     for row in rows:
         command = row["CreatedBy"] if options["no_trunc"] or len(row["CreatedBy"]) <= 45 else row["CreatedBy"][:44] + "…"

@@ -65,7 +65,7 @@ def _load(name: str) -> Callable[[Client, Context, list[str]], int]:
     return command
 
 
-def run(context: Context) -> int:
+def run(context: Context, client: Client) -> int:
     """One call; returns the exit code."""
     words = context.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -80,7 +80,7 @@ def run(context: Context) -> int:
     if name not in COMMANDS:
         context.complain(f"{name!r} is not a command: `dolium --help` lists them")
         return 125
-    command, client = _load(name), Client(context.socket)
+    command = _load(name)
     try:
         try:
             return command(client, context, words[1:])
@@ -106,13 +106,13 @@ def run(context: Context) -> int:
         return 141  # whoever read the output has gone, as a shell reports SIGPIPE
     except KeyboardInterrupt:
         return 130
-    return 125 if name in ("run", "create", "exec") else 1
+    return 125 if name == "run" else 1
 
 
 def entry() -> int:
     """The program."""
     context = Context.of_process()
-    code = run(context)
+    code = run(context, Client(context.socket))
     try:
         context.stdout.flush()
     except BrokenPipeError:

@@ -7,8 +7,7 @@ import os
 from dolium.cli.bodies import RUN_FLAGS, create_body, environment
 from dolium.cli.context import Context
 from dolium.cli.flags import Command, Flag, UsageError
-from dolium.cli.stream import Session, window_size
-from dolium.cli.transport import ApiError, Client, query, quote
+from dolium.cli.transport import ApiError, Client, Outcome, query, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,9 +72,9 @@ def run(client: Client, context: Context, words: list[str]) -> int:
         return 0
     image, command = arguments[0], arguments[1:]
     rootfs = _rootfs(context, image) if options["rootfs"] else ""
-    if options["tty"] and options["interactive"] and not options["detach"] and not os.isatty(context.stdin_fd):
+    if options["tty"] and options["interactive"] and not options["detach"] and not context.is_terminal(0):
         raise UsageError("the input device is not a TTY")
-    body = create_body(context, options, "" if rootfs else image, command, window_size(context.stdout_fd))
+    body = create_body(context, options, "" if rootfs else image, command, context.window_size())
     _check_cid(context, options["cidfile"])
     if not rootfs:
         _pull_when(client, context, options, image)
@@ -86,30 +85,26 @@ def run(client: Client, context: Context, words: list[str]) -> int:
         body["HostConfig"]["AutoRemove"] = False  # its timings are read before it is removed, below
     wish = {"name": options["name"] or "", "container": body, "rootfs": rootfs, "stdin": options["interactive"],
             "detach_keys": options["detach_keys"] or ""}
-    response = _with_pull(client, context, options, image,
-                          lambda: client.open("POST", "/dolium/run", wish, upgrade=True))
-    session = Session(client, response, stdin_fd=context.stdin_fd if options["interactive"] else None, tty=options["tty"],
-                      kind="containers", sig_proxy=options["sig_proxy"],
-                      on_note=lambda note: _write_cid(context, options["cidfile"], note["id"]))
-    try:
-        session.run()
-    finally:
-        if options["timings"] and session.note:
-            _show_timings(client, context, session.note["id"])
-        if keeps and session.note:
-            if session.exit_code is None and session.failure is None:  # left running
-                context.complain(f"{session.note['name']} goes on; with --timings it is not removed when it ends")
-            else:
-                client.call("DELETE", f"/containers/{session.note['id']}{query(force=True, v=True)}")
-    return _outcome(context, session)
+    outcome = _with_pull(client, context, options, image,
+                         lambda: client.session("POST", "/dolium/run", wish, stdin=options["interactive"],
+                                                tty=options["tty"], sig_proxy=options["sig_proxy"],
+                                                on_note=lambda note: _write_cid(context, options["cidfile"], note)))
+    if options["timings"] and outcome.identity:
+        _show_timings(client, context, outcome.identity)
+    if keeps and outcome.identity:
+        if outcome.exit_code is None and outcome.failure is None:  # left running
+            context.complain(f"{outcome.identity[:12]} goes on; with --timings it is not removed when it ends")
+        else:
+            client.call("DELETE", f"/containers/{outcome.identity}{query(force=True, v=True)}")
+    return _exit_code(context, outcome)
 
 
-def _outcome(context: Context, session: Session) -> int:
-    if session.failure is not None:
-        context.complain(session.failure["message"])
-        code = int(session.failure["code"])
+def _exit_code(context: Context, outcome: Outcome) -> int:
+    if outcome.failure is not None:
+        context.complain(outcome.failure["message"])
+        code = int(outcome.failure["code"])
         return code if code in (126, 127) else EXIT_DOLIUM
-    return session.exit_code if session.exit_code is not None else 0
+    return outcome.exit_code or 0
 
 
 def _show_timings(client: Client, context: Context, identity: str) -> None:
@@ -126,9 +121,12 @@ def _show_timings(client: Client, context: Context, identity: str) -> None:
 
 def _check_cid(context: Context, path: str | None) -> None:
     """Before anything is made. Raises UsageError in Docker's words."""
-    if path and os.path.exists(context.path(path)):
+    if not path:
+        return
+    context.own_process()
+    if os.path.exists(context.path(path)):
         raise UsageError(f"container ID file found, make sure the other container isn't running or delete {path}")
-    if path and not os.path.isdir(os.path.dirname(context.path(path))):
+    if not os.path.isdir(os.path.dirname(context.path(path))):
         raise UsageError(f"--cidfile {path}: no such folder")
 
 
@@ -169,8 +167,8 @@ def create(client: Client, context: Context, words: list[str]) -> int:
         context.stdout.write(CREATE.usage())
         return 0
     rootfs = _rootfs(context, arguments[0]) if options["rootfs"] else ""
-    body = create_body(context, options, "" if rootfs else arguments[0], arguments[1:], window_size(context.stdout_fd))
     _check_cid(context, options["cidfile"])
+    body = create_body(context, options, "" if rootfs else arguments[0], arguments[1:], context.window_size())
     context.say(_create(client, context, options, arguments[0], rootfs, body))
     return 0
 
@@ -181,7 +179,7 @@ def execute(client: Client, context: Context, words: list[str]) -> int:
     if options.get("help"):
         context.stdout.write(EXEC.usage())
         return 0
-    if options["tty"] and options["interactive"] and not os.isatty(context.stdin_fd):
+    if options["tty"] and options["interactive"] and not context.is_terminal(0):
         raise UsageError("the input device is not a TTY")
     config = {"Cmd": arguments[1:], "Env": environment(context, options), "Tty": options["tty"],
               "AttachStdin": options["interactive"] and not options["detach"], "AttachStdout": not options["detach"],
@@ -191,13 +189,13 @@ def execute(client: Client, context: Context, words: list[str]) -> int:
         made = client.call("POST", f"/containers/{quote(arguments[0])}/exec", config)
         client.call("POST", f"/exec/{made['Id']}/start", {"Detach": True, "Tty": options["tty"]})
         return 0
-    wish = {"container": arguments[0], "exec": config, "size": list(window_size(context.stdout_fd)),
+    wish = {"container": arguments[0], "exec": config, "size": list(context.window_size()),
             "detach_keys": options["detach_keys"] or ""}
-    response = client.open("POST", "/dolium/exec", wish, upgrade=True)
-    session = Session(client, response, stdin_fd=context.stdin_fd if options["interactive"] else None, tty=options["tty"],
-                      kind="exec")
-    session.run()
-    if session.failure is not None:
-        context.complain(session.failure["message"])
-        return int(session.failure["code"])
-    return session.exit_code if session.exit_code is not None else 0
+    outcome = client.session("POST", "/dolium/exec", wish, stdin=options["interactive"], tty=options["tty"], kind="exec")
+    if outcome.failure is not None:
+        context.complain(outcome.failure["message"])
+        return int(outcome.failure["code"])
+    if outcome.exit_code is None:
+        context.complain("the process goes on without this terminal, or the connection was lost")
+        return 1
+    return outcome.exit_code

@@ -7,11 +7,11 @@ container; a changed window size too.
 from __future__ import annotations
 
 import _signal
-import json
 import os
 import select
 
-from dolium.cli.transport import ApiError, Client, NoDaemon, Response, query
+from dolium.cli.context import terminal_size
+from dolium.cli.transport import ApiError, Client, NoDaemon, Outcome, Response, query
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
-STREAM_EXIT, STREAM_FAILURE, STREAM_NOTE = 4, 5, 6
 FORWARDED = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGALRM")
 
 
@@ -53,20 +52,13 @@ class Terminal:
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
 
 
-def window_size(fd: int) -> tuple[int, int]:
-    """(rows, columns), zeros when it is no terminal."""
-    try:
-        size = os.get_terminal_size(fd)
-    except OSError:
-        return 0, 0
-    return size.lines, size.columns
-
-
 class Session:
-    """Relays until the container's side ends. ``target``: the resource signals and sizes go to, known by the first note."""
+    """Relays until the container's side ends. Signals and sizes go to what the first note names, or ``identity``."""
 
     def __init__(self, client: Client, response: Response, *, stdin_fd: int | None, tty: bool, kind: str,
-                 sig_proxy: bool = True, on_note: Callable[[dict[str, Any]], None] | None = None) -> None:
+                 sig_proxy: bool = True, bare: bool = False, identity: str = "",
+                 on_note: Callable[[str], None] | None = None) -> None:
+        assert response.sock is not None
         self._client = client
         self._sock: _socket.socket = response.sock
         self._pending = response.buffer
@@ -75,13 +67,12 @@ class Session:
         self._kind = kind  # containers or exec
         self._sig_proxy = sig_proxy
         self._queue: list[int] = []
+        self._bare = bare
         self._on_note = on_note
-        self.note: dict[str, Any] = {}
-        self.exit_code: int | None = None
-        self.failure: dict[str, Any] | None = None
+        self._outcome = Outcome(identity)
 
-    def run(self) -> None:
-        """Returns when the other side is done; ``exit_code`` or ``failure`` say how, neither when it was detached."""
+    def run(self) -> Outcome:
+        """Returns when the other side is done."""
         wake, alarm = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         before = self._install()
         old = _signal.set_wakeup_fd(alarm)
@@ -94,6 +85,7 @@ class Session:
                 _signal.signal(number, handler)
             os.close(wake)
             os.close(alarm)
+        return self._outcome
 
     def _install(self) -> dict[int, Any]:
         names = list(FORWARDED) if self._sig_proxy and self._kind == "containers" else []
@@ -147,13 +139,13 @@ class Session:
     def _signals(self) -> None:
         while self._queue:
             number = self._queue.pop(0)
-            identity = self.note.get("id")
+            identity = self._outcome.identity
             if not identity:
                 self._queue.insert(0, number)
                 return
             try:
                 if number == int(_signal.SIGWINCH):
-                    rows, columns = window_size(1)
+                    rows, columns = terminal_size()
                     self._client.call("POST", f"/{self._kind}/{identity}/resize{query(h=rows, w=columns)}")
                 else:
                     self._client.call("POST", f"/containers/{identity}/kill{query(signal=number)}")
@@ -161,6 +153,10 @@ class Session:
                 continue  # it ended meanwhile; its exit is on the way
 
     def _take_frames(self) -> bool:
+        if self._bare:
+            write_all(1, self._pending)
+            self._pending = b""
+            return True
         while len(self._pending) >= 8:
             size = int.from_bytes(self._pending[4:8], "big")
             if len(self._pending) < 8 + size:
@@ -169,17 +165,12 @@ class Session:
             self._pending = self._pending[8 + size :]
             if stream in (1, 2):
                 write_all(stream, data)
-            elif stream == STREAM_NOTE:
-                self.note = json.loads(data)
+            elif self._outcome.take(stream, data):
+                return False
+            else:
                 if self._on_note is not None:
-                    self._on_note(self.note)
+                    self._on_note(self._outcome.identity)
                 self._signals()
-            elif stream == STREAM_EXIT:
-                self.exit_code = int(data)
-                return False
-            elif stream == STREAM_FAILURE:
-                self.failure = json.loads(data)
-                return False
         return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -87,8 +88,9 @@ def events(client: Client, context: Context, words: list[str]) -> int:
     if options.get("help"):
         context.stdout.write(EVENTS.usage())
         return 0
-    response = client.open("GET", "/events" + query(since=moment(options["since"], "--since"),
-                                                    until=moment(options["until"], "--until"),
+    context.own_process()
+    response = client.open("GET", "/events" + query(since=moment(context, options["since"], "--since"),
+                                                    until=moment(context, options["until"], "--until"),
                                                     filters=filter_query(options["filter"])))
     for row in response.lines():
         if options["format"] == "json":
@@ -106,6 +108,7 @@ def events(client: Client, context: Context, words: list[str]) -> int:
 
 def start_daemon(context: Context, extra: list[str]) -> None:
     """Start doliumd in the background and wait until it listens. Says so, and where its log is. Raises ApiError."""
+    context.own_process()
     if os.geteuid() != 0:
         raise ApiError(0, f"no daemon runs at {context.socket}, and only root can start one")
     os.makedirs(os.path.dirname(LOG), mode=0o755, exist_ok=True)
@@ -146,6 +149,7 @@ def daemon(client: Client, context: Context, words: list[str]) -> int:
     if options.get("help"):
         context.stdout.write(DAEMON.usage())
         return 0
+    context.own_process()
     verb = arguments[0]
     if verb == "start":
         try:
@@ -173,14 +177,18 @@ def daemon(client: Client, context: Context, words: list[str]) -> int:
 def _stop(client: Client, context: Context) -> int:
     try:
         running = client.call("GET", "/info")["ContainersRunning"]
-        client.call("POST", "/dolium/stop")
+        pid = client.call("POST", "/dolium/stop")["pid"]
     except NoDaemon:
         context.say(f"no daemon runs at {context.socket}")
         return 0
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if not os.path.exists(context.socket):
-            context.say("the daemon has ended" + (f"; {running} containers go on without it" if running else ""))
-            return 0
-        time.sleep(0.01)
-    raise ApiError(0, "the daemon does not end; its log says why")
+    try:
+        daemon = os.pidfd_open(pid)
+    except ProcessLookupError:
+        ended = True
+    else:
+        ended = bool(select.select([daemon], [], [], START_SECONDS)[0])
+        os.close(daemon)
+    if not ended:
+        raise ApiError(0, f"the daemon (process {pid}) does not end; its log says why")
+    context.say("the daemon has ended" + (f"; {running} containers go on without it" if running else ""))
+    return 0

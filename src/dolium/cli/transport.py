@@ -10,8 +10,11 @@ import json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
+
+
+STREAM_EXIT, STREAM_FAILURE, STREAM_NOTE = 4, 5, 6
 
 
 class ApiError(Exception):
@@ -26,19 +29,42 @@ class NoDaemon(Exception):
     """Nobody listens at the socket."""
 
 
+class Outcome:
+    """How a session ended: ``exit_code``, or ``failure`` (message, code), or neither when it was detached or had no end
+    of its own. ``identity``: what the daemon calls the other side."""
+
+    __slots__ = ("exit_code", "failure", "identity")
+
+    def __init__(self, identity: str = "") -> None:
+        self.identity = identity
+        self.exit_code: int | None = None
+        self.failure: dict[str, Any] | None = None
+
+    def take(self, stream: int, data: bytes) -> bool:
+        """A frame that is not output; True when it is the last."""
+        if stream == STREAM_NOTE:
+            self.identity = data.decode()
+        elif stream == STREAM_EXIT:
+            self.exit_code = int(data)
+        elif stream == STREAM_FAILURE:
+            self.failure = json.loads(data)
+        return stream in (STREAM_EXIT, STREAM_FAILURE)
+
+
 class Response:
     """Status, headers and the body as it comes."""
 
-    def __init__(self, sock: _socket.socket) -> None:
+    def __init__(self, sock: _socket.socket | None, buffer: bytes = b"") -> None:
+        """From a socket, or of bytes that are there already."""
         self.sock = sock
-        self.buffer = b""
+        self.buffer = buffer
         head = self._until(b"\r\n\r\n")
         lines = head.decode("latin-1").split("\r\n")
         self.status = int(lines[0].split()[1])
         self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
 
     def _more(self) -> bool:
-        data = self.sock.recv(65536)
+        data = self.sock.recv(65536) if self.sock is not None else b""
         self.buffer += data
         return bool(data)
 
@@ -93,18 +119,6 @@ class Response:
         if pending.strip():
             yield json.loads(pending)
 
-    def frames(self) -> Iterator[tuple[int, bytes]]:
-        """(stream, data) of a multiplexed body."""
-        pending = b""
-        for chunk in self.chunks():
-            pending += chunk
-            while len(pending) >= 8:
-                size = int.from_bytes(pending[4:8], "big")
-                if len(pending) < 8 + size:
-                    break
-                yield pending[0], pending[8 : 8 + size]
-                pending = pending[8 + size :]
-
 
 def connect(path: str) -> _socket.socket:
     """A connection. Raises NoDaemon, ApiError."""
@@ -132,19 +146,11 @@ class Client:
     def open(self, method: str, target: str, body: Any = None, *, upgrade: bool = False,
              stream: Iterator[bytes] | None = None, headers: dict[str, str] | None = None) -> Response:
         """Send a request, return the answer with its body unread. Raises ApiError for 4xx and 5xx, NoDaemon."""
-        sock = connect(self.path)
-        data = b"" if body is None else json.dumps(body).encode()
-        head = [f"{method} {target} HTTP/1.1", "Host: dolium", "User-Agent: dolium"]
-        head += [f"{name}: {value}" for name, value in (headers or {}).items()]
-        if upgrade:
-            head += ["Connection: Upgrade", "Upgrade: tcp"]
-        else:
-            head += ["Connection: close"]
+        more = dict(headers or {})
         if stream is not None:
-            head += ["Transfer-Encoding: chunked", "Content-Type: application/x-tar"]
-        elif body is not None or method in ("POST", "PUT"):
-            head += [f"Content-Length: {len(data)}", "Content-Type: application/json"]
-        sock.sendall(("\r\n".join(head) + "\r\n\r\n").encode() + data)
+            more |= {"Transfer-Encoding": "chunked", "Content-Type": "application/x-tar"}
+        sock = connect(self.path)
+        sock.sendall(request_text(method, target, body, upgrade=upgrade, headers=more))
         if stream is not None:
             try:
                 for part in stream:
@@ -153,22 +159,60 @@ class Client:
                 sock.sendall(b"0\r\n\r\n")
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the daemon said no before it had read all: its answer, below, says why
-        response = Response(sock)
-        if response.status >= 400:
-            if method == "HEAD":  # its content-length is of a body that never comes
-                raise ApiError(response.status, f"status {response.status}")
-            text = response.read()
-            try:
-                message = json.loads(text)["message"]
-            except (ValueError, KeyError, TypeError):
-                message = text.decode("utf-8", "replace").strip() or f"status {response.status}"
-            raise ApiError(response.status, message)
-        return response
+        return checked(Response(sock), bodiless=method == "HEAD")
+
+    def _stream(self, method: str, target: str, body: Any) -> Response:
+        sock = connect(self.path)
+        sock.sendall(stream_request(method, target, body))
+        return checked(Response(sock))
 
     def call(self, method: str, target: str, body: Any = None) -> Any:
         """The answer's JSON value, None when there is no body."""
         text = self.open(method, target, body).read()
         return json.loads(text) if text.strip() else None
+
+    def session(self, method: str, target: str, body: Any = None, *, stdin: bool = False, tty: bool = False,
+                sig_proxy: bool = False, kind: str = "containers", bare: bool = False,
+                on_note: Callable[[str], None] | None = None) -> Outcome:
+        """A stream of frames from its first to its last, relayed to this process's own standard streams.
+
+        ``bare``: output without frames; ``on_note``: called with the other side's id. Raises NoDaemon, ApiError when
+        there is no stream.
+        """
+        from dolium.cli.stream import Session
+
+        return Session(self, self._stream(method, target, body),
+                       stdin_fd=0 if stdin else None, tty=tty, kind=kind, sig_proxy=sig_proxy, bare=bare,
+                       on_note=on_note).run()
+
+
+def request_text(method: str, target: str, body: Any, *, upgrade: bool = False, headers: dict[str, str] | None = None,
+                 version: str = "1.1") -> bytes:
+    """A request's head and JSON body. ``version`` 1.0: the answer's body is as it is, up to the end of the connection."""
+    data = b"" if body is None else json.dumps(body).encode()
+    head = [f"{method} {target} HTTP/{version}", "Host: dolium", "User-Agent: dolium"]
+    head += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    head += ["Connection: Upgrade", "Upgrade: tcp"] if upgrade else ["Connection: close"]
+    if "Transfer-Encoding" not in (headers or {}) and (body is not None or method in ("POST", "PUT")):
+        head += [f"Content-Length: {len(data)}", "Content-Type: application/json"]
+    return ("\r\n".join(head) + "\r\n\r\n").encode() + data
+
+
+def stream_request(method: str, target: str, body: Any) -> bytes:
+    """A request answered by a stream, an upgrade or (GET) a body: both end with the connection, and so does a refusal."""
+    return request_text(method, target, body, upgrade=method == "POST", version="1.0")
+
+
+def checked(response: Response, *, bodiless: bool = False) -> Response:
+    """The response; raises ApiError for 4xx and 5xx. ``bodiless``: to a HEAD, its length is of a body that never comes."""
+    if response.status < 400:
+        return response
+    text = b"" if bodiless else response.read()
+    try:
+        message = json.loads(text)["message"]
+    except (ValueError, KeyError, TypeError):
+        message = text.decode("utf-8", "replace").strip() or f"status {response.status}"
+    raise ApiError(response.status, message)
 
 
 def quote(text: str) -> str:

@@ -73,8 +73,12 @@ class Container:
         return self.id[:12]
 
     def to_doc(self) -> dict[str, Any]:
-        """The stored form."""
-        return {"version": DOC_VERSION, **asdict(self)}
+        """The stored form, to be written at once: its lists and objects are the container's own."""
+        doc: dict[str, Any] = {"version": DOC_VERSION}
+        for name in self.__slots__:
+            doc[name] = getattr(self, name)
+        doc["mounts"] = [asdict(mount) for mount in self.mounts]
+        return doc
 
     @classmethod
     def from_doc(cls, doc: dict[str, Any]) -> Container:

@@ -27,6 +27,32 @@ _UNSUPPORTED = {
 _NETWORKS = ("none", "host", "bridge", "default")
 
 
+def _numbers(text: str) -> set[int]:
+    """The numbers of 0-2,5. Raises ValueError."""
+    found: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, dash, last = part.partition("-")
+        low, high = int(first), int(last if dash else first)
+        if not 0 <= low <= high < 8192:
+            raise ValueError(text)
+        found.update(range(low, high + 1))
+    return found
+
+
+def _check_cpus(text: str, what: str, path: str) -> None:
+    try:
+        wanted = _numbers(text)
+    except ValueError:
+        raise InvalidArgument(f"Invalid value {text} for cpuset {what}") from None
+    try:
+        with open(path, encoding="ascii") as file:
+            online = file.read().strip()
+    except FileNotFoundError:
+        return  # a kernel without nodes: the cgroup says what it has
+    if not wanted <= _numbers(online):
+        raise InvalidArgument(f"Requested {what} are not available - requested {text}, available: {online}")
+
+
 def _strings(value: object, name: str) -> list[str]:
     if value is None:
         return []
@@ -104,6 +130,10 @@ def check_host_config(host: dict[str, Any]) -> None:
     count = os.cpu_count() or 1
     if host.get("NanoCpus") and not 10_000_000 <= host["NanoCpus"] <= count * 1_000_000_000:
         raise InvalidArgument(f"range of CPUs is from 0.01 to {count}.00, as there are only {count} CPUs available")
+    if host.get("CpusetCpus"):
+        _check_cpus(str(host["CpusetCpus"]), "CPUs", "/sys/devices/system/cpu/online")
+    if host.get("CpusetMems"):
+        _check_cpus(str(host["CpusetMems"]), "memory nodes", "/sys/devices/system/node/online")
     if 0 < memory < (host.get("MemoryReservation") or 0):
         raise InvalidArgument("Minimum memory limit can not be less than memory reservation limit, see usage")
     for key in ("CapAdd", "CapDrop"):

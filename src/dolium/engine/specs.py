@@ -69,13 +69,14 @@ def default_profile() -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def _resolved(text: str, caps: frozenset[str], kernel: tuple[int, int]) -> str:
+def _resolved(text: str, caps: frozenset[str], kernel: tuple[int, int]) -> dict[str, Any]:
     profile = json.loads(text) if text else default_profile()
-    return json.dumps(resolve_profile(profile, set(caps), _ARCHITECTURES[platform.machine()], kernel))
+    return resolve_profile(profile, set(caps), _ARCHITECTURES[platform.machine()], kernel)
 
 
 def seccomp_for(host: dict[str, Any], caps: list[str], kernel: tuple[int, int]) -> dict[str, Any] | None:
-    """``linux.seccomp`` of a container; None for unconfined and privileged ones. Raises InvalidArgument, NotFound."""
+    """``linux.seccomp`` of a container; None for unconfined and privileged ones. Equal wishes get the same object, which
+    nobody changes. Raises InvalidArgument, NotFound."""
     text = ""
     for option in host.get("SecurityOpt") or []:
         key, value = request.security_option(option)
@@ -87,10 +88,9 @@ def seccomp_for(host: dict[str, Any], caps: list[str], kernel: tuple[int, int]) 
     if host.get("Privileged"):
         return None
     try:
-        resolved: dict[str, Any] = json.loads(_resolved(text, frozenset(caps), kernel))
+        return _resolved(text, frozenset(caps), kernel)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidArgument(f"--security-opt seccomp: the profile is not valid: {error!r}") from error
-    return resolved
 
 
 def environment(container: Container, user: User) -> list[str]:

@@ -8,7 +8,7 @@ import platform
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +84,8 @@ class Started:
     phases: dict[str, float]
 
 
+PROFILES_KEPT = 256
+
 # Which phase of a start an operation belongs to, for people; by the operation's name.
 _PHASES = {
     "cgroup": ("cg_mkdir", "cg_write", "cg_join", "cg_bpf_devices"),
@@ -115,6 +117,7 @@ class ProcessIsolation:
         self._cache = cache
         self._spawner = Spawner()
         self._programs: dict[str, bytes] = {}
+        self._profiles: dict[int, tuple[dict[str, Any], bytes]] = {}  # by identity: most containers have the same one
         self._groups: list[str] = []
 
     async def start(self, group_files: Sequence[str]) -> None:
@@ -130,6 +133,8 @@ class ProcessIsolation:
         """The compiled program of a profile, from memory, from disk, or made and kept."""
         if profile is None:
             return None
+        if id(profile) in self._profiles:
+            return self._profiles[id(profile)][1]
         key = seccomp_cache.digest(profile, platform.machine(), platform.release())
         if key not in self._programs:
             compiled, path = seccomp_cache.program(profile, platform.machine(), HostFacts(), self._cache,
@@ -141,11 +146,21 @@ class ProcessIsolation:
                     file.write(compiled)
                 os.rename(beside, path)
             self._programs[key] = compiled
+        if len(self._profiles) > PROFILES_KEPT:
+            self._profiles.clear()
+        self._profiles[id(profile)] = profile, self._programs[key]
         return self._programs[key]
+
+    def _check(self, config: dict[str, Any]) -> None:
+        """Validate, but not a profile that was compiled before."""
+        linux = config.get("linux") or {}
+        if id(linux.get("seccomp")) in self._profiles:
+            config = {**config, "linux": {key: value for key, value in linux.items() if key != "seccomp"}}
+        validate(config)
 
     def compile(self, identity: str, config: dict[str, Any], *, network: bool, hidden: list[str]) -> Plan:
         """The plan of an init whose root tree, and network namespace when ``network``, the launcher puts in slots."""
-        validate(config)
+        self._check(config)
         launch = Launch(identity, "/", self._layout)
         launch.stdio = True
         launch.root_in_slot = True
@@ -158,17 +173,20 @@ class ProcessIsolation:
         remove(plan, P.AFTER_EXIT, folders)
         return plan
 
-    async def run(self, identity: str, folder: str, plan: Plan, stdio: Stdio, *, root: int, network: int,
-                  attachments: list[Attachment], oom_files: list[str], on_event: Callable[[Event], None],
-                  timings: Timings) -> Started:
-        """Make the sandbox's shim and launch init in it. The attachments are taken whatever happens.
+    async def prepare(self, identity: str, folder: str, on_event: Callable[[Event], None]) -> Shim:
+        """The sandbox's shim, waiting for a launch. Raises Unavailable."""
+        await self._spawn(identity, folder)
+        return await Shim.connect(folder, on_event)
+
+    async def run(self, preparing: Awaitable[Shim], folder: str, plan: Plan, stdio: Stdio, *, root: int, network: int,
+                  attachments: list[Attachment], oom_files: list[str], timings: Timings) -> Started:
+        """Launch init in the sandbox's shim, which is being prepared. The attachments are taken whatever happens.
 
         Raises the failed operation's error; then nothing of the launch is left, the shim included.
         """
         try:
             with timings.step("shim"):
-                await self._spawn(identity, folder)
-                shim = await Shim.connect(folder, on_event)
+                shim = await preparing
         except DoliumError:
             for attachment in attachments:
                 attachment.close()

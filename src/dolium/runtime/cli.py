@@ -8,7 +8,7 @@ from dolium.errors import DoliumError, InvalidArgument
 from dolium.linux.capabilities import NUMBERS
 from dolium.runtime import lifecycle, state
 from dolium.runtime import plan as P
-from dolium.runtime.default_spec import default_spec
+from dolium.runtime.default_spec import default_spec, rootless_spec
 from dolium.runtime.features import features
 from dolium.runtime.lifecycle import Context
 from dolium.runtime.plan import Plan
@@ -33,9 +33,9 @@ SHORT_GLOBAL = {"h": "help", "v": "version"}
 CREATE = {"bundle": True, "console-socket": True, "pid-file": True, "no-pivot": False, "no-new-keyring": False,
           "preserve-fds": True}
 COMMANDS: dict[str, tuple[dict[str, bool], dict[str, str], str, str]] = {
-    "spec": ({"bundle": True}, {"b": "bundle"}, "", "write a configuration to start from"),
+    "spec": ({"bundle": True, "rootless": False}, {"b": "bundle"}, "", "write a configuration to start from"),
     "create": (CREATE, {"b": "bundle"}, "ID", "create a container"),
-    "run": ({**CREATE, "detach": False, "keep": False}, {"b": "bundle", "d": "detach"}, "ID",
+    "run": ({**CREATE, "detach": False, "keep": False, "no-subreaper": False}, {"b": "bundle", "d": "detach"}, "ID",
             "create a container, start it and wait for its end"),
     "start": ({}, {}, "ID", "run the program of a created container"),
     "state": ({}, {}, "ID", "print a container's state"),
@@ -44,15 +44,21 @@ COMMANDS: dict[str, tuple[dict[str, bool], dict[str, str], str, str]] = {
     "list": ({"quiet": False, "format": True}, {"q": "quiet", "f": "format"}, "", "list the containers of this root"),
     "exec": ({"process": True, "detach": False, "tty": False, "console-socket": True, "pid-file": True, "cwd": True,
               "user": True, "env": True, "cap": True, "no-new-privs": False, "preserve-fds": True,
-              "ignore-paused": False, "additional-gids": True, "apparmor": True},
+              "ignore-paused": False, "additional-gids": True, "apparmor": True, "process-label": True, "cgroup": True},
              {"p": "process", "d": "detach", "t": "tty", "u": "user", "e": "env", "c": "cap", "g": "additional-gids"},
              "ID [PROGRAM [ARG ...]]", "run one more process in a container"),
     "pause": ({}, {}, "ID", "freeze all processes of a container"),
     "resume": ({}, {}, "ID", "thaw a paused container"),
     "ps": ({"format": True}, {"f": "format"}, "ID", "list the processes of a container"),
+    "update": ({"resources": True, **dict.fromkeys((
+        "blkio-weight", "cpu-period", "cpu-quota", "cpu-burst", "cpu-share", "cpu-rt-period", "cpu-rt-runtime",
+        "cpuset-cpus", "cpuset-mems", "cpu-idle", "memory", "memory-reservation", "memory-swap", "pids-limit",
+        "kernel-memory", "kernel-memory-tcp", "l3-cache-schema", "mem-bw-schema"), True)}, {"r": "resources"}, "ID",
+        "change the limits of a running container"),
+    "events": ({"interval": True, "stats": False}, {}, "ID", "print what a container uses and its OOM kills until it ends"),
     "features": ({}, {}, "", "print what this runtime can do, as JSON"),
 }
-REPEATED = {"env", "cap", "additional-gids"}
+REPEATED = {"env", "cap", "additional-gids", "cgroup"}
 
 
 class Words:
@@ -154,8 +160,9 @@ def _spec(words: Words, context: Context, facts: Facts) -> Plan:
     path = f"{bundle}/config.json"
     if facts.stat(path) is not None:
         raise InvalidArgument(f"file {path} exists", hint="remove it first")
+    made = rootless_spec(context.uid, context.gid) if words.options.get("rootless") else default_spec()
     plan = Plan()
-    plan.add(P.PARENT_BEFORE_CLONE, "write_file", f"write {path}", path, json.dumps(default_spec(), indent="\t") + "\n",
+    plan.add(P.PARENT_BEFORE_CLONE, "write_file", f"write {path}", path, json.dumps(made, indent="\t") + "\n",
              0o666, 0)
     return plan
 
@@ -193,8 +200,9 @@ def _process_for_exec(words: Words, context: Context, facts: Facts, identity: st
         process.setdefault("user", {})["additionalGids"] = [_number(text, "group") for text in options["additional-gids"]]
     if options.get("no-new-privs"):
         process["noNewPrivileges"] = True
-    if options.get("apparmor"):
-        process["apparmorProfile"] = options["apparmor"]
+    for flag, field in (("apparmor", "apparmorProfile"), ("process-label", "selinuxLabel")):
+        if options.get(flag):
+            process[field] = options[flag]
     for name in options.get("cap") or []:
         if name not in NUMBERS:
             raise InvalidArgument(f"--cap: {name!r} is not a capability")
@@ -213,6 +221,19 @@ def _number(text: str, what: str) -> int:
 def _user(text: str) -> dict[str, int]:
     uid, colon, gid = text.partition(":")
     return {"uid": _number(uid, "user"), **({"gid": _number(gid, "group")} if colon else {})}
+
+
+def _update(words: Words, context: Context, facts: Facts, identity: str) -> Plan:
+    from dolium.runtime import resources
+
+    options = words.options
+    for flag in ("l3-cache-schema", "mem-bw-schema"):
+        if options.get(flag):
+            raise InvalidArgument(f"--{flag}: Intel RDT is not supported in this version")
+    path = options.get("resources") or ""
+    if path and path != "-":
+        path = lifecycle.absolute(context.cwd, path)
+    return resources.update(context, facts, identity, resources.wished(options, facts, path))
 
 
 def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
@@ -253,6 +274,13 @@ def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
         return lifecycle.processes(context, facts, identity, as_json=options.get("format") == "json")
     if command in ("pause", "resume"):
         return lifecycle.pause(context, facts, identity, resume=command == "resume")
+    if command == "update":
+        return _update(words, context, facts, identity)
+    if command == "events":
+        from dolium.runtime import resources
+
+        return resources.events(context, facts, identity, interval=resources.milliseconds(options.get("interval") or "5s"),
+                                once=bool(options.get("stats")), cursor=context.cursor)
     simple: dict[str, Callable[[Context, Facts, str], Plan]] = {"start": lifecycle.start, "state": lifecycle.query}
     return simple[command](context, facts, identity)
 
@@ -282,9 +310,10 @@ def compile_request(request: dict[str, list[bytes]], facts: Facts) -> tuple[Plan
             raise InvalidArgument("--systemd-cgroup is not supported in this version", hint="use the cgroupfs driver")
         uid = int(request["uid"][0])
         root = words.globals.get("root") or (
-            DEFAULT_ROOT if uid == 0 else f"{env.get('XDG_RUNTIME_DIR') or '/tmp'}/dolium-runtime")
-        context = Context(cwd, env, lifecycle.absolute(cwd, root).rstrip("/"), uid, int(request["now"][0]),
-                          request["machine"][0].decode())
+            DEFAULT_ROOT if uid == 0 else f"{env.get('XDG_RUNTIME_DIR') or f'/run/user/{uid}'}/dolium-runtime")
+        context = Context(cwd, env, lifecycle.absolute(cwd, root).rstrip("/"), uid, int(request["gid"][0]),
+                          int(request["now"][0]), request["machine"][0].decode())
+        context.cursor = request["again"][0] if "again" in request else b""
         plan = _run_command(words, context, facts)
         if log:
             plan.ops.insert(0, P.Op(P.PARENT_BEFORE_CLONE, "log_file", "log file", (log, int(log_format == "json"))))

@@ -14,6 +14,10 @@ from dolium.runtime.facts import Facts, Need
 from dolium.runtime.plan import encode_string
 from dolium.runtime.wire import FRAME_LIMIT, decode_fields, frame
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def _read_exactly(fd: int, size: int) -> bytes:
     parts = []
@@ -53,8 +57,8 @@ def answer(request: dict[str, list[bytes]], known: dict[str, list[bytes]]) -> by
     return b"E" + b"".join(encode_string(text) for text in ("1", message, log, log_format))
 
 
-def main(fd: int) -> None:
-    """Serve one front on ``fd`` until it has its plan."""
+def serve(fd: int, answer: Callable[[dict[str, list[bytes]], dict[str, list[bytes]]], bytes]) -> None:
+    """Answer one front on ``fd`` until it has its plan."""
     request: dict[str, list[bytes]] = {}
     known: dict[str, list[bytes]] = {}
     while True:
@@ -71,3 +75,8 @@ def main(fd: int) -> None:
         if body[:1] != b"N":
             sys.stdout.flush()
             return
+
+
+def main(fd: int) -> None:
+    """The cold compiler of dolium-runtime."""
+    serve(fd, answer)

@@ -44,6 +44,12 @@ class Facts:
         _check(number, "read", path)
         return data[0]
 
+    def stdin(self) -> bytes:
+        """All of the caller's standard input. Raises when it cannot be read."""
+        number, data = self._get("stdin:")
+        _check(number, "read", "standard input")
+        return data[0]
+
     def link(self, path: str) -> str | None:
         """Target of a symbolic link, None when absent or unreadable."""
         number, data = self._get(f"link:{path}")

@@ -29,15 +29,17 @@ KILL_WAIT_MS = 10_000
 class Context:
     """The caller's context, as the front sent it. ``now``: seconds since 1970."""
 
-    __slots__ = ("cwd", "env", "machine", "now", "root", "uid")
+    __slots__ = ("cursor", "cwd", "env", "gid", "machine", "now", "root", "uid")
 
-    def __init__(self, cwd: str, env: dict[str, str], root: str, uid: int, now: int, machine: str) -> None:
+    def __init__(self, cwd: str, env: dict[str, str], root: str, uid: int, gid: int, now: int, machine: str) -> None:
         self.cwd = cwd
         self.env = env
         self.root = root
         self.uid = uid
+        self.gid = gid
         self.now = now
         self.machine = machine
+        self.cursor = b""  # what this command's plan before handed on, by `again`
 
 
 def absolute(cwd: str, path: str) -> str:
@@ -327,7 +329,7 @@ def processes(context: Context, facts: Facts, identity: str, *, as_json: bool) -
 
 def execute(context: Context, facts: Facts, identity: str, process: dict[str, Any], options: dict[str, Any]) -> Plan:
     """``exec``: one more process. ``process``: the specification's object, or only what differs from the container's.
-    Options: detach, pid-file, console-socket, preserve-fds, ignore-paused."""
+    Options: detach, pid-file, console-socket, preserve-fds, ignore-paused, cgroup."""
     folder = f"{context.root}/{identity}"
     facts.want(f"read:{folder}/state.json", f"stat:{folder}", f"read:{folder}/config.json")
     where = state.load(facts, context.root, identity)
@@ -352,8 +354,8 @@ def execute(context: Context, facts: Facts, identity: str, process: dict[str, An
     plan = Plan()
     if launch.seccomp is not None:
         seccomp_cache.keep(plan, cache, keep, launch.seccomp)
-    compiled = compile_exec(config, process, where.pid, where.start_time, launch,
-                            tree.parse_membership(membership, layout))
+    folders = _sub_cgroups(facts, layout, tree.parse_membership(membership, layout), options.get("cgroup") or [])
+    compiled = compile_exec(config, process, where.pid, where.start_time, launch, folders)
     plan.ops += compiled.ops
     if options.get("pid-file"):
         path = absolute(context.cwd, options["pid-file"])
@@ -361,6 +363,31 @@ def execute(context: Context, facts: Facts, identity: str, process: dict[str, An
     if not options.get("detach"):
         plan.add(P.PARENT_BEFORE_CLONE, "hold", "stay until it ends")
     return _clone_last(plan)
+
+
+def _sub_cgroups(facts: Facts, layout: tree.Layout, folders: list[str], wishes: list[str]) -> list[str]:
+    """The folders to join with ``--cgroup [CONTROLLER[,CONTROLLER]:]PATH``: existing groups below init's.
+
+    Without a controller the path holds for every hierarchy. Raises InvalidArgument, before anything was done.
+    """
+    for wish in wishes:
+        controllers, colon, path = wish.rpartition(":")
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if ".." in parts:
+            raise InvalidArgument(f"--cgroup {wish}: {path!r} is not a sub cgroup path")
+        bases = [layout.v1.get(name) or (layout.unified if name in ("", "unified") else None) or name
+                 for name in controllers.split(",")] if colon else None
+        known = [*layout.folders, *([layout.unified] if layout.unified else [])]
+        for base in bases or ():
+            if base not in known:
+                raise InvalidArgument(f"--cgroup {wish}: there is no cgroup controller {base!r} here")
+        for number, folder in enumerate(folders):
+            if bases is not None and not any(folder == base or folder.startswith(f"{base}/") for base in bases):
+                continue
+            folders[number] = "/".join([folder, *parts])
+            if facts.stat(f"{folders[number]}/cgroup.procs") is None:
+                raise InvalidArgument(f"--cgroup {wish}: {folders[number]} does not exist")
+    return folders
 
 
 def _check_terminal_exec(process: dict[str, Any], options: dict[str, Any]) -> None:

@@ -67,6 +67,7 @@ OPS: dict[str, tuple[int, str]] = {
     "wait_gone": (14, "iii"),
     "hook": (16, "sllis"),
     "hold": (17, ""),
+    "again": (18, "is"),
     "open_tree": (30, "isii"),
     "mount_attr": (32, "iiiiii"),
     "cg_mkdir": (40, "isii"),
@@ -123,6 +124,9 @@ OPS: dict[str, tuple[int, str]] = {
     "apparmor": (120, "s"),
 }
 NAMES = {code: name for name, (code, _) in OPS.items()}
+
+ENCODED_KEPT = 2048
+_encoded: dict[tuple[object, ...] | None, bytes] = {}
 
 PID = "\x01p"  # replaced by init's pid in templates
 START_TIME = "\x01s"  # replaced by init's start time, clock ticks
@@ -182,6 +186,15 @@ class Plan:
         parts = [b"DOLM", PLAN_VERSION.to_bytes(2, "little"), self.flags.to_bytes(2, "little"),
                  len(self.ops).to_bytes(4, "little")]
         for op in self.ops:
+            # most operations are the same in every launch of one host
+            key: tuple[object, ...] | None = (op.stage, op.name, op.flags, op.label, op.args)
+            try:
+                known = _encoded.get(key)
+            except TypeError:  # a list among the arguments
+                known = key = None
+            if known is not None:
+                parts.append(known)
+                continue
             code, signature = OPS[op.name]
             if len(signature) != len(op.args):
                 raise ValueError(f"{op.name} takes {len(signature)} arguments, got {len(op.args)}")
@@ -196,9 +209,13 @@ class Plan:
                     body += encode_list(arg)
                 else:
                     raise ValueError(f"{op.name}: argument {arg!r} is not of kind {kind}")
-            parts.append(code.to_bytes(2, "little") + bytes((op.stage, op.flags)))
-            parts.append(len(body).to_bytes(4, "little"))
-            parts.append(bytes(body))
+            head = code.to_bytes(2, "little") + bytes((op.stage, op.flags)) + len(body).to_bytes(4, "little")
+            known = head + bytes(body)
+            parts.append(known)
+            if key is not None and len(known) < 1024:
+                if len(_encoded) >= ENCODED_KEPT:
+                    _encoded.clear()
+                _encoded[key] = known
         return b"".join(parts)
 
 

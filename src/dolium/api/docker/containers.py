@@ -30,6 +30,7 @@ from dolium.engine import model
 from dolium.engine.model import Container
 from dolium.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from dolium.linux.cgroup import manage
+from dolium.runtime.cli import signal_number
 
 routes = web.RouteTableDef()
 
@@ -163,8 +164,13 @@ async def restart(request: web.Request) -> web.Response:
 async def kill(request: web.Request) -> web.Response:
     """A signal, SIGKILL by default."""
     name = request.match_info["name"]
+    word = request.query.get("signal") or "KILL"
     try:
-        await request.app[CONTAINERS].kill(name, request.query.get("signal") or "KILL")
+        signal_number(word)
+    except InvalidArgument:
+        raise InvalidArgument(f"Invalid signal: {word}") from None
+    try:
+        await request.app[CONTAINERS].kill(name, word)
     except (FailedPrecondition, NotFound) as error:
         raise type(error)(f"cannot kill container: {name}: {error}") from error
     return no_content()

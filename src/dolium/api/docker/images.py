@@ -17,7 +17,7 @@ from aiohttp import web
 
 from dolium.api.docker import models
 from dolium.api.docker.common import ENGINE, filters, flag, label_matches, stream
-from dolium.errors import DoliumError, InvalidArgument
+from dolium.errors import DoliumError, InvalidArgument, Unimplemented
 from dolium.images.auth import Credentials
 from dolium.images.progress import Progress, ProgressEvent
 from dolium.images.reference import Reference
@@ -118,6 +118,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     source, name, tag = (request.query.get(key, "") for key in ("fromSrc", "fromImage", "tag"))
     platform = request.query.get("platform") or None
     if name:
+        if not tag and ":" not in name.rpartition("/")[2] and "@" not in name:
+            raise Unimplemented("pull of all tags is not supported", hint="name a tag")
         reference = f"{name}@{tag}" if tag.startswith("sha256:") else f"{name}:{tag}" if tag else name
         Reference.parse(reference)
         credentials = _credentials(request)
@@ -164,7 +166,12 @@ async def load(request: web.Request) -> web.StreamResponse:
 async def listing(request: web.Request) -> web.Response:
     """``docker images``."""
     engine, wanted = request.app[ENGINE], filters(request)
+    for key in wanted:
+        if key not in ("reference", "dangling", "label", "before", "since"):
+            raise InvalidArgument(f"invalid filter '{key}'")
     rows = []
+    limits = {key: [engine.images.config(engine.images.resolve(name).id).created for name in wanted.get(key, ())]
+              for key in ("before", "since")}
     for image in engine.images.images():
         users = sum(1 for container in engine.containers.values() if container.image_id == image.id)
         row = models.image_summary(image, users)
@@ -180,6 +187,10 @@ async def listing(request: web.Request) -> web.Response:
         if "dangling" in wanted and (wanted["dangling"][0] in ("true", "1")) == bool(image.repo_tags):
             continue
         if not label_matches(row["Labels"], wanted.get("label") or []):
+            continue
+        created = models.moment(config.created)
+        if any(created >= models.moment(limit) for limit in limits["before"]) or \
+                any(created <= models.moment(limit) for limit in limits["since"]):
             continue
         rows.append(row)
     return web.json_response(rows)

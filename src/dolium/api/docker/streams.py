@@ -22,7 +22,7 @@ from dolium.engine import logs, model
 from dolium.engine.events import Event
 from dolium.engine.model import Container
 from dolium.engine.stats import sample
-from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument
+from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument, Unimplemented
 from dolium.isolation.process import Attachment
 
 routes = web.RouteTableDef()
@@ -152,6 +152,8 @@ async def container_logs(request: web.Request) -> web.StreamResponse:
     wanted = {name for name in ("stdout", "stderr") if flag(request, name)}
     if not wanted:
         raise InvalidArgument("Bad parameters: you must choose at least one stream")
+    if (container.host_config.get("LogConfig") or {}).get("Type") == "none":
+        raise Unimplemented("configured logging driver does not support reading")
     tty = bool(container.config.get("Tty"))
     since, until = _time_limit(request.query.get("since")), _time_limit(request.query.get("until"))
     response = await stream(request, RAW if tty else MULTIPLEXED)

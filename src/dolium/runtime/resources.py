@@ -1,0 +1,325 @@
+"""``update`` and ``events``: limits of a running container, and what it uses. Imported by those commands only."""
+
+from __future__ import annotations
+
+import json
+
+from dolium.errors import FailedPrecondition, InvalidArgument
+from dolium.runtime import cgroups, state
+from dolium.runtime import plan as P
+from dolium.runtime.plan import Plan
+from dolium.runtime.spec import load
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from dolium.linux.cgroup import tree
+    from dolium.runtime.facts import Facts
+    from dolium.runtime.lifecycle import Context
+
+UNLIMITED = 0x7FFFFFFFFFFFF000  # what v1 shows for no limit: the largest number of whole pages
+TICK_MS = 1000  # how often `events` looks for an OOM kill
+
+# flag: where in linux.resources, and what it is: a number, bytes (64m; -1 is no limit), a text
+UPDATE_FLAGS: dict[str, tuple[str, str, str]] = {
+    "blkio-weight": ("blockIO", "weight", "number"),
+    "cpu-period": ("cpu", "period", "number"),
+    "cpu-quota": ("cpu", "quota", "number"),
+    "cpu-burst": ("cpu", "burst", "number"),
+    "cpu-share": ("cpu", "shares", "number"),
+    "cpu-rt-period": ("cpu", "realtimePeriod", "number"),
+    "cpu-rt-runtime": ("cpu", "realtimeRuntime", "number"),
+    "cpuset-cpus": ("cpu", "cpus", "text"),
+    "cpuset-mems": ("cpu", "mems", "text"),
+    "cpu-idle": ("cpu", "idle", "number"),
+    "memory": ("memory", "limit", "bytes"),
+    "memory-reservation": ("memory", "reservation", "bytes"),
+    "memory-swap": ("memory", "swap", "bytes"),
+    "pids-limit": ("pids", "limit", "number"),
+}
+
+
+def _value(flag: str, kind: str, text: str) -> int | str:
+    if kind == "text":
+        return text
+    digits, factor = text, 1
+    if kind == "bytes" and text[-1:].lower() in ("b", "k", "m", "g", "t"):
+        digits, factor = text[:-1], 1024 ** "bkmgt".index(text[-1].lower())
+    try:
+        return int(digits) * factor
+    except ValueError:
+        raise InvalidArgument(f"invalid value {text!r} for --{flag}") from None
+
+
+def wished(options: dict[str, Any], facts: Facts, path: str) -> dict[str, Any]:
+    """``linux.resources`` of an update, from its flags or from a file (``path``; "-" is standard input)."""
+    if path:
+        text = facts.stdin() if path == "-" else facts.read(path)
+        if text is None:
+            raise InvalidArgument(f"resources file {path}: no such file")
+        try:
+            given = json.loads(text)
+        except ValueError as error:
+            raise InvalidArgument(f"resources {path} are not valid JSON: {error}") from error
+        if not isinstance(given, dict):
+            raise InvalidArgument(f"resources {path}: the top level must be an object")
+        # unchanged values may be left out or be 0, as in runc's own form
+        return {room: {key: value for key, value in part.items() if value not in (0, "", None)}
+                if isinstance(part, dict) else part for room, part in given.items()}
+    found: dict[str, Any] = {}
+    for flag, (room, key, kind) in UPDATE_FLAGS.items():
+        if flag in options and (value := _value(flag, kind, options[flag])) not in (0, ""):
+            found.setdefault(room, {})[key] = value
+    return found
+
+
+def _number(data: bytes | None) -> int | None:
+    text = (data or b"").strip()
+    if text == b"max":
+        return UNLIMITED
+    return int(text) if text.lstrip(b"-").isdigit() else None
+
+
+def _shown(value: int) -> int:
+    return UNLIMITED if value < 0 else value
+
+
+class _Folders:
+    """A container's cgroup files as facts. ``folder``: of a controller, None where it is not mounted."""
+
+    def __init__(self, facts: Facts, layout: tree.Layout, folders: list[str]) -> None:
+        self.facts = facts
+        self.layout = layout
+        self.folders = folders
+
+    def folder(self, controller: str) -> str | None:
+        base = self.layout.v1.get(controller) if self.layout.v1 else self.layout.unified
+        return next((folder for folder in self.folders if base and folder.startswith(f"{base}/")), None)
+
+    def read(self, controller: str, file: str) -> bytes | None:
+        folder = self.folder(controller)
+        return None if folder is None else self.facts.read(f"{folder}/{file}")
+
+    def number(self, controller: str, file: str) -> int | None:
+        return _number(self.read(controller, file))
+
+    def table(self, controller: str, file: str) -> dict[str, int]:
+        """Lines of a word and a number."""
+        words = [line.split() for line in (self.read(controller, file) or b"").decode().splitlines()]
+        return {line[0]: int(line[1]) for line in words if len(line) == 2 and line[1].lstrip("-").isdigit()}
+
+
+def update(context: Context, facts: Facts, identity: str, resources: dict[str, Any]) -> Plan:
+    """``update``: write the limits that are named, leave the others. Nothing is left half changed: what was written
+    before a refusal is written back."""
+    where = state.load(facts, context.root, identity)
+    if state.status(facts, where) == "stopped":
+        raise FailedPrecondition(f"container not running: {identity}")
+    text = facts.read(f"{where.folder}/config.json")
+    if text is None:
+        raise FailedPrecondition(f"{where.folder}/config.json is missing")
+    config = load(text, f"{where.folder}/config.json")
+    merged = json.loads(text)
+    kept = merged.setdefault("linux", {}).setdefault("resources", {})
+    for room, part in resources.items():
+        kept[room] = {**(kept.get(room) or {}), **part} if isinstance(part, dict) else part
+    try:
+        load(json.dumps(merged).encode(), "update")
+    except InvalidArgument as error:
+        raise InvalidArgument(str(error).replace("update: ", "")) from None
+    if "devices" in resources and not isinstance(resources["devices"], list):
+        raise InvalidArgument("resources: devices: must be an array")
+    layout = cgroups.layout(facts)
+    files = _Folders(facts, layout, where.folders)
+    wanted = {**resources, "memory": _complete_memory(files, resources, config)}
+    _check_memory(files, wanted["memory"])
+    plan = Plan()
+    plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {where.folder}", where.folder)
+    group = _group(layout, where.folders)
+    cgroups.add_limits(plan, P.PARENT_BEFORE_CLONE, layout, group, wanted)
+    _swap_in_order(plan, files, wanted["memory"])
+    facts.want(*(f"read:{op.args[0]}" for op in plan.named("cg_write")))
+    for op in reversed(plan.named("cg_write")):
+        before = facts.read(str(op.args[0]))
+        if before is not None and before.strip() and not op.label.startswith("set devices."):
+            plan.add(P.ON_FAILURE, "cg_write", f"put {op.args[0]} back", op.args[0], before.strip(), 1, optional=True)
+    path = f"{where.folder}/config.json"
+    plan.add(P.PARENT_BEFORE_CLONE, "write_file", f"write {path}", path,
+             json.dumps(merged).encode().replace(b"\x01", b"\x01\x01"), 0o600, 1)
+    return plan
+
+
+def _group(layout: tree.Layout, folders: list[str]) -> str:
+    base = layout.folders[0] if layout.folders else layout.unified or ""
+    return folders[0].removeprefix(base)
+
+
+def _complete_memory(files: _Folders, resources: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """v2 counts swap alone, the specification both: a new swap limit needs the memory limit that holds."""
+    memory = dict(resources.get("memory") or {})
+    if not files.layout.v1 and memory.get("swap") and not memory.get("limit"):
+        before = (((config.get("linux") or {}).get("resources") or {}).get("memory") or {}).get("limit")
+        if before and before > 0:
+            memory["limit"] = before
+    return memory
+
+
+def _check_memory(files: _Folders, memory: dict[str, Any]) -> None:
+    """``memory.checkBeforeUpdate``: a limit below what is used now would kill (config-linux.md, Memory)."""
+    limit = memory.get("limit") or 0
+    if not memory.get("checkBeforeUpdate") or limit <= 0:
+        return
+    usage = files.number("memory", "memory.usage_in_bytes" if files.layout.v1 else "memory.current")
+    if usage is not None and usage > limit:
+        raise FailedPrecondition(f"unable to set memory limit to {limit} (current usage: {usage})",
+                                 hint="memory.checkBeforeUpdate refuses a limit that the container is above already")
+
+
+def _swap_in_order(plan: Plan, files: _Folders, memory: dict[str, Any]) -> None:
+    """v1 holds limit <= memory and swap at every moment: when both rise, memory and swap together goes first."""
+    if not files.layout.v1 or memory.get("limit") is None or memory.get("swap") is None:
+        return
+    now = files.number("memory", "memory.memsw.limit_in_bytes")
+    if now is None or _shown(memory["limit"]) <= now:
+        return
+    ops = plan.ops
+    at = [number for number, op in enumerate(ops) if str(op.args[0]).endswith(
+        ("/memory.limit_in_bytes", "/memory.memsw.limit_in_bytes"))]
+    if len(at) == 2:
+        ops[at[0]], ops[at[1]] = ops[at[1]], ops[at[0]]
+
+
+# -- events --
+
+
+def milliseconds(text: str) -> int:
+    """Of a Go duration: 5s, 500ms, 1m30s. Raises InvalidArgument."""
+    units = {"h": 3_600_000.0, "m": 60_000.0, "s": 1000.0, "ms": 1.0, "us": 0.001, "ns": 0.000001}
+    total, at = 0.0, 0
+    while at < len(text):
+        start = at
+        while at < len(text) and (text[at].isdigit() or text[at] == "."):
+            at += 1
+        middle = at
+        while at < len(text) and not (text[at].isdigit() or text[at] == "."):
+            at += 1
+        number, unit = text[start:middle], text[middle:at]
+        if unit not in units or not number.strip(".") or number.count(".") > 1 or not number.isascii():
+            raise InvalidArgument(f"invalid duration {text!r}", hint="write 5s, 500ms or 1m30s")
+        total += float(number) * units[unit]
+    if total < 1:
+        raise InvalidArgument("duration interval must be greater than 0")
+    return int(total)
+
+
+def _oom_kills(files: _Folders) -> int:
+    file = "memory.oom_control" if files.layout.v1 else "memory.events"
+    return files.table("memory", file).get("oom_kill", 0)
+
+
+def events(context: Context, facts: Facts, identity: str, *, interval: int, once: bool, cursor: bytes) -> Plan:
+    """``events``: a line of statistics every ``interval`` milliseconds and one for each OOM kill, until the container ends;
+    ``once``: the statistics alone. ``cursor`` is what the call before handed on: OOM kills seen, milliseconds to wait."""
+    where = state.load(facts, context.root, identity)
+    status = state.status(facts, where)
+    if status == "stopped":
+        if cursor:
+            return Plan()
+        raise FailedPrecondition(f"container {identity} is not running")
+    files = _Folders(facts, cgroups.layout(facts), where.folders)
+    plan = Plan()
+
+    def say(kind: str, data: dict[str, Any] | None = None) -> None:
+        line = {"type": kind, "id": identity, **({"data": data} if data is not None else {})}
+        plan.add(P.PARENT_BEFORE_CLONE, "print", "print", 1, json.dumps(line, separators=(",", ":")) + "\n")
+
+    if once:
+        say("stats", statistics(files))
+        return plan
+    kills = _oom_kills(files)
+    seen, left = (int(part) for part in cursor.split()) if cursor else (kills, interval)
+    if kills > seen:
+        say("oom")
+    if left <= 0:
+        say("stats", statistics(files))
+        left = interval
+    pause = min(left, TICK_MS)
+    plan.add(P.PARENT_BEFORE_CLONE, "again", "wait", pause, f"{kills} {left - pause}")
+    return plan
+
+
+def _memory_entry(files: _Folders, prefix: str) -> dict[str, int]:
+    found = {}
+    for key, file in (("usage", "usage_in_bytes"), ("max", "max_usage_in_bytes"), ("failcnt", "failcnt"),
+                      ("limit", "limit_in_bytes")):
+        value = files.number("memory", f"memory.{prefix}{file}")
+        if value:
+            found[key] = value
+    return found
+
+
+def statistics(files: _Folders) -> dict[str, Any]:
+    """What the container uses, in runc's form: nanoseconds, bytes, numbers."""
+    return {"cpu": _cpu_v1(files), "memory": _memory_v1(files), "pids": _pids(files), "blkio": _blkio_v1(files),
+            "hugetlb": {}, "intel_rdt": {}, "network_interfaces": None} if files.layout.v1 else {
+            "cpu": _cpu_v2(files), "memory": _memory_v2(files), "pids": _pids(files), "blkio": {},
+            "hugetlb": {}, "intel_rdt": {}, "network_interfaces": None}
+
+
+def _pids(files: _Folders) -> dict[str, int]:
+    limit = files.number("pids", "pids.max")
+    shown = {"limit": limit} if limit and limit < UNLIMITED else {}
+    return {"current": files.number("pids", "pids.current") or 0, **shown}
+
+
+def _throttling(table: dict[str, int], spent: int) -> dict[str, int]:
+    names = {"periods": table.get("nr_periods", 0), "throttledPeriods": table.get("nr_throttled", 0), "throttledTime": spent}
+    return {name: value for name, value in names.items() if value}
+
+
+def _cpu_v1(files: _Folders) -> dict[str, Any]:
+    ticks = files.table("cpuacct", "cpuacct.stat")  # a hundredth of a second each
+    throttled = files.table("cpu", "cpu.stat")
+    return {"usage": {"total": files.number("cpuacct", "cpuacct.usage") or 0,
+                      "percpu": [int(word) for word in (files.read("cpuacct", "cpuacct.usage_percpu") or b"").split()],
+                      "kernel": ticks.get("system", 0) * 10_000_000, "user": ticks.get("user", 0) * 10_000_000},
+            "throttling": _throttling(throttled, throttled.get("throttled_time", 0))}
+
+
+def _cpu_v2(files: _Folders) -> dict[str, Any]:
+    table = files.table("cpu", "cpu.stat")
+    return {"usage": {"total": table.get("usage_usec", 0) * 1000, "kernel": table.get("system_usec", 0) * 1000,
+                      "user": table.get("user_usec", 0) * 1000},
+            "throttling": _throttling(table, table.get("throttled_usec", 0) * 1000)}
+
+
+def _memory_v1(files: _Folders) -> dict[str, Any]:
+    raw = files.table("memory", "memory.stat")
+    return {"cache": raw.get("cache", 0), "usage": _memory_entry(files, ""), "swap": _memory_entry(files, "memsw."),
+            "kernel": _memory_entry(files, "kmem."), "kernelTCP": _memory_entry(files, "kmem.tcp."), "raw": raw}
+
+
+def _memory_v2(files: _Folders) -> dict[str, Any]:
+    raw = files.table("memory", "memory.stat")
+    usage = {"usage": files.number("memory", "memory.current") or 0, "limit": files.number("memory", "memory.max") or 0,
+             "max": files.number("memory", "memory.peak") or 0,
+             "failcnt": files.table("memory", "memory.events").get("max", 0)}
+    swap = {"usage": files.number("memory", "memory.swap.current") or 0,
+            "limit": files.number("memory", "memory.swap.max") or 0}
+    return {"cache": raw.get("file", 0), "usage": {key: value for key, value in usage.items() if value},
+            "swap": {key: value for key, value in swap.items() if value}, "kernel": {}, "kernelTCP": {}, "raw": raw}
+
+
+def _blkio_v1(files: _Folders) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, file in (("ioServiceBytesRecursive", "blkio.throttle.io_service_bytes_recursive"),
+                      ("ioServicedRecursive", "blkio.throttle.io_serviced_recursive")):
+        rows = []
+        for line in (files.read("blkio", file) or b"").decode().splitlines():
+            words = line.replace(":", " ").split()
+            if len(words) == 4 and words[0].isdigit():
+                rows.append({"major": int(words[0]), "minor": int(words[1]), "op": words[2], "value": int(words[3])})
+        if rows:
+            found[key] = rows
+    return found
