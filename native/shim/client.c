@@ -17,7 +17,7 @@ struct client {
 	struct source source;
 	struct process *process; /* NULL once it has exited */
 	unsigned number;
-	unsigned in : 1, out : 2, mux : 1, exit_frame : 1; /* out: bit 0 stdout, bit 1 stderr */
+	unsigned in : 1, out : 2, mux : 1, exit_frame : 1, late : 1; /* out: bit 0 stdout, bit 1 stderr */
 	unsigned eof : 1;      /* will send no more */
 	unsigned deaf : 1;     /* will read no more */
 	unsigned finished : 1; /* gets no more; goes when it has read what is spilled */
@@ -309,6 +309,8 @@ void clients_finish(struct process *process, int exited) {
 	char code[16];
 	int n = snprintf(code, sizeof code, "%d", process->exit_code);
 	EACH_CLIENT(c, process) {
+		if (exited && c->late && !shim.ending && daemon_is_here())
+			continue; /* its last word comes with the shim's end, when the daemon has cleaned up */
 		if (exited && c->exit_frame && c->mux)
 			put(c, FRAME_EXIT, code, (size_t)n);
 		c->process = NULL;
@@ -350,7 +352,8 @@ int request_attach(struct request *r) {
 	*c = (struct client){
 		.next = clients, .source = { .fd = keep(&r->fds[0]), .ready = client_ready }, .process = p,
 		.number = ++last_number, .in = flag(r, "stdin"), .out = flag(r, "stdout") | flag(r, "stderr") << 1,
-		.mux = flag(r, "mux"), .exit_frame = flag(r, "exit_frame"), .key_count = keys.len, .spill = -1,
+		.mux = flag(r, "mux"), .exit_frame = flag(r, "exit_frame"),
+		.late = flag(r, "late"), .key_count = keys.len, .spill = -1,
 	};
 	memcpy(c->keys, keys.data, keys.len);
 	clients = c;

@@ -31,8 +31,10 @@ static void drop_frame(struct connection *c) {
 
 static void connection_close(struct connection *c) {
 	UNLINK(&connections, c);
-	if (current == c)
+	if (current == c) {
 		current = NULL;
+		say_last_words();
+	}
 	source_close(&c->source);
 	drop_frame(c);
 	buffer_free(&c->unsent);
@@ -78,6 +80,8 @@ void send_event(struct buffer *b) {
 	else
 		buffer_free(b);
 }
+
+int daemon_is_here(void) { return current != NULL; }
 
 int unsent_answers(void) {
 	return current && current->unsent.used;

@@ -122,6 +122,12 @@ void write_exit_records(void) {
 	}
 }
 
+void say_last_words(void) {
+	for (struct process *p = shim.processes; p; p = p->next)
+		if (p->state == PROCESS_EXITED)
+			clients_finish(p, 1);
+}
+
 static void finish(struct process *p) {
 	cleanup_buffer b = { 0 };
 	p->state = PROCESS_EXITED;
@@ -255,5 +261,6 @@ int request_end(struct request *r) {
 		TRY(idle(r, p));
 	stop_listening();
 	shim.ending = 1;
+	say_last_words();
 	return 0;
 }

@@ -107,6 +107,7 @@ int listen_for_daemon(void);
 void stop_listening(void);
 /* Sends and frees it. Lost when no daemon is connected: `hello` tells again what matters. */
 void send_event(struct buffer *b);
+int daemon_is_here(void);
 int unsent_answers(void);
 /* A switch of the request. */
 unsigned flag(const struct request *r, const char *key);
@@ -119,6 +120,7 @@ request_function request_launch, request_attach, request_resize, request_signal,
 
 /* process.c */
 int find_process(struct request *r, int make, struct process **process);
+void say_last_words(void);
 void forget_process(struct process *process);
 /* Its exit record, or the one of a process that had its id before. */
 int remove_exit(struct request *r, const struct process *process, const char *which);

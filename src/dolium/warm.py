@@ -16,6 +16,7 @@ import sys
 import time
 
 from dolium.cli import containers, facts, images, run, system  # noqa: F401  what is loaded now costs no call later
+from dolium.linux import seccomp  # noqa: F401  a miss of the cache opens no path either
 from dolium.runtime import cold, features, seccomp_cache  # noqa: F401
 from dolium.runtime.wire import FRAME_LIMIT, decode_fields, frame
 
@@ -117,12 +118,13 @@ def _hierarchies() -> list[str]:
         return []
 
 
-def _listen(place: str) -> socket.socket | None:
-    """The listening socket; None when another compiler answers there."""
+def _listen(place: str) -> tuple[socket.socket, int] | None:
+    """The listening socket and its file's inode; None when another compiler answers there."""
     sock = socket.socket(socket.AF_UNIX)
     fresh = f"{place}.{os.getpid()}"
     sock.bind(fresh)
     sock.listen(128)
+    inode = os.stat(fresh).st_ino  # before it has the name that another may take
     try:
         with socket.socket(socket.AF_UNIX) as other:
             other.connect(place)
@@ -132,16 +134,16 @@ def _listen(place: str) -> socket.socket | None:
     except OSError:
         os.rename(fresh, place)  # in the place of one that is dead, or of none
     sock.setblocking(False)
-    return sock
+    return sock, inode
 
 
 class Worker:
     """Accepts fronts and answers them, one event at a time."""
 
-    def __init__(self, place: str, listener: socket.socket) -> None:
+    def __init__(self, place: str, listener: socket.socket, inode: int) -> None:
         self._place = place
         self._listener = listener
-        self._inode = os.stat(place).st_ino
+        self._inode = inode
         self._sources = Sources()
         self._callers: dict[int, Caller] = {}
         self._poll = select.epoll()
@@ -213,6 +215,6 @@ class Worker:
 def main(place: str) -> None:
     """The program; ``place`` is the socket's path."""
     _stand_apart()
-    listener = _listen(place)
-    if listener is not None:
-        Worker(place, listener).run()
+    listening = _listen(place)
+    if listening is not None:
+        Worker(place, *listening).run()

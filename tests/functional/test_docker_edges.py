@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemon import DOCKER, Daemon, eventually
+from daemon import DOCKER, DOLIUM, Daemon, eventually
 
 pytestmark = pytest.mark.leaves("links", "nft")  # the daemon's pool of prepared networks fills in the background
 
@@ -248,3 +248,27 @@ def test_image_filters(engine: Daemon) -> None:
     assert engine.docker("images", "-q", "-f", "since=base:1").stdout == ""
     assert "No such image" in engine.docker("images", "-f", "before=absent", check=False).stderr
     assert "pull of all tags is not supported" in engine.docker("pull", "-a", "127.0.0.1:1/x", check=False).stderr
+
+
+def test_when_run_with_rm_returns_the_container_is_gone(engine: Daemon) -> None:
+    for number in range(12):
+        assert engine.dolium("run", "--rm", "--name", "same", "-p", "127.0.0.1:18430:80", "base:1", "echo", str(number)).stdout == f"{number}\n"
+        assert engine.docker("ps", "-aq").stdout == ""
+
+
+def test_a_client_that_waits_for_the_removal_is_told_when_the_daemon_is_killed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    daemon = Daemon(tmp_path_factory.mktemp("dolium"))
+    daemon.start()
+    try:
+        daemon.import_base("base:1", 'CMD ["sh"]')
+        with subprocess.Popen([DOLIUM, "run", "--rm", "-i", "base:1", "sh", "-c", "echo up; read x; echo $x; exit 9"], env=daemon.env,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
+            assert one.stdin is not None and one.stdout is not None and one.stdout.readline() == b"up\n"
+            daemon.kill()
+            one.stdin.write(b"word\n")
+            one.stdin.flush()
+            assert one.stdout.read() == b"word\n" and one.wait(30) == 9
+        daemon.start()
+        eventually(lambda: daemon.docker("ps", "-aq").stdout == "", "the new daemon removes it")
+    finally:
+        daemon.close()

@@ -246,6 +246,42 @@ def test_dockers_profile_loads(runtime: Runtime, bundle: Bundle) -> None:
     assert result.out.split() == ["1", "ok"] and "not permitted" in result.err
 
 
+def test_seccomp_arguments_and_flags(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.linux["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW", "architectures": [machine_arch()],
+        "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"], "syscalls": [
+            # SIGUSR1 may be sent, SIGUSR2 not; 0 is "does it live"
+            {"names": ["kill"], "action": "SCMP_ACT_ERRNO", "errnoRet": 122, "args": [{"index": 1, "value": 12, "op": "SCMP_CMP_EQ"}]}]}
+    result = runtime.run(bundle.sh("trap 'echo one' USR1; kill -0 $$ && kill -USR1 $$; kill -USR2 $$; echo alive"))
+    assert result.out.split() == ["one", "alive"] and "uota exceeded" in result.err
+
+
+@pytest.mark.parametrize("damage", ["another's file", "others may write there"])
+def test_a_kept_filter_that_others_may_have_written_is_not_loaded(runtime: Runtime, bundle: Bundle, damage: str) -> None:
+    bundle.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 122}]}
+    bundle.sh("mkdir /tmp/x")
+    assert "uota exceeded" in runtime.run(bundle, code=None).err
+    cache = runtime.root / ".cache"
+    (kept,) = cache.glob("*.bpf")
+    assert kept.stat().st_mode & 0o777 == 0o600 and cache.stat().st_mode & 0o777 == 0o700
+    content = kept.read_bytes()
+    kept.write_bytes(b"\x06\0\0\0\0\0\xff\x7f")  # allows everything
+    assert runtime.run(bundle, code=None).err == ""  # the control: it is what is loaded
+    (bundle.rootfs / "tmp/x").rmdir()
+    os.chown(kept, 1000, 1000) if damage == "another's file" else cache.chmod(0o777)
+    assert "uota exceeded" in runtime.run(bundle, code=None).err
+    if damage == "another's file":
+        assert kept.read_bytes() == content and kept.stat().st_uid == 0
+
+
+def test_a_listener_is_asked_for_before_anything_is_made(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/absent", "syscalls": [
+        {"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}
+    result = runtime.run(bundle, code=None)
+    assert result.code != 0 and "is not handed to listenerPath yet" in result.err and runtime.left() == []
+
+
 # -- the root file system --
 
 def test_readonly_root_masked_and_readonly_paths(runtime: Runtime, bundle: Bundle) -> None:

@@ -103,7 +103,7 @@ def bundle(tmp_path: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(made))
     cache = tmp_path / "state/.cache"
     cache.mkdir(parents=True)
-    (cache / f"{seccomp_cache.digest(profile, platform.machine())}.bpf").write_bytes(b"\0" * 16)
+    (cache / f"{seccomp_cache.digest(profile, platform.machine(), platform.release())}.bpf").write_bytes(b"\0" * 16)
     return folder
 
 

@@ -345,6 +345,13 @@ def test_without_capabilities_all_are_dropped() -> None:
 
 
 @pytest.mark.parametrize("no_new_privs", [True, False])
+def test_the_filters_flags_are_those_of_the_profile(no_new_privs: bool) -> None:
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"]}
+    made = config(process={"noNewPrivileges": no_new_privs}, linux={"seccomp": profile})
+    assert only(compiled(made, seccomp=b"\0" * 8), "seccomp").args == (6, b"\0" * 8)
+
+
+@pytest.mark.parametrize("no_new_privs", [True, False])
 def test_the_filter_is_as_late_as_its_rights_allow(no_new_privs: bool) -> None:
     plan = compiled(config(process={"noNewPrivileges": no_new_privs}), seccomp=b"\0" * 8)
     load = only(plan, "seccomp")

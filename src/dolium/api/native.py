@@ -52,8 +52,10 @@ async def run(request: web.Request) -> web.StreamResponse:
     config, host = split_create(wish["container"])
     tty = bool(config.get("Tty"))
     # what the client got wrong is told before anything is made and before the connection is taken over
+    keys = keys_of(request, wish.get("detach_keys") or "") if tty else b""
+    # late: with --rm the client is told when the container is gone, and its name, image and ports are free
     options = {"stdin": bool(wish.get("stdin")), "stdout": True, "stderr": not tty, "mux": True, "exit_frame": True,
-               "detach_keys": keys_of(request, wish.get("detach_keys") or "") if tty else b""}
+               "late": bool(host.get("AutoRemove")), "detach_keys": keys}
     container = await containers.create(wish.get("name") or "", config, host, rootfs=wish.get("rootfs") or "")
     connection = Connection(request)
     connection.answer("application/vnd.docker.multiplexed-stream")

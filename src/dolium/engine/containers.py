@@ -59,6 +59,7 @@ class Containers:
         self.shims: dict[str, Shim] = {}
         self.specs: dict[str, dict[str, Any]] = {}
         self._pending: dict[str, list[Attachment]] = {}
+        self._ending: dict[str, Shim] = {}
         self._waiters: dict[str, list[tuple[str, asyncio.Future[int]]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_exec_exit: dict[str, Any] = {}
@@ -389,7 +390,10 @@ class Containers:
         faults.point("exit.network")
         shim = self.shims.pop(container.id, None)
         self.specs.pop(container.id, None)
-        await engine.isolation.end(shim, engine.paths.shim(container.id))
+        if shim is not None and container.host_config.get("AutoRemove"):
+            self._ending[container.id] = shim  # its clients wait until the container is removed
+        else:
+            await engine.isolation.end(shim, engine.paths.shim(container.id))
         faults.point("exit.shim")
         if oom:
             engine.event(container, "oom")
@@ -559,6 +563,12 @@ class Containers:
                 await self.remove(identity, force=True, volumes=True)
             except FailedPrecondition as error:
                 _log.warning("remove container %s: %s", identity, error)
+            finally:
+                await self._end_shim(identity)
+
+    async def _end_shim(self, identity: str) -> None:
+        """The end of a shim whose clients waited for a removal. Idempotent."""
+        await self._engine.isolation.end(self._ending.pop(identity, None), self._engine.paths.shim(identity))
 
     async def remove(self, reference: str, *, force: bool = False, volumes: bool = False) -> None:
         """Remove a container and all of it; the record goes last. Raises FailedPrecondition in Docker's words."""
@@ -605,12 +615,12 @@ class Containers:
         engine.roots.remove(container.id)
         faults.point("remove.snapshot")
         await asyncio.to_thread(shutil.rmtree, engine.paths.container(container.id), True)
-        shutil.rmtree(engine.paths.shim(container.id), ignore_errors=True)
         faults.point("remove.folder")
         if volumes:
             await self._drop_anonymous(container)
         faults.point("remove.volumes")
         engine.forget(container)
+        await self._end_shim(container.id)
         self._wake(container, removed=True)
         engine.event(container, "destroy")
 
@@ -620,7 +630,7 @@ class Containers:
         self.restarts.close()
         for task in list(self._tasks):
             task.cancel()
-        for shim in self.shims.values():
+        for shim in [*self.shims.values(), *self._ending.values()]:
             shim.close()
         for attachments in self._pending.values():
             for attachment in attachments:

@@ -135,9 +135,10 @@ class ProcessIsolation:
             return None
         if id(profile) in self._profiles:
             return self._profiles[id(profile)][1]
-        key = seccomp_cache.digest(profile, platform.machine())
+        key = seccomp_cache.digest(profile, platform.machine(), platform.release())
         if key not in self._programs:
-            compiled, path = seccomp_cache.program(profile, platform.machine(), HostFacts(), self._cache)
+            compiled, path = seccomp_cache.program(profile, platform.machine(), HostFacts(), self._cache,
+                                                   os.geteuid())
             if path is not None:
                 os.makedirs(self._cache, mode=0o700, exist_ok=True)
                 beside = f"{path}.{os.getpid()}"

@@ -436,17 +436,19 @@ class Shim:
         mux: bool = False,
         detach_keys: bytes = b"",
         exit_frame: bool = False,
+        late: bool = False,
     ) -> int:
         """Give the shim a connected stream socket (it keeps a duplicate); returns the client's number.
 
-        Before ``launch`` of ``id`` too. ``mux``: Docker's 8-byte frames, else raw bytes. Raises FailedPrecondition when
-        the process has exited.
+        Before ``launch`` of ``id`` too. ``mux``: Docker's 8-byte frames, else raw bytes. ``late``: the client's stream ends
+        with the shim (``end``), not with the process; or when this connection is lost. Raises FailedPrecondition when the
+        process has exited.
         """
         answer = await self._request(
             "attach",
             {
                 "id": id, "stdin": int(stdin), "stdout": int(stdout), "stderr": int(stderr), "mux": int(mux),
-                "detach_keys": detach_keys, "exit_frame": int(exit_frame),
+                "detach_keys": detach_keys, "exit_frame": int(exit_frame), "late": int(late),
             },
             [fd],
         )

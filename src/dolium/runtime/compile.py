@@ -11,7 +11,7 @@ from dolium.errors import InvalidArgument
 from dolium.linux import capabilities
 from dolium.linux import mounts as km
 from dolium.linux.cgroup import tree
-from dolium.runtime import cgroups
+from dolium.runtime import cgroups, seccomp_cache
 from dolium.runtime import plan as P
 from dolium.runtime.plan import PID, Plan
 from dolium.runtime.spec import ATTRIBUTES, NAMESPACES, RLIMITS, namespaces
@@ -56,7 +56,7 @@ class Launch:
     """
 
     __slots__ = ("bundle", "console_socket", "hidden", "identity", "joined", "layout", "new_keyring", "no_pivot",
-                 "preserve_fds", "root_in_slot", "seccomp", "start_socket", "stdio", "uid")
+                 "preserve_fds", "root_in_slot", "seccomp", "seccomp_flags", "start_socket", "stdio", "uid")
 
     def __init__(self, identity: str, bundle: str, layout: tree.Layout, uid: int = 0) -> None:
         self.identity = identity
@@ -72,6 +72,7 @@ class Launch:
         self.new_keyring = True
         self.joined: dict[str, int] = {}
         self.seccomp: bytes | None = None
+        self.seccomp_flags = 0
         self.hidden: list[str] = []
 
 
@@ -449,7 +450,7 @@ def add_process(plan: Plan, process: dict[str, Any], launch: Launch) -> None:
         add(stage, "no_new_privs", "set no_new_privs")
     elif early_seccomp and launch.seccomp is not None:
         # without no_new_privs a filter needs CAP_SYS_ADMIN, which goes away below
-        add(stage, "seccomp", "load linux.seccomp", 0, launch.seccomp)
+        add(stage, "seccomp", "load linux.seccomp", launch.seccomp_flags, launch.seccomp)
     add(stage, "umask", "set process.user.umask", user["umask"] if user.get("umask") is not None else 0o022)
     add(stage, "cwd", f"process.cwd {process['cwd']}", process["cwd"], optional=True)
     add(stage, "drop_bounding", "drop capabilities from the bounding set", capabilities.mask(caps.get("bounding") or []))
@@ -473,9 +474,16 @@ def add_process(plan: Plan, process: dict[str, Any], launch: Launch) -> None:
 def add_exec(plan: Plan, process: dict[str, Any], launch: Launch) -> None:
     """The filter, as late as can be, and the program."""
     if launch.seccomp is not None and process.get("noNewPrivileges"):
-        plan.add(P.AFTER_START, "seccomp", "load linux.seccomp", 0, launch.seccomp)
+        plan.add(P.AFTER_START, "seccomp", "load linux.seccomp", launch.seccomp_flags, launch.seccomp)
     plan.add(P.AFTER_START, "exec", f"exec {process['args'][0]}", process["args"][0], process["args"],
              process.get("env") or [])
+
+
+def _seccomp_flags(config: dict[str, Any], launch: Launch) -> None:
+    profile = (config.get("linux") or {}).get("seccomp")
+    if launch.seccomp is not None and profile:
+        seccomp_cache.refuse_listener(profile)
+        launch.seccomp_flags = seccomp_cache.flags(profile)
 
 
 def compile_container(config: dict[str, Any], facts: Facts, launch: Launch) -> Plan:
@@ -489,6 +497,7 @@ def compile_container(config: dict[str, Any], facts: Facts, launch: Launch) -> P
             source = entry.get("source") or ""
             sources.append(f"stat:{source if source.startswith('/') else f'{launch.bundle}/{source}'}")
     facts.want(*sources)
+    _seccomp_flags(config, launch)
     return _Compiler(config, facts, launch).run()
 
 
@@ -499,6 +508,7 @@ def compile_exec(config: dict[str, Any], process: dict[str, Any], pid: int, star
     ``folders``: the cgroup folders init is in now. The pid is checked after its namespaces are open, so that one that
     was used again is never joined.
     """
+    _seccomp_flags(config, launch)
     plan = Plan()
     declared = namespaces(config)
     slot = FIRST_NAMESPACE_SLOT

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 SECCOMP_ACTIONS = ("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD",
                    "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP")
+SECCOMP_OPERATORS = ("SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT", "SCMP_CMP_MASKED_EQ",
+                     "SCMP_CMP_NE")
+SECCOMP_FLAGS = ("SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC")
 
 
 def features(facts: Facts) -> dict[str, Any]:
@@ -30,7 +33,8 @@ def features(facts: Facts) -> dict[str, Any]:
             "namespaces": list(NAMESPACES),
             "capabilities": list(capabilities.NAMES),
             "cgroup": {"v1": bool(layout.v1), "v2": layout.unified is not None, "systemd": False, "systemdUser": False},
-            "seccomp": {"enabled": True, "actions": list(SECCOMP_ACTIONS),
+            "seccomp": {"enabled": True, "actions": list(SECCOMP_ACTIONS), "operators": list(SECCOMP_OPERATORS),
+                        "knownFlags": list(SECCOMP_FLAGS), "supportedFlags": list(SECCOMP_FLAGS),
                         "archs": ["SCMP_ARCH_X86", "SCMP_ARCH_X86_64", "SCMP_ARCH_X32", "SCMP_ARCH_ARM",
                                   "SCMP_ARCH_AARCH64"]},
             "apparmor": {"enabled": facts.stat("/sys/module/apparmor") is not None},

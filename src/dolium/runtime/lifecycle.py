@@ -65,7 +65,7 @@ def _seccomp(plan_folder: str, config: dict[str, Any], facts: Facts, context: Co
     profile = (config.get("linux") or {}).get("seccomp")
     if not profile:
         return None, None
-    return seccomp_cache.program(profile, context.machine, facts, plan_folder)
+    return seccomp_cache.program(profile, context.machine, facts, plan_folder, context.uid)
 
 
 def create(context: Context, facts: Facts, identity: str, bundle: str, options: dict[str, Any], *, run: bool) -> Plan:
@@ -73,7 +73,8 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
     no-new-keyring, detach, keep."""
     state.check_identity(identity)
     folder = f"{context.root}/{identity}"
-    facts.want(f"stat:{folder}", f"real:{absolute(context.cwd, bundle)}", *cgroups.LAYOUT_QUERIES)
+    facts.want(f"stat:{folder}", f"real:{absolute(context.cwd, bundle)}", *cgroups.LAYOUT_QUERIES,
+               seccomp_cache.RELEASE)
     if facts.stat(folder) is not None:
         raise AlreadyExists(f"container with given ID already exists: {identity}",
                             hint="choose another id, or delete the container")
@@ -333,7 +334,7 @@ def execute(context: Context, facts: Facts, identity: str, process: dict[str, An
     facts.want(f"read:{folder}/state.json", f"stat:{folder}", f"read:{folder}/config.json")
     where = state.load(facts, context.root, identity)
     facts.want(f"read:/proc/{where.pid}/cgroup", f"read:/proc/{where.pid}/stat", f"stat:{folder}/start.sock",
-               *cgroups.LAYOUT_QUERIES)
+               *cgroups.LAYOUT_QUERIES, seccomp_cache.RELEASE)
     status = state.status(facts, where)
     if status == "stopped":
         raise FailedPrecondition("cannot exec in a stopped container")

@@ -288,9 +288,7 @@ def _linux(linux: dict[str, Any]) -> None:
         raise wrong("linux.rootfsPropagation", f"{propagation!r} is not a propagation")
     seccomp = take(linux, "seccomp", "object", "linux")
     if seccomp is not None:
-        take(seccomp, "defaultAction", "string", "linux.seccomp", required=True)
-        for index, rule in enumerate(objects(seccomp, "syscalls", "linux.seccomp")):
-            strings(rule, "names", f"linux.seccomp.syscalls[{index}]")
+        _validate_seccomp(seccomp)
     if linux.keys() & {"memoryPolicy", "personality"}:
         from dolium.runtime import attributes
 
@@ -302,6 +300,25 @@ def _linux(linux: dict[str, Any]) -> None:
             raise wrong(f"linux.{key}", "is not supported in this version")
     if linux.get("mountLabel"):
         raise wrong("linux.mountLabel", "is not supported in this version")
+
+
+def _validate_seccomp(seccomp: dict[str, Any]) -> None:
+    """The kinds of its fields; what the words mean is the compiler's."""
+    take(seccomp, "defaultAction", "string", "linux.seccomp", required=True)
+    take(seccomp, "defaultErrnoRet", "integer", "linux.seccomp")
+    for key in ("listenerPath", "listenerMetadata"):
+        take(seccomp, key, "string", "linux.seccomp")
+    for key in ("architectures", "flags"):
+        strings(seccomp, key, "linux.seccomp")
+    for index, rule in enumerate(objects(seccomp, "syscalls", "linux.seccomp")):
+        field = f"linux.seccomp.syscalls[{index}]"
+        strings(rule, "names", field)
+        take(rule, "action", "string", field, required=True)
+        take(rule, "errnoRet", "integer", field)
+        for number, argument in enumerate(objects(rule, "args", field)):
+            take(argument, "op", "string", f"{field}.args[{number}]", required=True)
+            for key in ("index", "value", "valueTwo"):
+                take(argument, key, "integer", f"{field}.args[{number}]")
 
 
 _IPC_SYSCTLS = ("kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
