@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import socket
@@ -51,11 +52,18 @@ class Figure:
 
 def timed(command: list[str], env: dict[str, str]) -> float:
     """Wall time of a whole process, milliseconds. Raises when it fails: a failure is no figure."""
-    begun = time.perf_counter()
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=env, timeout=LIMIT, check=False)
-    spent = (time.perf_counter() - begun) * 1000
-    if done.returncode:
-        raise RuntimeError(f"{command}: {done.returncode}: {done.stderr.decode(errors='replace')[-400:]}")
+    with tempfile.TemporaryFile() as errors:  # not a pipe: what a created init keeps open would be waited for
+        begun = time.perf_counter()
+        done = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, env=env)
+        end = os.pidfd_open(done.pid)  # wait() with a time limit looks every now and then only
+        ended = select.select([end], [], [], LIMIT)[0]
+        spent = (time.perf_counter() - begun) * 1000
+        os.close(end)
+        if not ended:
+            done.kill()
+        if done.wait():
+            errors.seek(0)
+            raise RuntimeError(f"{command}: {done.returncode}: {errors.read().decode(errors='replace')[-400:]}")
     return spent
 
 
@@ -179,14 +187,14 @@ def memory_slope(start: Callable[[int], None], remove: Callable[[], None], names
     return (last - first) / (count - 1)
 
 
-def bundle(folder: Path) -> Path:
-    """A bundle of the base image that runs `true`, as podman and docker have theirs set up."""
+def bundle(folder: Path, *command: str) -> Path:
+    """A bundle of the base image, as podman and docker have theirs set up."""
     (folder / "rootfs").mkdir(parents=True)
     subprocess.run(["tar", "-xf", "-", "-C", str(folder / "rootfs")], input=base_tar(), check=True)
     subprocess.run(["runc", "spec"], cwd=folder, check=True)
     config = json.loads((folder / "config.json").read_text())
     config["process"]["terminal"] = False
-    config["process"]["args"] = ["true"]
+    config["process"]["args"] = list(command)
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -279,7 +287,7 @@ def main() -> int:
                 subprocess.run([DOCKER, "import", str(folder / "base.tar"), "base:1"], env=dockerd.env, check=True,
                                capture_output=True)
             subprocess.run([*podman, "import", str(folder / "base.tar"), "base:1"], check=False, capture_output=True)
-            measure(report, ours, dockerd, podman, limits, env, bundle(folder / "bundle"), folder)
+            measure(report, ours, dockerd, podman, limits, env, bundle(folder / "bundle", "true"), folder)
     finally:
         ours.close()
         shutil.rmtree(WARM, ignore_errors=True)  # the warm compiler ends with its socket
@@ -336,7 +344,8 @@ def measure(report: Report, ours: Daemon, dockerd: Dockerd, podman: list[str], l
     report.table("`run` of a bundle, whole", bundles)
     report.budget(bundles, "dolium-runtime", "crun", 0.6, "dolium-runtime against crun")
     report.budget(bundles, "dolium-runtime, cold", "crun", 3.0, "dolium-runtime, cold, against crun")
-    lives = interleaved({name: lambda program=program, where=where: life(str(program), path, f"bench{next(counter)}", where)
+    sleeper = bundle(folder / "sleeper", "sleep", "1000")
+    lives = interleaved({name: lambda program=program, where=where: life(str(program), sleeper, f"bench{next(counter)}", where)
                          for name, (program, where) in runtimes.items()})
     report.table("create, start, kill, delete, whole processes, summed", lives)
     report.budget(lives, "dolium-runtime", "crun", 0.6, "dolium-runtime against crun")

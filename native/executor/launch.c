@@ -324,15 +324,20 @@ int do_exec(struct launch *launch, const struct op *op) {
 int wait_for(pid_t pid, int *status) { return or_errno(RETRY(waitpid(pid, status, 0))); }
 
 static pid_t clone_child(struct launch *launch, uint64_t flags, int from_joiner) {
+	int born_there = launch->birth && (from_joiner || !find_op(launch->plan, OP_ns_join));
 	int pidfd = -1; /* not the launch's own: a clone that fails late has written a number here that is no fd */
 	struct clone_args args = {
-		.flags = flags | CLONE_CLEAR_SIGHAND | (from_joiner ? CLONE_PARENT : CLONE_PIDFD),
+		.flags = flags | CLONE_CLEAR_SIGHAND | (from_joiner ? CLONE_PARENT : CLONE_PIDFD) |
+			 (born_there ? CLONE_INTO_CGROUP : 0),
+		.cgroup = born_there ? (uint64_t)slot_fd(launch, launch->birth) : 0,
 		.pidfd = (uint64_t)(uintptr_t)&pidfd,
 		.exit_signal = from_joiner ? 0 : SIGCHLD, /* with CLONE_PARENT it is the joiner's */
 	};
 	pid_t pid = sys_clone3(&args);
 	if (pid > 0 && !from_joiner)
 		launch->pidfd = pidfd;
+	if (pid == 0 && born_there)
+		close_fd(&launch->slot[launch->birth]);
 	return pid;
 }
 

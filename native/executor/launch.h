@@ -43,6 +43,7 @@ struct launch {
 	int console;             /* parent: the pty's master when no console socket took it; -1 = none */
 	int preserve;
 	int inherited;           /* fds from 3 up to here are the caller's: all others are our own */
+	int birth;               /* slot of the v2 cgroup the child is born in; 0 = the parent's */
 	int only_slots;          /* the child closes what is in no slot, first thing */
 	int unshare_flags;
 	char *program;           /* what find_executable found in PATH; NULL = argv[0] itself */

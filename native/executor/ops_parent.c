@@ -310,9 +310,13 @@ int do_cg_mkdir(struct launch *launch, const struct op *op) {
 		TRY(result);
 	if (op->a[0].i < 0)
 		return 0;
-	TRY(format_path(path, "%s/cgroup.procs", op->a[1].s.data));
-	return take_slot(launch, op->a[0].i, or_errno(open(path, O_WRONLY | O_CLOEXEC)));
+	static const char *const files[] = { "cgroup.procs", "tasks", "." };
+	int file = (int)op->a[3].i % 3;
+	TRY(format_path(path, "%s/%s", op->a[1].s.data, files[file]));
+	return take_slot(launch, op->a[0].i, or_errno(open(path, (file == 2 ? O_RDONLY : O_WRONLY) | O_CLOEXEC)));
 }
+
+OPERATION(cg_clone, (launch->birth = (int)op->a[0].i, 0))
 
 OPERATION(cg_write, write_path(AT_FDCWD, op->a[0].s.data, op->a[1].s.data, op->a[1].s.len))
 

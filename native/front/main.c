@@ -144,18 +144,14 @@ static int ask_warm(const char *self, struct question *q) {
 }
 
 static int ask_cold(const char *self, const char *module, struct question *q) {
-	pid_t compiler;
-	int status;
+	pid_t compiler = -1;
 	cleanup_fd socket = start_cold_compiler(self, module, &compiler);
-	if (socket < 0) {
-		report(NULL, 0, "start the compiler: %s (is the package dolium beside %s?)", strerror(-socket), self);
-		return socket;
-	}
-	int result = ask(socket, q);
+	int result = socket < 0 ? socket : ask(socket, q);
 	close_fd(&socket);
-	wait_for(compiler, &status);
+	if (compiler > 0)
+		wait_for(compiler, NULL);
 	if (result)
-		report(NULL, 0, "the compiler broke off: %s (its own message is above)", strerror(-result));
+		report(NULL, 0, "the compiler: %s (above is what it said; is the package dolium beside %s?)", strerror(-result), self);
 	return result;
 }
 

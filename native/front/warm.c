@@ -74,10 +74,9 @@ static int is_init(pid_t pid) {
 }
 
 void start_warm(const char *self, const char *place) {
-	int status;
 	pid_t pid = fork(), middle;
 	if (pid > 0)
-		wait_for(pid, &status);
+		wait_for(pid, NULL);
 	if (pid != 0)
 		return;
 	/* not this process's child, nor of its session: it has nothing to do with the caller */

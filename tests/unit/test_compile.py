@@ -108,8 +108,12 @@ def test_every_hierarchy_is_made_joined_and_undone(layout: tree.Layout) -> None:
     made = {op.args[1]: op for op in plan.named("cg_mkdir")}
     folders = layout.paths("/a/b")
     assert len(folders) == {"v1": 8, "hybrid": 9, "v2": 1}["v2" if layout is V2 else "hybrid" if layout is HYBRID else "v1"]
-    assert [op.args[0] for op in plan.named("cg_join")] == [made[folder].args[0] for folder in folders]
-    assert len({op.args[0] for op in plan.named("cg_join")}) == len(folders)
+    ways = [*plan.named("cg_join"), *plan.named("cg_clone")]
+    assert [op.args[0] for op in ways] == [made[folder].args[0] for folder in folders]
+    assert len({op.args[0] for op in ways}) == len(folders)
+    # a thread moves itself by v1's tasks, clone3 puts it into the v2 folder: neither waits for a grace period
+    assert [made[folder].args[3] for folder in folders] == [1] * len(plan.named("cg_join")) + [2] * (layout is not V1)
+    assert len(plan.named("cg_clone")) == (layout is not V1)
     assert [op.args[0] for op in plan.named("cg_rmdir") if op.stage == P.ON_FAILURE] == folders
     kill = next(op for op in plan.named("cg_kill"))
     assert kill.stage == P.ON_FAILURE and kill.args == (folders,)
@@ -447,10 +451,20 @@ def test_exec_joins_what_the_container_declared_and_checks_its_init() -> None:
     last_open = len(names) - 1 - names[::-1].index("ns_open")
     assert last_open < names.index("pidns_init_alive") < names.index("clone")
     assert only(plan, "pidns_init_alive").args == (77, 88) and only(plan, "clone").args == (0, 0)
-    assert [op.args[1] for op in plan.named("open_path")] == ["/sys/fs/cgroup/pids/g/cgroup.procs",
-                                                              "/sys/fs/cgroup/memory/g/cgroup.procs"]
+    assert [op.args[1] for op in plan.named("open_path")] == ["/sys/fs/cgroup/pids/g/tasks",
+                                                              "/sys/fs/cgroup/memory/g/tasks"]
     assert len(plan.named("cg_join")) == 2 and len(plan.named("become_root")) == 1
     assert plan.named("pivot") == plan.named("mount_fs") == plan.named("hook") == []
+
+
+@pytest.mark.parametrize("user", [False, True])
+def test_who_joined_a_user_namespace_moves_by_the_file_that_was_opened_before(user: bool) -> None:
+    made = config(linux={"namespaces": namespaces(mount="", pid="", **({"user": "/u"} if user else {})), "cgroupsPath": "/g"})
+    process = {"args": ["x"], "cwd": "/"}
+    for plan in (compile_exec(made, process, 7, 8, Launch("box", "/b", V2), V2.paths("/g")), compiled(made, V2)):
+        assert len(plan.named("cg_clone")) == (not user) and len(plan.named("cg_join")) == user
+        first = order(plan, P.PARENT_BEFORE_CLONE)
+        assert user or first.index("cg_clone") < first.index("clone")
 
 
 def test_exec_has_the_filter_and_the_capabilities_too() -> None:

@@ -324,8 +324,8 @@ def test_exec_in_a_sub_cgroup() -> None:
     host = Host("running")
     host.stats["/sys/fs/cgroup/memory/some/where/sub/cgroup.procs"] = b"33188 0 0 0"
     joined = [str(op.args[1]) for op in ask(host, "exec", "--cgroup", "memory:/sub", "box", "true").named("open_path")]
-    assert "/sys/fs/cgroup/memory/some/where/sub/cgroup.procs" in joined
-    assert "/sys/fs/cgroup/pids/cgroup.procs" in joined
+    assert "/sys/fs/cgroup/memory/some/where/sub/tasks" in joined
+    assert "/sys/fs/cgroup/pids/tasks" in joined
     for wrong, why in (("memory:../up", "is not a sub cgroup path"), ("nosuch:/sub", "no cgroup controller 'nosuch'"),
                        ("sub", "does not exist"), ("memory:absent", "does not exist")):
         with pytest.raises(InvalidArgument, match=why):

@@ -13,7 +13,7 @@ import os
 
 from aiohttp import web
 
-from dolium.api.docker.common import CONTAINERS, ENGINE, EXECS, body
+from dolium.api.docker.common import CONTAINERS, EXECS, body
 from dolium.api.docker.containers import split_create
 from dolium.api.docker.errors import status_of
 from dolium.api.docker.streams import keys_of
@@ -46,7 +46,6 @@ async def run(request: web.Request) -> web.StreamResponse:
     the container exists are plain HTTP errors; later ones a frame of stream 5."""
     wish = await body(request)
     containers = request.app[CONTAINERS]
-    request.app[ENGINE].start_grace_period()
     if not isinstance(wish.get("container"), dict):
         raise InvalidArgument("container must be an object")
     config, host = split_create(wish["container"])
@@ -79,7 +78,6 @@ async def execute(request: web.Request) -> web.StreamResponse:
     """Body: ``container``, ``exec`` (Docker's exec config), ``size``, ``detach_keys``."""
     wish = await body(request)
     execs = request.app[EXECS]
-    request.app[ENGINE].start_grace_period()
     config = wish.get("exec")
     if not isinstance(config, dict):
         raise InvalidArgument("exec must be an object")

@@ -169,7 +169,6 @@ class Containers:
 
     async def launch(self, container: Container) -> None:
         """One run in fresh namespaces; the container's lock is held. On failure the record says why."""
-        self._engine.start_grace_period()
         timings = Timings()
         begun = time.perf_counter()
         prepared: Prepared | None = None

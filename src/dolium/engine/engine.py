@@ -69,8 +69,6 @@ class Engine:
         self.layout = host_layout()
         self.group = f"{tree.PARENT}/{self.instance}"
         self.kernel = kernel_version()
-        with open("/proc/self/cgroup") as file:
-            self._own_procs = manage.own_procs_file(tree.parse_membership(file.read(), self.layout))
         self.has_swap_limit = os.path.exists(f"{self.layout.v1.get('memory', '/')}/memory.memsw.limit_in_bytes")
         self.events = Bus()
         self.images = ImageStore(Path(paths.data), SqliteImageRecords(self._connection),
@@ -173,11 +171,6 @@ class Engine:
     def container_group(self, identity: str) -> str:
         """The cgroup of a container."""
         return f"{self.group}/{identity}"
-
-    def start_grace_period(self) -> None:
-        """A container is about to be started: see ``manage.start_grace_period``. Returns at once."""
-        if self._own_procs is not None:
-            asyncio.get_running_loop().run_in_executor(None, manage.start_grace_period, self._own_procs)
 
     # -- start and end --
 

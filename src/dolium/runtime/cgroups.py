@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from dolium.runtime.facts import Facts
     from dolium.runtime.plan import Plan
 
+O_WRONLY, O_DIRECTORY = 1, 0o200000
+
 LAYOUT_QUERIES = ("read:/proc/self/cgroup", f"list:{tree.ROOT}", f"stat:{tree.ROOT}/cgroup.controllers")
 
 
@@ -22,10 +24,23 @@ def layout(facts: Facts) -> tree.Layout:
     return tree.parse(text, facts.list(tree.ROOT), facts.stat(f"{tree.ROOT}/cgroup.controllers") is not None)
 
 
-def make(plan: Plan, where: tree.Layout, group: str, resources: dict[str, Any], first_slot: int) -> int:
-    """Make the group in every hierarchy, write the limits; returns how many slots hold its ``cgroup.procs``.
+PROCS, TASKS, FOLDER = 0, 1, 2  # what a slot holds
 
-    A group that has processes already is another container's: refused before anything else is made.
+
+def _kind(where: tree.Layout, folder: str, born: bool) -> int:
+    """How the child comes into a group without waiting for a grace period. A move by ``cgroup.procs`` takes
+    cgroup_threadgroup_rwsem, and the first in a while waits 6 to 20 ms for RCU; a thread that moves itself by v1's ``tasks``
+    takes none, and clone3 puts a child into a v2 group at its birth."""
+    if where.unified and (folder == where.unified or folder.startswith(f"{where.unified}/")):
+        return FOLDER if born else PROCS
+    return TASKS
+
+
+def make(plan: Plan, where: tree.Layout, group: str, resources: dict[str, Any], first_slot: int, *, born: bool) -> int:
+    """Make the group in every hierarchy, write the limits; returns how many slots hold a way into it.
+
+    A group that has processes already is another container's: refused before anything else is made. ``born``: clone3 may
+    put the child into the v2 group, which takes rights there: not from inside a user namespace that was joined.
     """
     folders = where.paths(group)
     if where.pure_v2:
@@ -33,7 +48,7 @@ def make(plan: Plan, where: tree.Layout, group: str, resources: dict[str, Any], 
     for number, folder in enumerate(folders):
         cpuset = folder == where.v1_path("cpuset", group)
         plan.add(P.PARENT_BEFORE_CLONE, "cg_mkdir", f"make cgroup {folder}", first_slot + number, folder,
-                 (1 if cpuset else 0) | (2 if number == 0 else 0), 0, nothing_ours=number == 0)
+                 (1 if cpuset else 0) | (2 if number == 0 else 0), _kind(where, folder, born), nothing_ours=number == 0)
     add_limits(plan, P.PARENT_BEFORE_CLONE, where, group, resources)
     return len(folders)
 
@@ -69,10 +84,22 @@ def _enable_controllers(plan: Plan, group: str, resources: dict[str, Any]) -> No
                      f"{above}/cgroup.subtree_control", f"+{controller}", 1, optional=True)
 
 
-def join(plan: Plan, folders: list[str], first_slot: int) -> None:
+def open_existing(plan: Plan, where: tree.Layout, folders: list[str], first_slot: int, *, born: bool) -> None:
+    """The ways into groups that are there already, for ``join``."""
+    for number, folder in enumerate(folders):
+        kind = _kind(where, folder, born)
+        path = folder if kind == FOLDER else f"{folder}/{'tasks' if kind == TASKS else 'cgroup.procs'}"
+        plan.add(P.PARENT_BEFORE_CLONE, "open_path", f"open cgroup {folder}", first_slot + number, path,
+                 O_DIRECTORY if kind == FOLDER else O_WRONLY)
+
+
+def join(plan: Plan, where: tree.Layout, folders: list[str], first_slot: int, *, born: bool) -> None:
     """The child joins; nobody else is ever moved."""
     for number, folder in enumerate(folders):
-        plan.add(P.CHILD_BEFORE_PIVOT, "cg_join", f"join cgroup {folder}", first_slot + number)
+        if _kind(where, folder, born) == FOLDER:
+            plan.add(P.PARENT_BEFORE_CLONE, "cg_clone", f"start in cgroup {folder}", first_slot + number)
+        else:
+            plan.add(P.CHILD_BEFORE_PIVOT, "cg_join", f"join cgroup {folder}", first_slot + number)
 
 
 def remove(plan: Plan, stage: int, folders: list[str]) -> None:

@@ -107,6 +107,7 @@ class _Compiler:
         self.folders = launch.layout.paths(self.group)
         self.new_user = "user" in self.namespaces and not self.namespaces["user"]
         self.in_user = "user" in self.namespaces
+        self.born = not self.namespaces.get("user")
 
     # -- the parent, before clone --
 
@@ -180,7 +181,7 @@ class _Compiler:
 
     def enter(self, flags: int) -> None:
         add = self.plan.add
-        cgroups.join(self.plan, self.folders, FIRST_CGROUP_SLOT)
+        cgroups.join(self.plan, self.launch.layout, self.folders, FIRST_CGROUP_SLOT, born=self.born)
         if flags & CLONE_NEWCGROUP:
             add(P.CHILD_BEFORE_PIVOT, "unshare", "new cgroup namespace", CLONE_NEWCGROUP)
         if self.in_user:
@@ -385,7 +386,8 @@ class _Compiler:
 
     def run(self) -> Plan:
         launch = self.launch
-        slots = cgroups.make(self.plan, launch.layout, self.group, self.linux.get("resources") or {}, FIRST_CGROUP_SLOT)
+        slots = cgroups.make(self.plan, launch.layout, self.group, self.linux.get("resources") or {}, FIRST_CGROUP_SLOT,
+                             born=self.born)
         if slots > SLOT_START - FIRST_CGROUP_SLOT:
             raise InvalidArgument("this host has more cgroup hierarchies than a plan holds")
         cgroups.remove(self.plan, P.ON_FAILURE, self.folders)
@@ -521,14 +523,12 @@ def compile_exec(config: dict[str, Any], process: dict[str, Any], pid: int, star
         plan.add(P.PARENT_BEFORE_CLONE, "ns_open", f"open the container's {kind} namespace", slot, path, NAMESPACES[kind])
         plan.add(P.CHILD_BEFORE_PIVOT, "ns_join", f"join the container's {kind} namespace", slot, NAMESPACES[kind])
         slot += 1
-    for number, folder in enumerate(folders):
-        plan.add(P.PARENT_BEFORE_CLONE, "open_path", f"open cgroup {folder}", FIRST_CGROUP_SLOT + number,
-                 f"{folder}/cgroup.procs", 1)
+    born = "user" not in declared
+    cgroups.open_existing(plan, launch.layout, folders, FIRST_CGROUP_SLOT, born=born)
     plan.add(P.PARENT_BEFORE_CLONE, "pidns_init_alive", "check the container's init", pid, start_time)
     if process.get("terminal") and launch.console_socket:
         plan.add(P.PARENT_BEFORE_CLONE, "connect", f"connect to console socket {launch.console_socket}", SLOT_CONSOLE,
                  launch.console_socket)
-    plan.add(P.PARENT_BEFORE_CLONE, "clone", "clone3", 0, 0)
     if process.get("oomScoreAdj") is not None:
         plan.add(P.PARENT_AFTER_CLONE, "proc_write", f"set process.oomScoreAdj to {process['oomScoreAdj']}",
                  "oom_score_adj", str(process["oomScoreAdj"]))
@@ -539,7 +539,8 @@ def compile_exec(config: dict[str, Any], process: dict[str, Any], pid: int, star
         affinity = attributes.affinity(process["execCPUAffinity"], "process.execCPUAffinity")
     if "initial" in affinity:
         plan.add(P.CHILD_BEFORE_PIVOT, "affinity", "set process.execCPUAffinity.initial", affinity["initial"])
-    cgroups.join(plan, folders, FIRST_CGROUP_SLOT)
+    cgroups.join(plan, launch.layout, folders, FIRST_CGROUP_SLOT, born=born)
+    plan.add(P.PARENT_BEFORE_CLONE, "clone", "clone3", 0, 0)
     if "final" in affinity:
         plan.add(P.CHILD_BEFORE_PIVOT, "affinity", "set process.execCPUAffinity.final", affinity["final"])
     if "user" in declared:

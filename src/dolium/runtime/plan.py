@@ -74,6 +74,7 @@ OPS: dict[str, tuple[int, str]] = {
     "cg_mkdir": (40, "isii"),
     "cg_write": (41, "ssi"),
     "cg_join": (42, "i"),
+    "cg_clone": (47, "i"),
     "cg_kill": (43, "l"),
     "cg_rmdir": (44, "s"),
     "cg_bpf_devices": (45, "ss"),

@@ -61,29 +61,6 @@ def _remove(folder: str) -> bool:
     return True
 
 
-def own_procs_file(folders: Iterable[str]) -> str | None:
-    """``cgroup.procs`` of the group this process is in, in the first of its folders where it can be written."""
-    for folder in folders:
-        path = f"{folder.rstrip('/')}/cgroup.procs"
-        if os.access(path, os.W_OK):
-            return path
-    return None
-
-
-def start_grace_period(procs_file: str) -> None:
-    """Write "0" to our own group's ``cgroup.procs``: nobody moves. Blocks for up to an RCU grace period.
-
-    A move takes cgroup_threadgroup_rwsem for writing, and the first in a while waits for a grace period (6 to 16 ms here);
-    one that comes within a grace period of another does not. Done in a thread when a start begins, so that the wait passes
-    while the root and the network are prepared and the container's own joins find it behind them.
-    """
-    fd = os.open(procs_file, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, b"0")
-    finally:
-        os.close(fd)
-
-
 def freezer_file(folders: Iterable[str]) -> tuple[str, str, str] | None:
     """(file, word to freeze, word to thaw) among a group's folders: the v1 freezer, else cgroup.freeze."""
     listed = list(folders)
