@@ -17,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3
 
-.PHONY: bench bench-packages help build native packages test-packages run check test-unit test-functional test-sanitize test clean
+.PHONY: bench bench-packages help build native packages test-packages run check test-unit test-functional test-sanitize test test-vm clean
 
 help:
 	@echo "make build | run | test | bench | clean; parts of test: check test-unit test-sanitize test-functional"
@@ -90,6 +90,10 @@ test-functional: build test-packages
 
 test: test-packages build check
 	@$(BIN)/python -m pytest -q tests/unit tests/native tests/functional
+
+# Not part of .ci/run yet. Needs mmdebstrap and qemu-system-x86.
+test-vm: build
+	@$(BIN)/python tests/vm/run.py
 
 clean:
 	@rm -rf $(VENV) build dist src/dolium/_native src/dolium/data/seccomp.json .mypy_cache .pytest_cache .ruff_cache .hypothesis

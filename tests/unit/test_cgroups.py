@@ -196,6 +196,22 @@ def test_the_program_means_what_the_rules_mean(rules: list[dict[str, Any]], kind
     assert interpret(program, number, access, major, minor) == int(allowed(rules, kind, access, major, minor))
 
 
+@given(RULES)
+def test_every_instruction_can_be_reached(rules: list[dict[str, Any]]) -> None:
+    """The kernel's verifier refuses a program where one cannot (EINVAL)."""
+    program = bpf_devices.program(rules)
+    reached, ahead = set(), [0]
+    while ahead:
+        at = ahead.pop()
+        if at in reached:
+            continue
+        reached.add(at)
+        code, offset = program[at * 8], int.from_bytes(program[at * 8 + 2 : at * 8 + 4], "little", signed=True)
+        if code != 0x95:
+            ahead += [at + 1] + ([at + 1 + offset] if code in (0x55, 0x5D, 0x15) else [])
+    assert reached == set(range(len(program) // 8))
+
+
 def test_every_jump_stays_inside_and_the_usual_rules_do_the_usual() -> None:
     program = bpf_devices.program([{"allow": False, "access": "rwm"}])
     assert interpret(program, 2, 6, 1, 3) == 1  # /dev/null, read and write

@@ -43,7 +43,7 @@ def _cpu(engine: Engine, group: str) -> dict[str, Any]:
     else:
         stat = _pairs(_read(f"{layout.unified}{group}/cpu.stat"))
         total, user, system = (stat.get(key, 0) * 1000 for key in ("usage_usec", "user_usec", "system_usec"))
-        throttling = stat
+        throttling = {**stat, "throttled_time": stat.get("throttled_usec", 0) * 1000}
     return {
         "cpu_usage": {"total_usage": total, "usage_in_kernelmode": system, "usage_in_usermode": user},
         "system_cpu_usage": _system_ns(), "online_cpus": os.cpu_count() or 1,
@@ -81,8 +81,15 @@ def _networks(pid: int) -> dict[str, dict[str, int]]:
 
 
 def _block_io(engine: Engine, group: str) -> list[dict[str, Any]]:
+    """Bytes by device and direction."""
     folder = engine.layout.v1_path("blkio", group)
     rows = []
+    for line in _read(f"{engine.layout.unified}{group}/io.stat").splitlines() if engine.layout.pure_v2 else []:
+        device, *fields = line.split()  # 254:0 rbytes=… wbytes=… rios=…
+        values = dict(field.split("=", 1) for field in fields if "=" in field)
+        major, _, minor = device.partition(":")
+        rows += [{"major": int(major), "minor": int(minor), "op": op, "value": int(values[key])}
+                 for op, key in (("read", "rbytes"), ("write", "wbytes")) if key in values]
     for line in _read(f"{folder}/blkio.throttle.io_service_bytes").splitlines() if folder else []:
         words = line.split()
         if len(words) == 3 and words[1] in ("Read", "Write"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dolium.errors import InvalidArgument
 from dolium.linux.cgroup import bpf_devices, tree, v1, v2
 from dolium.runtime import plan as P
 
@@ -56,6 +57,9 @@ def make(plan: Plan, where: tree.Layout, group: str, resources: dict[str, Any], 
 def add_limits(plan: Plan, stage: int, where: tree.Layout, group: str, resources: dict[str, Any]) -> None:
     """Write ``linux.resources`` into an existing group. A controller that is not mounted is an error when it is named."""
     if where.v1:
+        if resources.get("unified"):
+            raise InvalidArgument("config.json: linux.resources.unified: this host's controllers are on cgroup v1",
+                                  hint="write memory, cpu, pids and blockIO, which both versions have")
         for controller, file, value in v1.writes_for(resources):
             folder = where.v1_path(controller, group)
             if folder is None and controller == "devices" and where.unified:

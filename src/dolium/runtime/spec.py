@@ -273,6 +273,9 @@ def _linux(linux: dict[str, Any]) -> None:
             raise wrong(f"{field}.type", f"{rule['type']!r} is not a, b or c")
         if set(take(rule, "access", "string", field) or "") - set("rwm"):
             raise wrong(f"{field}.access", "may hold only r, w and m")
+    for name, value in (resources.get("unified") or {}).items():
+        if "/" in name or not name or not isinstance(value, str):
+            raise wrong(f"linux.resources.unified.{name}", "must be the name of a file in the cgroup, with a string")
     memory = resources.get("memory") or {}
     for key in ("limit", "swap", "reservation"):
         take(memory, key, "integer", "linux.resources.memory")

@@ -35,20 +35,18 @@ def program(rules: list[dict[str, Any]]) -> bytes:
         _instruction(0x61, dst=5, src=1, offset=8),  # r5 = minor
     ]
     for rule in reversed(ordered):
-        code += _rule(rule)
-        if _matches_all(rule):
+        tests = _tests(rule)
+        code += _decision(tests, bool(rule.get("allow")))
+        if not tests:  # nothing comes behind a rule for all devices: the verifier refuses what cannot be reached (EINVAL)
             break
-    code += [_instruction(0xB7, dst=0, immediate=0), _instruction(0x95)]
+    else:
+        code += _decision([], False)
     return b"".join(code)
 
 
-def _matches_all(rule: dict[str, Any]) -> bool:
-    return ((rule.get("type") or "a") == "a" and rule.get("major") is None and rule.get("minor") is None
-            and set(rule.get("access") or "rwm") == set("rwm"))
-
-
-def _rule(rule: dict[str, Any]) -> list[bytes]:
-    tests: list[tuple[bytes, ...]] = []  # each ends with a jump that leaves the rule; the offset is filled in below
+def _tests(rule: dict[str, Any]) -> list[tuple[bytes, ...]]:
+    """Each ends with a jump that leaves the rule; ``_decision`` fills its offset in. None: the rule is for every device."""
+    tests: list[tuple[bytes, ...]] = []
     kind = rule.get("type") or "a"
     if kind in _KIND:
         tests.append((_instruction(0x55, dst=2, immediate=_KIND[kind]),))  # if r2 != kind
@@ -64,6 +62,10 @@ def _rule(rule: dict[str, Any]) -> list[bytes]:
     for register, value in ((4, rule.get("major")), (5, rule.get("minor"))):
         if value is not None and value >= 0:
             tests.append((_instruction(0x55, dst=register, immediate=value),))
+    return tests
+
+
+def _decision(tests: list[tuple[bytes, ...]], allow: bool) -> list[bytes]:
     body = [instruction for test in tests for instruction in test]
     end = len(body) + 2
     done = []
@@ -71,4 +73,4 @@ def _rule(rule: dict[str, Any]) -> list[bytes]:
         if instruction[0] in (0x55, 0x5D, 0x15):
             instruction = instruction[:2] + (end - index - 1).to_bytes(2, "little", signed=True) + instruction[4:]
         done.append(instruction)
-    return [*done, _instruction(0xB7, dst=0, immediate=1 if rule.get("allow") else 0), _instruction(0x95)]
+    return [*done, _instruction(0xB7, dst=0, immediate=int(allow)), _instruction(0x95)]

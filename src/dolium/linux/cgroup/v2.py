@@ -63,6 +63,8 @@ def block_io(limits: dict[str, Any]) -> list[Write]:
     writes: list[Write] = []
     if limits.get("weight"):
         writes.append(("io.weight", f"default {weight_of_blkio(limits['weight'])}"))
+    writes.extend(("io.weight", f"{device['major']}:{device['minor']} {weight_of_blkio(device['weight'])}")
+                  for device in limits.get("weightDevice") or [] if device.get("weight"))
     for key, word in (("throttleReadBpsDevice", "rbps"), ("throttleWriteBpsDevice", "wbps"),
                       ("throttleReadIOPSDevice", "riops"), ("throttleWriteIOPSDevice", "wiops")):
         writes.extend(("io.max", f"{device['major']}:{device['minor']} {word}={device['rate']}")
