@@ -130,11 +130,14 @@ static int run_op(struct launch *launch, uint32_t index) {
 	return -1;
 }
 
+/* The cgroup namespace is joined by the child: where it is a border (nsdelegate), clone3 does not cross it (ENOENT). */
+static int for_joiner(const struct op *op) { return op->code == OP_ns_join && op->a[1].i != CLONE_NEWCGROUP; }
+
 /* keep_going: clean-up stages do all they can and report the first failure. */
 static int run_stage(struct launch *launch, enum stage stage, int keep_going) {
 	int result = 0;
 	for (uint32_t i = 0; i < launch->plan->count && (!result || keep_going); i++)
-		if (launch->plan->ops[i].stage == stage && launch->plan->ops[i].code != OP_ns_join)
+		if (launch->plan->ops[i].stage == stage && !for_joiner(&launch->plan->ops[i]))
 			result |= run_op(launch, i);
 	return result;
 }
@@ -346,7 +349,7 @@ static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	for (uint32_t i = 0; i < launch->plan->count; i++) {
 		const struct op *op = &launch->plan->ops[i];
-		if (op->code != OP_ns_join)
+		if (!for_joiner(op))
 			continue;
 		if (run_op(launch, i))
 			child_fails(launch);
