@@ -296,7 +296,9 @@ static int inherit_cpuset(const char *path) {
 }
 
 static int has_processes(const char *path) {
-	char file[PATH_MAX], text[16];
+	char file[PATH_MAX], text[64];
+	if (!format_path(file, "%s/cgroup.events", path) && read_text(file, text, sizeof text) > 0)
+		return strstr(text, "populated 1") != NULL; /* v2: there or below */
 	return !format_path(file, "%s/cgroup.procs", path) && read_text(file, text, sizeof text) > 0;
 }
 
@@ -320,10 +322,12 @@ OPERATION(cg_clone, (launch->birth = (int)op->a[0].i, 0))
 
 OPERATION(cg_write, write_path(AT_FDCWD, op->a[0].s.data, op->a[1].s.data, op->a[1].s.len))
 
-/* Sends SIGKILL to all in a folder; 1 when there was any, 0 when empty. cgroup.kill (v2, 5.14) takes one write. */
+/* Sends SIGKILL to all in a folder; 1 when there was any, 0 when empty. cgroup.kill (v2, 5.14) reaches the groups below. */
 static int kill_folder(const char *path) {
 	char file[PATH_MAX], line[32];
 	int any = 0;
+	if (!format_path(file, "%s/cgroup.kill", path) && write_path(AT_FDCWD, file, "1", 1) == 0)
+		return has_processes(path);
 	FILE *procs = format_path(file, "%s/cgroup.procs", path) ? NULL : fopen(file, "re");
 	while (procs && fgets(line, sizeof line, procs)) {
 		pid_t pid = (pid_t)strtol(line, NULL, 10);
@@ -334,10 +338,7 @@ static int kill_folder(const char *path) {
 	}
 	if (procs)
 		fclose(procs);
-	if (any) {
-		snprintf(file, sizeof file, "%s/cgroup.kill", path);
-		write_path(AT_FDCWD, file, "1", 1);
-		/* A frozen v1 task does not see the signal before it is thawed. */
+	if (any) { /* a frozen v1 task does not see the signal before it is thawed */
 		snprintf(file, sizeof file, "%s/freezer.state", path);
 		write_path(AT_FDCWD, file, "THAWED", 6);
 	}
@@ -391,20 +392,18 @@ int do_cg_frozen(struct launch *launch, const struct op *op) {
 
 int do_cg_bpf_devices(struct launch *launch, const struct op *op) {
 	cleanup_fd folder = TRY(or_errno(open(op->a[0].s.data, O_RDONLY | O_DIRECTORY | O_CLOEXEC)));
-	union bpf_attr attr;
-	memset(&attr, 0, sizeof attr);
-	attr.prog_type = BPF_PROG_TYPE_CGROUP_DEVICE;
-	attr.insn_cnt = op->a[1].s.len / 8;
-	attr.insns = (uint64_t)(uintptr_t)op->a[1].s.data; /* the kernel copies it: no alignment is needed */
-	attr.license = (uint64_t)(uintptr_t)"Apache-2.0";
-	cleanup_fd program = TRY_SAYING(or_errno(syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof attr)), "BPF_PROG_LOAD");
-	memset(&attr, 0, sizeof attr);
-	attr.target_fd = (uint32_t)folder;
-	attr.attach_bpf_fd = (uint32_t)program;
-	attr.attach_type = BPF_CGROUP_DEVICE;
-	attr.attach_flags = BPF_F_ALLOW_MULTI;
-	TRY_SAYING(or_errno(syscall(SYS_bpf, BPF_PROG_ATTACH, &attr, sizeof attr)), "BPF_PROG_ATTACH");
-	return 0;
+	/* The heads of union bpf_attr, as each command reads it: what is not sent counts as zeros. */
+	struct { uint32_t type, count; uint64_t code, license; } load = { BPF_PROG_TYPE_CGROUP_DEVICE, op->a[1].s.len / 8,
+		(uintptr_t)op->a[1].s.data, (uintptr_t)"Apache-2.0" }; /* the kernel copies the code: no alignment is needed */
+	cleanup_fd program = TRY_SAYING(or_errno(syscall(SYS_bpf, BPF_PROG_LOAD, &load, sizeof load)), "BPF_PROG_LOAD");
+	/* A program that the group has is replaced (5.6): beside it, an update could only deny more. */
+	uint32_t id = 0, at = (uint32_t)folder;
+	struct { uint32_t at, type, none[2]; uint64_t ids; uint32_t count, later[13]; } query = { at, BPF_CGROUP_DEVICE,
+		.ids = (uintptr_t)&id, .count = 1 };
+	int one = syscall(SYS_bpf, BPF_PROG_QUERY, &query, sizeof query) == 0 && query.count == 1;
+	cleanup_fd old = one ? TRY_SAYING(or_errno(syscall(SYS_bpf, BPF_PROG_GET_FD_BY_ID, &id, sizeof id)), "program %u", id) : -1;
+	uint32_t how = BPF_F_ALLOW_MULTI | (one ? BPF_F_REPLACE : 0), attach[] = { at, (uint32_t)program, query.type, how, (uint32_t)old };
+	return TRY_SAYING(or_errno(syscall(SYS_bpf, BPF_PROG_ATTACH, attach, sizeof attach)), "BPF_PROG_ATTACH");
 }
 
 /* ---- what the parent does to the child ---- */

@@ -106,6 +106,25 @@ def join(plan: Plan, where: tree.Layout, folders: list[str], first_slot: int, *,
             plan.add(P.CHILD_BEFORE_PIVOT, "cg_join", f"join cgroup {folder}", first_slot + number)
 
 
+# What the kernel's files in a group begin with; other names are groups below it.
+_FILES = ("cgroup.", "cpu.", "cpuset.", "cpuacct.", "memory.", "io.", "pids.", "hugetlb.", "rdma.", "misc.", "irq.", "dmem.",
+          "freezer.", "devices.", "blkio.", "net_cls.", "net_prio.", "perf_event.", "tasks", "notify_on_release",
+          "release_agent")
+
+
+def processes(facts: Facts, folder: str) -> list[int]:
+    """Pids in a group and in all below it: a container with systemd inside has none in its own."""
+    pids, groups = [], [folder]
+    while groups:
+        facts.want(*(f"read:{group}/cgroup.procs" for group in groups))
+        texts = {group: facts.read(f"{group}/cgroup.procs") for group in groups}
+        pids += [int(line) for text in texts.values() for line in (text or b"").split()]
+        groups = [group for group, text in texts.items() if text is not None]
+        facts.want(*(f"list:{group}" for group in groups))
+        groups = [f"{group}/{name}" for group in groups for name in facts.list(group) if not name.startswith(_FILES)]
+    return pids
+
+
 def remove(plan: Plan, stage: int, folders: list[str]) -> None:
     """Kill what is left in the group and remove it from every hierarchy."""
     plan.add(stage, "cg_kill", "end what is left in the cgroup", folders)

@@ -313,10 +313,9 @@ def listing(context: Context, facts: Facts, *, quiet: bool, as_json: bool) -> Pl
 
 
 def processes(context: Context, facts: Facts, identity: str, *, as_json: bool) -> Plan:
-    """``ps``: the processes in the container's cgroup, as numbers of the caller's pid namespace."""
+    """``ps``: the processes in the container's cgroup and the groups below it, as numbers of the caller's pid namespace."""
     where = state.load(facts, context.root, identity)
-    listed = facts.read(f"{where.folders[0]}/cgroup.procs") if where.folders else None
-    pids = sorted(int(line) for line in (listed or b"").split())
+    pids = sorted(cgroups.processes(facts, where.folders[0])) if where.folders else []
     if as_json:
         return _show(json.dumps(pids or None) + "\n")
     facts.want(*(f"read:/proc/{pid}/cmdline" for pid in pids))

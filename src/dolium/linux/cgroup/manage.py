@@ -80,12 +80,15 @@ def freeze(folders: Iterable[str], frozen: bool) -> None:
         raise OSError(95, "no cgroup hierarchy here can freeze")
     path, freeze_word, thaw_word = found
     word = freeze_word if frozen else thaw_word
+    # v2 says in another file when the last one is frozen
+    v2 = path.endswith("cgroup.freeze")
+    told, state = (f"{path.removesuffix('freeze')}events", f"frozen {word}") if v2 else (path, word)
     deadline, pause = time.monotonic() + DEADLINE, 0.0005
     while True:
         with open(path, "w") as file:
             file.write(word)
-        with open(path) as file:
-            if file.read().strip() == word:
+        with open(told) as file:
+            if state in file.read().splitlines():
                 return
         if time.monotonic() > deadline:
             raise TimeoutError(f"{path} does not become {word}")
