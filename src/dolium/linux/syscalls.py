@@ -11,7 +11,8 @@ import stat as stat_module
 from collections.abc import Sequence
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2 = 430, 431, 432, 437
+_OPEN_TREE, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2 = 428, 430, 431, 432, 437
+_OPEN_TREE_CLONE, _MS_PRIVATE, _MNT_DETACH = 1, 1 << 18, 2
 
 FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
@@ -76,26 +77,53 @@ def _said(context: int) -> str:
 def mount_overlay(lowers: Sequence[str], upper: str, work: str) -> int:
     """A detached overlay mount; ``lowers`` top first. Closing the fd unmounts it when nobody attached it.
 
-    Lower folders are given one by one (lowerdir+, Linux 6.5), else as one option (at most about a page in all).
+    Lower folders are given one by one (lowerdir+, Linux 6.8); before that by mount(2).
     """
     context = fsopen("overlay")
     try:
         fsconfig_string(context, "source", "overlay")
-        try:
-            for path in lowers:
-                fsconfig_string(context, "lowerdir+", path)
-        except OSError as error:
-            if error.errno != 22:
-                raise
-            joined = ":".join(path.replace("\\", "\\\\").replace(":", "\\:") for path in lowers)
-            fsconfig_string(context, "lowerdir", joined)
+        for path in lowers:
+            fsconfig_string(context, "lowerdir+", path)
         if upper:
             fsconfig_string(context, "upperdir", upper)
             fsconfig_string(context, "workdir", work)
         fsconfig_create(context)
         return fsmount(context)
+    except OSError as error:
+        if error.errno != 22:  # an overlayfs of before 6.5 takes any option and refuses the mount
+            raise
+        try:
+            return _mount_overlay_by_path(lowers, upper, work)
+        except OSError:
+            raise error from None
     finally:
         os.close(context)
+
+
+def _mount_overlay_by_path(lowers: Sequence[str], upper: str, work: str) -> int:
+    """The same as it was done before: the options are one text of at most a page, so folders are named by fds (200 fit);
+    the mount has a path until it is cloned."""
+    import tempfile
+
+    folders: dict[str, int] = {}
+    try:
+        for path in filter(None, (*lowers, upper, work)):
+            if path not in folders:
+                folders[path] = os.open(path, os.O_PATH | os.O_DIRECTORY)
+        name = {path: f"/proc/self/fd/{fd}" for path, fd in folders.items()}
+        options = "lowerdir=" + ":".join(name[path] for path in lowers)
+        if upper:
+            options += f",upperdir={name[upper]},workdir={name[work]}"
+        with tempfile.TemporaryDirectory(prefix="dolium-") as place:
+            _check(_LIBC.mount(b"overlay", place.encode(), b"overlay", 0, options.encode()), "mount overlay")
+            try:
+                _check(_LIBC.mount(None, place.encode(), None, _MS_PRIVATE, None), "mount --make-private")
+                return _check(_LIBC.syscall(_OPEN_TREE, -100, place.encode(), _OPEN_TREE_CLONE | os.O_CLOEXEC), "open_tree")
+            finally:
+                _check(_LIBC.umount2(place.encode(), _MNT_DETACH), "umount2")
+    finally:
+        for fd in folders.values():
+            os.close(fd)
 
 
 def read_in_root(root: int, path: str, limit: int = 1 << 20) -> bytes | None:
