@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "native"))
 from building import build
 
 from dolium.isolation.process import HostFacts
+from dolium.linux import syscalls
 from dolium.linux.cgroup import tree
 from dolium.runtime import plan as P
 from dolium.runtime.cgroups import layout, remove
@@ -95,6 +98,35 @@ def test_a_refused_mount_is_told(run_plan: Path, bundle: Bundle) -> None:
     with pytest.raises(AssertionError, match=r"mount nosuchfs on /x: ENODEV.*does not know this file system type"):
         execute(run_plan, bundle, P.FLAG_OLD_MOUNT_API)
     assert bundle.groups() == []
+
+
+@pytest.mark.parametrize("way", [syscalls.mount_overlay, syscalls._mount_overlay_by_path])
+def test_the_engines_overlay(way: Callable[[list[str], str, str], int], tmp_path: Path) -> None:
+    lowers = [tmp_path / f"{number}:a,b\\" for number in range(150)]
+    for number, folder in enumerate(lowers):
+        folder.mkdir()
+        (folder / f"f{number}").touch()
+        (folder / "top").write_text(str(number))
+    for name in ("upper", "work"):
+        (tmp_path / name).mkdir()
+    before = Path("/proc/self/mountinfo").read_text()
+    fd = way([str(folder) for folder in lowers], str(tmp_path / "upper"), str(tmp_path / "work"))
+    try:
+        at = f"/proc/self/fd/{fd}"
+        assert len(os.listdir(at)) == 151 and Path(at, "top").read_text() == "0"
+        Path(at, "new").write_text("x")
+        assert (tmp_path / "upper/new").read_text() == "x" and Path("/proc/self/mountinfo").read_text() == before
+    finally:
+        os.close(fd)
+
+
+def test_more_layers_than_an_old_kernel_takes_are_told(tmp_path: Path) -> None:
+    """mount(2) reads one page and would leave out the rest."""
+    lowers = [tmp_path / str(number) for number in range(300)]
+    for folder in lowers:
+        folder.mkdir()
+    with pytest.raises(OSError, match="300 layers"):
+        syscalls._mount_overlay_by_path([str(folder) for folder in lowers], "", "")
 
 
 def test_an_idmap_without_its_user_namespace_is_refused(run_plan: Path, tmp_path: Path) -> None:

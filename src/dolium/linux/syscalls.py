@@ -94,8 +94,8 @@ def mount_overlay(lowers: Sequence[str], upper: str, work: str) -> int:
             raise
         try:
             return _mount_overlay_by_path(lowers, upper, work)
-        except OSError:
-            raise error from None
+        except OSError as second:
+            raise (second if second.errno == 7 else error) from None
     finally:
         os.close(context)
 
@@ -114,6 +114,8 @@ def _mount_overlay_by_path(lowers: Sequence[str], upper: str, work: str) -> int:
         options = "lowerdir=" + ":".join(name[path] for path in lowers)
         if upper:
             options += f",upperdir={name[upper]},workdir={name[work]}"
+        if len(options) >= 4096:  # the kernel would cut it off without a word
+            raise OSError(7, f"{os.strerror(7)}: {len(lowers)} layers, before Linux 6.8")
         with tempfile.TemporaryDirectory(prefix="dolium-") as place:
             _check(_LIBC.mount(b"overlay", place.encode(), b"overlay", 0, options.encode()), "mount overlay")
             try:
