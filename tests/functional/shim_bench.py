@@ -30,6 +30,7 @@ needs_root = [
 DEADLINE = 60.0
 NEWNS, NEWPID, NEWUTS, NEWIPC = 0x20000, 0x20000000, 0x4000000, 0x8000000
 REC_SLAVE = 0x4000 | 0x80000
+PRIVATE = 1 << 18
 ENV = ["PATH=/bin", "TERM=dumb"]
 MEMORY = Path("/sys/fs/cgroup/memory")
 
@@ -54,6 +55,7 @@ def container(rootfs: Path, argv: list[str], *, tty: bool = False, cgroup: str =
     """A new container with its own mounts, pids and names."""
     plan = p.Plan()
     plan.add(p.PARENT_BEFORE_CLONE, "open_tree", "open the root", 1, str(rootfs), 1, 1)
+    plan.add(p.PARENT_BEFORE_CLONE, "mount_attr", "cut the root off a shared mount", 1, 0, 0, PRIVATE, 1, -1)
     if cgroup:
         plan.add(p.PARENT_BEFORE_CLONE, "open_path", "open the cgroup", 2, f"{cgroup}/cgroup.procs", os.O_WRONLY)
     flags = NEWNS | NEWUTS | NEWIPC | (NEWPID if pidns else 0)
