@@ -218,8 +218,6 @@ int do_root_attach(struct launch *launch, const struct op *op) {
 	return launch->root;
 }
 
-OPERATION(root_propagation, set_attr(launch->root, 0, op->a[0].i, 0))
-
 /* A copy of a tree that is in place already: a detached tree can be attached once. */
 static int copy_of(int tree) {
 	return sys_open_tree(tree, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
@@ -230,13 +228,12 @@ static int attach_copy(int tree, int target) {
 	return attach(copy, target);
 }
 
-static int attach_made(struct launch *launch, int tree, const char *target, int directory, mode_t mode) {
-	cleanup_fd at = TRY_SAYING(make_in_root(launch, target, directory, mode), "target %s", target);
-	return attach(tree, at);
+int do_mount_tree(struct launch *launch, const struct op *op) {
+	const char *target = op->a[1].s.data;
+	mode_t mode = op->a[3].i ? (mode_t)op->a[3].i : 0755;
+	cleanup_fd at = TRY_SAYING(make_in_root(launch, target, op->a[2].i == 1, mode), "target %s", target);
+	return attach(slot_fd(launch, op->a[0].i), at);
 }
-
-OPERATION(bind_device, attach_made(launch, slot_fd(launch, op->a[0].i), op->a[1].s.data, 0, 0666))
-OPERATION(mount_tree, attach_made(launch, slot_fd(launch, op->a[0].i), op->a[1].s.data, op->a[2].i == 1, 0755))
 
 int do_mknod(struct launch *launch, const struct op *op) {
 	const char *name;
@@ -312,8 +309,6 @@ int do_readonly(struct launch *launch, const struct op *op) {
 	}
 	return 0;
 }
-
-OPERATION(root_attr, set_attr(launch->root, op->a[0].i, 0, 0))
 
 int do_remount(struct launch *launch, const struct op *op) {
 	cleanup_fd at = TRY(open_in_root(launch, op->a[0].s.data, O_PATH));

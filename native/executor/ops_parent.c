@@ -1,7 +1,6 @@
 /* Operations in the runtime's own context: files, cgroups, hooks, signals. */
 #include <linux/bpf.h>
 #include <linux/nsfs.h>
-#include <poll.h>
 #include <sys/file.h>
 #include <sys/sendfile.h>
 #include <sys/un.h>
@@ -416,18 +415,8 @@ int do_ns_open(struct launch *launch, const struct op *op) {
 	return take_slot(launch, op->a[0].i, keep(&fd));
 }
 
-static int child_file(struct launch *launch, const char *name, const char *data, size_t len) {
+int do_proc_write(struct launch *launch, const struct op *op) {
 	char path[PATH_MAX];
-	TRY(format_path(path, "%d/%s", launch->pid, name));
-	return write_path(launch->proc, path, data, len);
+	TRY(format_path(path, "%d/%s", launch->pid, op->a[0].s.data));
+	return write_path(launch->proc, path, op->a[1].s.data, op->a[1].s.len);
 }
-
-OPERATION(uid_map, child_file(launch, "uid_map", op->a[0].s.data, op->a[0].s.len))
-
-int do_gid_map(struct launch *launch, const struct op *op) {
-	if (op->a[1].i)
-		TRY(child_file(launch, "setgroups", "deny", 4));
-	return child_file(launch, "gid_map", op->a[0].s.data, op->a[0].s.len);
-}
-
-OPERATION(proc_write, child_file(launch, op->a[0].s.data, op->a[1].s.data, op->a[1].s.len))

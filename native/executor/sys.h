@@ -9,6 +9,7 @@
 #include <linux/close_range.h>
 #include <linux/openat2.h>
 #include <linux/sched.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -60,39 +61,20 @@ static inline int sys_openat2(int dirfd, const char *path, uint64_t flags, uint6
 	return or_errno(syscall(SYS_openat2, dirfd, path, &how, sizeof how));
 }
 
-static inline int sys_mount_setattr(int dirfd, const char *path, unsigned flags, struct mount_attr *attr) {
-	return or_errno(syscall(SYS_mount_setattr, dirfd, path, flags, attr, sizeof *attr));
-}
-
-static inline int sys_open_tree(int dirfd, const char *path, unsigned flags) {
-	return or_errno(syscall(SYS_open_tree, dirfd, path, flags));
-}
-
-static inline int sys_move_mount(int from, const char *from_path, int to, const char *to_path, unsigned flags) {
-	return or_errno(syscall(SYS_move_mount, from, from_path, to, to_path, flags));
-}
-
-static inline int sys_fsopen(const char *type, unsigned flags) { return or_errno(syscall(SYS_fsopen, type, flags)); }
-
-static inline int sys_fsconfig(int fd, unsigned cmd, const char *key, const void *value, int aux) {
-	return or_errno(syscall(SYS_fsconfig, fd, cmd, key, value, aux));
-}
-
-static inline int sys_fsmount(int fd, unsigned flags, unsigned attrs) {
-	return or_errno(syscall(SYS_fsmount, fd, flags, attrs));
-}
-
-static inline int sys_pidfd_open(pid_t pid, unsigned flags) { return or_errno(syscall(SYS_pidfd_open, pid, flags)); }
-
-static inline int sys_pidfd_send_signal(int fd, int sig) {
-	return or_errno(syscall(SYS_pidfd_send_signal, fd, sig, NULL, 0));
-}
-
-static inline int sys_close_range(unsigned first, unsigned last, unsigned flags) {
-	return or_errno(syscall(SYS_close_range, first, last, flags));
-}
-
-static inline pid_t sys_clone3(struct clone_args *args) { return or_errno(syscall(SYS_clone3, args, sizeof *args)); }
+#define SYSTEM_CALL(name, parameters, ...) \
+	static inline int sys_##name parameters { return or_errno(syscall(SYS_##name, __VA_ARGS__)); }
+SYSTEM_CALL(mount_setattr, (int dirfd, const char *path, unsigned flags, struct mount_attr *attr),
+	    dirfd, path, flags, attr, sizeof *attr)
+SYSTEM_CALL(open_tree, (int dirfd, const char *path, unsigned flags), dirfd, path, flags)
+SYSTEM_CALL(move_mount, (int from, const char *from_path, int to, const char *to_path, unsigned flags),
+	    from, from_path, to, to_path, flags)
+SYSTEM_CALL(fsopen, (const char *type, unsigned flags), type, flags)
+SYSTEM_CALL(fsconfig, (int fd, unsigned cmd, const char *key, const void *value, int aux), fd, cmd, key, value, aux)
+SYSTEM_CALL(fsmount, (int fd, unsigned flags, unsigned attrs), fd, flags, attrs)
+SYSTEM_CALL(pidfd_open, (pid_t pid, unsigned flags), pid, flags)
+SYSTEM_CALL(pidfd_send_signal, (int fd, int sig), fd, sig, NULL, 0)
+SYSTEM_CALL(close_range, (unsigned first, unsigned last, unsigned flags), first, last, flags)
+SYSTEM_CALL(clone3, (struct clone_args *args), args, sizeof *args)
 
 static inline void close_fd(int *fd) {
 	if (*fd >= 0) {

@@ -1,8 +1,5 @@
 /* Finding and starting Python: without site, for the compilers. */
 #include <glob.h>
-#include <limits.h>
-#include <stdio.h>
-#include <sys/socket.h>
 
 #include "wire.h"
 

@@ -1,9 +1,6 @@
 /* The caller's terminal; and `run` and `exec` of the runtime in the foreground: the front stays, relays the terminal,
  * forwards signals, returns the status. */
-#include <poll.h>
-#include <stdio.h>
 #include <sys/signalfd.h>
-#include <sys/wait.h>
 #include <termios.h>
 
 #include "wire.h"

@@ -1,14 +1,5 @@
 /* dolium-front, installed as dolium-runtime and as dolium: sends what it was asked to the compiler, runs the plan that
  * comes back in the caller's own process tree, and exits. It decides nothing. */
-#include <limits.h>
-#include <poll.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-#include <time.h>
-
 #include "wire.h"
 
 #define SELF_VARIABLE "_DOLIUM_FRONT"

@@ -1,12 +1,7 @@
 /* What the front does for `dolium` at the compiler's wish: a request to the daemon, or a whole session with a container.
  * Both are facts: the compiler is told how they went, and asks for each once. */
 #include <arpa/inet.h>
-#include <limits.h>
-#include <poll.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <sys/signalfd.h>
-#include <sys/socket.h>
 
 #include "wire.h"
 

@@ -1,10 +1,6 @@
 /* The warm compiler: it answers what the cold one answers, without Python's start. Nothing here can fail a call: without a
  * warm compiler there is the cold one, and a compiler's answers have no side effects. */
-#include <limits.h>
-#include <stdio.h>
-#include <sys/socket.h>
 #include <sys/time.h>
-#include <sys/wait.h>
 
 #include "wire.h"
 

@@ -1,9 +1,6 @@
 #include "wire.h"
 
-#include <limits.h>
-#include <stdio.h>
 #include <sys/utsname.h>
-#include <time.h>
 
 static void put_vector(struct buffer *b, const char *key, char **vector) {
 	uint32_t count = 0;
@@ -72,13 +69,6 @@ static int read_fact(struct buffer *out, const char *path) {
 	return read_whole(out, fd);
 }
 
-static int link_fact(struct buffer *out, const char *path) {
-	char link[PATH_MAX];
-	int n = TRY(or_errno(readlink(path, link, sizeof link)));
-	put_string(out, link, (size_t)n);
-	return 1;
-}
-
 static int real_fact(struct buffer *out, const char *path) {
 	char link[PATH_MAX];
 	if (!realpath(path, link))
@@ -114,7 +104,7 @@ static int find_fact(struct buffer *out, const char *query) {
 		const char *kind;
 		int (*find)(struct buffer *out, const char *rest);
 	} kinds[] = {
-		{ "read:", read_fact }, { "link:", link_fact }, { "real:", real_fact }, { "stat:", stat_fact },
+		{ "read:", read_fact }, { "real:", real_fact }, { "stat:", stat_fact },
 		{ "list:", list_fact }, { "stdin:", stdin_fact }, { "http:", http_fact }, { "session:", session_fact },
 	};
 	for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)

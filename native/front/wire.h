@@ -1,14 +1,11 @@
 /* The conversation between the front and the compiler, and the front's own parts.
  *
  * Frames: u32 length, then the body. The front sends fields (string key, list of strings); the compiler answers with one
- * byte and a body: 'N' a list of facts it needs ("read:PATH", "link:PATH", "list:PATH", "stat:PATH"; for `dolium` also
+ * byte and a body: 'N' a list of facts it needs ("read:PATH", "list:PATH", "stat:PATH"; for `dolium` also
  * "http:" and "session:", see session.c), which the front sends as further fields; 'P' a launch plan; 'E' an error: exit
  * code, message, log file, log format; 'C' for `dolium`: this call needs a Python of its own.
  */
-#ifndef DOLIUM_WIRE_H
-#define DOLIUM_WIRE_H
-
-#include <sys/ioctl.h>
+#pragma once
 
 #include "../executor/fields.h"
 
@@ -44,5 +41,3 @@ int window_size(struct winsize *size);
 
 /* Stays until init exits: relays the terminal, forwards signals, reaps. The status as a shell would give it. */
 int hold_until_exit(struct launch *launch);
-
-#endif

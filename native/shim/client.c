@@ -182,7 +182,7 @@ void drain_streams(struct process *process) {
 
 /* ---- from the client ---- */
 
-void input_close(struct process *process) {
+static void input_close(struct process *process) {
 	process->input_ending = process->pending.used > 0;
 	if (!process->input_ending)
 		source_close(&process->input);

@@ -113,19 +113,13 @@ static int request_hello(struct request *r) {
 	return 0;
 }
 
-static int request_status(struct request *r) {
-	put_processes(&r->answer);
-	return 0;
-}
-
 static const struct {
 	const char *type;
 	request_function *handle;
 } handlers[] = {
 	{ "hello", request_hello },   { "launch", request_launch },
 	{ "attach", request_attach }, { "resize", request_resize },
-	{ "signal", request_signal }, { "close_stdin", request_close_stdin },
-	{ "status", request_status }, { "forget", request_forget },
+	{ "signal", request_signal }, { "forget", request_forget },
 	{ "end", request_end },
 };
 

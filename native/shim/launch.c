@@ -3,52 +3,30 @@
 #include "shim.h"
 
 #define LOG_PATH_LIMIT 4000
-#define PLAN_HEAD 12 /* magic, version, flags, count */
 
-static int copy_list(struct list list, struct list *copy) {
-	struct list rest = list;
-	for (struct string s; list_take(&rest, &s);)
-		continue;
-	size_t size = (size_t)(rest.encoded - list.encoded);
-	char *bytes = size ? malloc(size) : NULL;
-	if (!bytes)
-		return size ? -ENOMEM : 0;
-	*copy = (struct list){ memcpy(bytes, list.encoded, size), list.count };
-	return 0;
+static char *copy_of(const char *data, size_t size) {
+	char *copy = malloc(size);
+	return copy ? memcpy(copy, data, size) : NULL;
 }
 
-/* The AFTER_EXIT operations as a plan of their own: all that is kept of a plan while the process runs. */
-static int keep_after_exit(struct process *p, struct string plan) {
-	uint32_t count = 0, size, used = PLAN_HEAD;
-	char *kept = malloc(plan.len);
-	if (!kept)
+/* What is kept of a request while the process runs: its plan for afterwards, and where its OOM kills are counted. */
+static int keep_for_later(struct request *r, struct process *p) {
+	struct string plan = fields_get(&r->frame, "after_exit");
+	struct list files = fields_list(&r->frame, "oom_files"), rest = files;
+	for (struct string s; list_take(&rest, &s);)
+		continue;
+	if (plan.len && !(p->after_exit.data = copy_of(plan.data, p->after_exit.len = plan.len)))
 		return -ENOMEM;
-	memcpy(kept, plan.data, PLAN_HEAD);
-	for (const char *at = plan.data + PLAN_HEAD; at < plan.data + plan.len; at += size) {
-		memcpy(&size, at + 4, sizeof size);
-		size += 8;
-		if (at[2] != AFTER_EXIT)
-			continue;
-		memcpy(kept + used, at, size);
-		used += size;
-		count++;
-	}
-	memcpy(kept + 8, &count, sizeof count);
-	p->after_exit = (struct string){ count ? realloc(kept, used) : NULL, used };
-	if (!p->after_exit.data)
-		free(kept);
-	return count && !p->after_exit.data ? -ENOMEM : 0;
+	p->oom_files.encoded = files.count ? copy_of(files.encoded, (size_t)(rest.encoded - files.encoded)) : NULL;
+	p->oom_files.count = p->oom_files.encoded ? files.count : 0;
+	return p->oom_files.count == files.count ? 0 : -ENOMEM;
 }
 
 static int check_plan(struct request *r, const struct plan *plan, int tty) {
-	int clones = 0, consoles = 0, waits = 0;
-	for (uint32_t i = 0; i < plan->count; i++) {
-		clones += plan->ops[i].code == OP_clone;
-		consoles += plan->ops[i].code == OP_console;
-		waits += plan->ops[i].code == OP_wait_start;
-	}
-	REFUSE_IF(clones != 1 || waits, r, -EINVAL, "the plan must clone one process and not wait for start");
-	REFUSE_IF(consoles != tty, r, -EINVAL, tty ? "the plan has no console" : "the plan has a console, tty is 0");
+	REFUSE_IF(!find_op(plan, OP_clone) || find_op(plan, OP_wait_start), r, -EINVAL,
+		  "the plan must clone a process and not wait for start");
+	REFUSE_IF((find_op(plan, OP_console) != NULL) != tty, r, -EINVAL,
+		  tty ? "the plan has no console" : "the plan has a console, tty is 0");
 	return 0;
 }
 
@@ -112,9 +90,7 @@ static int prepare(struct request *r, struct process *p, struct launch *launch, 
 	TRY(remove_exit(r, p, "an old "));
 	int result = make_stdio(p, launch, wants_stdin);
 	if (!result)
-		result = copy_list(fields_list(&r->frame, "oom_files"), &p->oom_files);
-	if (!result)
-		result = keep_after_exit(p, fields_get(&r->frame, "plan"));
+		result = keep_for_later(r, p);
 	return result ? refuse(r, result, "prepare standard input and output: %s", strerror(-result)) : 0;
 }
 

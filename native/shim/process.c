@@ -239,14 +239,6 @@ int request_signal(struct request *r) {
 	return result ? refuse(r, result, "signal process %s: %s", p->id, strerror(errno)) : 0;
 }
 
-int request_close_stdin(struct request *r) {
-	struct process *p;
-	TRY(find_running(r, &p));
-	if (!p->tty)
-		input_close(p);
-	return 0;
-}
-
 int request_forget(struct request *r) {
 	struct process *p;
 	TRY(find_process(r, 0, &p));

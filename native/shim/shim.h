@@ -115,8 +115,7 @@ int refuse(struct request *r, int result, const char *format, ...) __attribute__
 
 /* launch.c, process.c, client.c: requests give 0, or -errno with r->why set */
 typedef int request_function(struct request *r);
-request_function request_launch, request_attach, request_resize, request_signal, request_close_stdin, request_forget,
-	request_end;
+request_function request_launch, request_attach, request_resize, request_signal, request_forget, request_end;
 
 /* process.c */
 int find_process(struct request *r, int make, struct process **process);
@@ -133,7 +132,6 @@ void write_exit_records(void);
 void stream_ready(struct source *source);
 void input_ready(struct source *source);
 void drain_streams(struct process *process);
-void input_close(struct process *process);
 /* The process runs, or has read what was pending: clients may type. */
 void clients_go_on(struct process *process);
 /* Sends the exit frame (exited) and lets go of the clients once they have read all. */

@@ -17,7 +17,18 @@ from pathlib import Path
 
 import pytest
 
-from dolium.isolation.shim import Event, Exited, ExitRecord, Shim, ShimHandle, Spawner, is_alive
+from dolium.isolation.shim import (
+    VERSION,
+    Event,
+    Exited,
+    ExitRecord,
+    ProcessInfo,
+    Shim,
+    ShimHandle,
+    Spawner,
+    _processes,
+    is_alive,
+)
 from dolium.native import program
 from dolium.runtime import plan as p
 
@@ -49,6 +60,11 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.mknod(root / "dev" / name, 0o20666, os.makedev(1, minor))
     os.mknod(root / "dev/tty", 0o20666, os.makedev(5, 0))
     return root
+
+
+async def status(shim: Shim) -> dict[str, ProcessInfo]:
+    """The processes that the shim knows now, by id: what it answers to one more hello."""
+    return _processes(await shim._request("hello", {"version": VERSION, "nonce": shim.handle.nonce}))
 
 
 def container(rootfs: Path, argv: list[str], *, tty: bool = False, cgroup: str = "", pidns: bool = True) -> p.Plan:

@@ -28,6 +28,7 @@ from shim_bench import (
     needs_root,
     rootfs,
     run,
+    status,
     streams,
     until,
 )
@@ -60,10 +61,10 @@ def test_output_exit_code_and_record(run: Run) -> None:
         assert record.started_at_ns <= record.exited_at_ns
         assert streams(await client.rest()) == {1: b"out\n", 2: b"err\n", 4: b"7"}
         assert read_exit(str(it.base / "s1"), "init") == record
-        assert (await shim.status())["init"].state == "exited"
+        assert (await status(shim))["init"].state == "exited"
         await shim.forget("init")
         await shim.forget("init")
-        assert read_exit(str(it.base / "s1"), "init") is None and await shim.status() == {}
+        assert read_exit(str(it.base / "s1"), "init") is None and await status(shim) == {}
         await shim.end()
         await it.event(lambda event: isinstance(event, Closed))
         assert os.listdir(it.base / "s1") == []
@@ -141,8 +142,8 @@ def test_stdin_stays_open_without_once_and_no_stdin_is_empty(run: Run) -> None:
         await second.send(b"two\n")
         await second.until(b"two\n")
         await first.until(b"two\n")
-        await shim.close_stdin("init")
-        assert (await it.exited("init")).exit_code == 0
+        await shim.signal("init", 9)
+        assert (await it.exited("init")).signal == 9
         await shim.launch("none", it.sh("cat; exit 5"))
         assert (await it.exited("none")).exit_code == 5
 
@@ -175,7 +176,7 @@ def test_large_input_is_not_lost_and_holds_up_nobody(run: Run) -> None:
         await shim.launch("other", it.sh("until [ -p /tmp/gate ]; do :; done; cat > /tmp/gate"), stdin=True,
                           stdin_once=1)
         sending = asyncio.create_task(client.send(data))
-        assert "init" in await shim.status()  # the shim answers while the pipe is full
+        assert "init" in await status(shim)  # the shim answers while the pipe is full
         await gate.send(b"go\n")
         gate.half_close()
         await sending
@@ -193,7 +194,7 @@ def test_input_after_the_reader_closed_is_dropped(run: Run) -> None:
                           stdin=True)
         await client.until(b"closed\n")
         await client.send(b"x" * (1 << 20))
-        assert (await shim.status())["init"].state == "running"
+        assert (await status(shim))["init"].state == "running"
         await shim.signal("init", 9)
         assert (await it.exited("init")).signal == 9
         assert await client.rest() == b"closed\n"
@@ -306,7 +307,7 @@ def test_exec_joins_the_container(run: Run) -> None:
         out.half_close()
         assert await out.rest() == b"inside\nsleep 1000 typed"
         assert (await it.exited("exec-1")).exit_code == 11
-        assert (await shim.status())["init"].state == "running"
+        assert (await status(shim))["init"].state == "running"
         await shim.signal("init", 9)
         assert (await it.exited("init")).signal == 9
 
@@ -358,7 +359,7 @@ def test_exit_does_not_wait_for_grandchildren(run: Run) -> None:
         shim = await it.spawn()
         client = await attach(shim, "init")
         await shim.launch("init", it.sh("echo up; exec sleep 1000"))
-        init = (await shim.status())["init"].record
+        init = (await status(shim))["init"].record
         plan = joined(init.pid, ["sh", "-c", "sleep 1000 & echo parent; exit 6"]).encode()
         out = await attach(shim, "exec")
         await shim.launch("exec", plan)
@@ -378,7 +379,7 @@ def test_failed_launch_leaves_nothing(run: Run) -> None:
             await shim.launch("init", container(it.rootfs, ["no-such-program"]).encode())
         assert "executable file not found" in str(caught.value)
         assert await client.rest() == b""
-        assert await shim.status() == {}
+        assert await status(shim) == {}
         failing = container(it.rootfs, ["true"])
         failing.add(p.PARENT_STARTED, "open_path", "open what is not there", 9, "/nonexistent", 0)
         with pytest.raises(NotFound):
@@ -403,12 +404,12 @@ def test_after_exit_operations(run: Run, tmp_path: Path) -> None:
 
     async def body(it: Bench) -> None:
         shim = await it.spawn()
-        plan = container(it.rootfs, ["true"])
-        plan.add(p.AFTER_EXIT, "unlink", "remove the marker", str(marker))
-        plan.add(p.AFTER_EXIT, "hook", "poststop hook", "/bin/sh", ["sh", "-c", f"cat > {hook}"], [], 5000,
-                 f'{{"pid":{p.PID}}}')
-        plan.add(p.AFTER_EXIT, "write_file", "write nowhere", "/nonexistent/x", "", 0o600, 0)
-        launched = await shim.launch("init", plan.encode())
+        after = p.Plan()
+        after.add(p.AFTER_EXIT, "unlink", "remove the marker", str(marker))
+        after.add(p.AFTER_EXIT, "hook", "poststop hook", "/bin/sh", ["sh", "-c", f"cat > {hook}"], [], 5000,
+                  f'{{"pid":{p.PID}}}')
+        after.add(p.AFTER_EXIT, "write_file", "write nowhere", "/nonexistent/x", "", 0o600, 0)
+        launched = await shim.launch("init", container(it.rootfs, ["true"]).encode(), after_exit=after.encode())
         record = await it.exited("init")
         assert record.exit_code == 0 and "write nowhere" in record.after_exit_error
         assert not marker.exists() and hook.read_text() == f'{{"pid":{launched.pid}}}'
@@ -512,7 +513,7 @@ def test_daemon_that_does_not_read_is_cut_off(run: Run) -> None:
         shim = await it.spawn()
         await shim.launch("init", it.sh("cat"), stdin=True, stdin_once=1)
         hello = {"request": 1, "type": "hello", "version": 1, "nonce": shim.handle.nonce}
-        flood = frame(encode_fields(hello)) + frame(encode_fields({"request": 2, "type": "status"})) * 1000
+        flood = frame(encode_fields(hello)) * 1000
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as deaf:
             deaf.setblocking(False)
             loop = asyncio.get_running_loop()
@@ -522,9 +523,9 @@ def test_daemon_that_does_not_read_is_cut_off(run: Run) -> None:
                     while True:
                         await loop.sock_sendall(deaf, flood)
         again = await it.connect()
-        assert (await again.status())["init"].state == "running"
-        await again.close_stdin("init")
-        assert (await it.exited("init")).exit_code == 0
+        assert (await status(again))["init"].state == "running"
+        await again.signal("init", 9)
+        assert (await it.exited("init")).signal == 9
 
     run(body)
 
@@ -536,11 +537,12 @@ def test_exit_record_waits_for_room_on_the_disk(run: Run, tmp_path: Path) -> Non
 
     async def body(it: Bench) -> None:
         shim = await it.spawn()
-        await shim.launch("init", it.sh("cat; exit 31"), stdin=True)
+        client = await attach(shim, "init", stdin=True)
+        await shim.launch("init", it.sh("cat; exit 31"), stdin=True, stdin_once=1)
         with contextlib.suppress(OSError), open(folder / "filler", "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        await shim.close_stdin("init")
+        client.half_close()
         record = await it.exited("init")
         assert record.exit_code == 31 and read_exit(str(folder), "init") is None
         (folder / "filler").unlink()
@@ -580,8 +582,8 @@ def test_newer_connection_replaces_the_older(run: Run) -> None:
         await it.event(lambda event: isinstance(event, Closed))
         assert not old.connected and new.connected
         with pytest.raises(Unavailable):
-            await old.status()
-        assert await new.status() == {}
+            await status(old)
+        assert await status(new) == {}
 
     run(body)
 
@@ -638,7 +640,7 @@ def test_wrong_hello_and_malformed_frames(run: Run) -> None:
                 assert await ended(sock) == b""
         half = await raw()
         await loop.sock_sendall(half, hello()[:9])  # holds up nobody
-        for data, number in ((hello(), 13), (hello(version=9), 71), (hello(type="status"), 1)):
+        for data, number in ((hello(), 13), (hello(version=9), 71), (hello(type="end"), 1)):
             with await raw() as sock:
                 await loop.sock_sendall(sock, data)
                 assert decode_fields((await ended(sock))[4:])["errno"] == [str(number).encode()]
@@ -646,7 +648,7 @@ def test_wrong_hello_and_malformed_frames(run: Run) -> None:
             await loop.sock_sendall(sock, frame(b""))
             assert b"errno" in await ended(sock)
         crowd = [await raw() for _ in range(12)]
-        assert (await shim.status())["init"].state == "running"
+        assert (await status(shim))["init"].state == "running"
         for sock in [half, *crowd]:
             sock.close()
         with pytest.raises(Unimplemented):
@@ -687,7 +689,7 @@ def test_mutated_requests_never_end_a_shim(run: Run, seed: int) -> None:
             {"type": "launch", "id": "b", "tty": 1, "log": "/nonexistent/x"},
             {"type": "attach", "id": "a", "stdin": 1, "stdout": 1, "mux": 1, "detach_keys": b"\x10\x11"},
             {"type": "resize", "id": "a", "rows": 1, "columns": -1}, {"type": "signal", "id": "a", "signal": 15},
-            {"type": "close_stdin", "id": "a"}, {"type": "forget", "id": "a"}, {"type": "status"},
+            {"type": "forget", "id": "a"},
         ]
         for _ in range(60):
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock, socket.socket() as spare:
@@ -704,7 +706,7 @@ def test_mutated_requests_never_end_a_shim(run: Run, seed: int) -> None:
                         while await loop.sock_recv(sock, 65536):
                             pass
         again = await it.connect()
-        for name, info in (await again.status()).items():
+        for name, info in (await status(again)).items():
             if info.state in ("running", "exiting"):
                 await it.exited(name)
         await again.end()

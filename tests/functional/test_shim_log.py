@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from shim_bench import Bench, Run, attach, log_lines, needs_root, rootfs, run
+from shim_bench import Bench, Run, attach, log_lines, needs_root, rootfs, run, status
 
 from dolium.errors import InvalidArgument, NotFound
 
@@ -145,6 +145,6 @@ def test_log_that_cannot_be_opened_fails_the_launch(run: Run, tmp_path: Path) ->
         for path, error in ((str(tmp_path / "none" / "c.log"), NotFound), ("relative", InvalidArgument)):
             with pytest.raises(error):
                 await shim.launch("init", it.sh("exit 0"), log=path)
-        assert await shim.status() == {}
+        assert await status(shim) == {}
 
     run(body)

@@ -57,7 +57,7 @@ def test_namespaces_by_path_are_joined_user_first_and_mount_last() -> None:
     for op in plan.named("ns_join"):
         kind = next(kind for kind, flag in FLAGS.items() if flag == op.args[1])
         assert opened[op.args[0]] == (f"/ns/{kind}", op.args[1])
-    assert plan.named("uid_map") == [] and plan.named("loopback_up") == [] and len(plan.named("become_root")) == 1
+    assert order(plan, P.PARENT_AFTER_CLONE) == [] and plan.named("loopback_up") == [] and len(plan.named("become_root")) == 1
 
 
 def test_a_namespace_that_is_not_listed_is_neither_new_nor_joined() -> None:
@@ -77,10 +77,10 @@ def test_loopback_is_brought_up_only_in_a_network_namespace_of_its_own() -> None
 def test_maps_are_written_by_the_parent_gid_before_uid() -> None:
     made = config(linux={"namespaces": namespaces(mount="", uts="", user=""), **MAPS})
     plan = compiled(made)
-    assert [op.name for op in plan.ops if op.stage == P.PARENT_AFTER_CLONE] == ["gid_map", "uid_map"]
-    assert only(plan, "uid_map").args == ("0 1000 10\n10 5000 1\n",)
-    assert only(plan, "gid_map").args == ("0 2000 3\n", 0)
-    assert only(compiled(made, uid=1000), "gid_map").args[1] == 1  # without rights setgroups must be denied first
+    maps = [("gid_map", "0 2000 3\n"), ("uid_map", "0 1000 10\n10 5000 1\n")]
+    assert [op.args for op in plan.stage(P.PARENT_AFTER_CLONE)] == maps
+    # without rights setgroups must be denied first
+    assert [op.args for op in compiled(made, uid=1000).stage(P.PARENT_AFTER_CLONE)] == [("setgroups", "deny"), *maps]
 
 
 def test_devices_in_a_user_namespace_are_binds_of_the_hosts() -> None:
@@ -89,7 +89,7 @@ def test_devices_in_a_user_namespace_are_binds_of_the_hosts() -> None:
     plan = compiled(made)
     assert plan.named("mknod") == []
     slots = {op.args[0]: op.args[1] for op in plan.named("open_tree")}
-    binds = {op.args[1]: slots[op.args[0]] for op in plan.named("bind_device")}
+    binds = {op.args[1]: slots[op.args[0]] for op in plan.named("mount_tree") if op.args[2:] == (0, 0o666)}
     assert binds["/dev/fuse"] == "/dev/fuse" and binds["/dev/null"] == "/dev/null" and len(binds) == 7
 
 
@@ -242,7 +242,7 @@ def test_copy_up_fills_first_and_closes_after() -> None:
     made = config(mounts=[{"destination": "/etc", "type": "tmpfs", "options": ["tmpcopyup", "ro", "nodev"]}])
     plan = compiled(made)
     assert only(plan, "mount_fs").args[3:] == (mounts.ATTR_NODEV, "/etc", P.MOUNT_COPY_UP)
-    assert only(plan, "remount").args == ("/etc", mounts.ATTR_RDONLY, 0)
+    assert plan.named("remount")[0].args == ("/etc", mounts.ATTR_RDONLY, 0)
 
 
 def test_mounts_keep_their_order() -> None:
@@ -285,8 +285,9 @@ def test_a_bound_dev_gets_no_default_devices() -> None:
 def test_the_root_is_readonly_after_everything_was_made_in_it() -> None:
     made = config(root={"path": "/image", "readonly": True})
     stage = order(compiled(made), P.CHILD_AFTER_PIVOT)
-    assert stage.index("pivot") < stage.index("root_attr") < stage.index("readonly") < stage.index("mask")
-    assert compiled(config(root={"path": "r"})).named("root_attr") == []
+    assert stage.index("pivot") < stage.index("remount") < stage.index("readonly") < stage.index("mask")
+    assert ("/", mounts.ATTR_RDONLY, 0) in [op.args for op in compiled(made).stage(P.CHILD_AFTER_PIVOT)]
+    assert "remount" not in order(compiled(config(root={"path": "r"})), P.CHILD_AFTER_PIVOT)
     assert next(op for op in compiled(config(root={"path": "r"})).named("open_tree")).args[1] == "/bundle/r"
     assert next(op for op in compiled(made).named("open_tree")).args[1] == "/image"
 
@@ -295,10 +296,10 @@ def test_the_host_never_sees_what_is_mounted() -> None:
     assert only(compiled(config()), "propagation").args == (mounts.MS_REC | mounts.MS_SLAVE,)
     private = compiled(config(linux={"rootfsPropagation": "private"}))
     assert only(private, "propagation").args == (mounts.MS_REC | mounts.MS_SLAVE,)
-    assert only(private, "root_propagation").args == (mounts.MS_PRIVATE,)
+    assert ("/", 0, mounts.MS_PRIVATE) in [op.args for op in private.stage(P.CHILD_AFTER_PIVOT)]
     shared = compiled(config(linux={"rootfsPropagation": "rshared"}))
     assert only(shared, "propagation").args == (mounts.MS_REC | mounts.MS_SLAVE,)  # else the root lies on the host's "/"
-    assert only(shared, "root_propagation").args == (mounts.MS_REC | mounts.MS_SHARED,)
+    assert ("/", 0, mounts.MS_REC | mounts.MS_SHARED) in [op.args for op in shared.stage(P.CHILD_AFTER_PIVOT)]
     slots = {op.args[0] for op in shared.named("open_tree")}
     cut = {op.args[0] for op in shared.named("mount_attr") if op.args[3] in (mounts.MS_SLAVE, mounts.MS_PRIVATE)}
     assert slots and cut == slots  # a copy of a shared mount is its peer
@@ -424,7 +425,7 @@ def test_every_slot_is_filled_before_it_is_used() -> None:
         if op.name in ("open_tree", "ns_open", "connect", "listen", "cg_mkdir", "open_path", "userns"):
             assert op.args[0] == -1 or op.args[0] not in filled, op
             filled.add(op.args[0])
-        elif op.name in ("ns_join", "cg_join", "root_attach", "mount_tree", "bind_device", "console", "mount_attr", "wait_start"):
+        elif op.name in ("ns_join", "cg_join", "root_attach", "mount_tree", "console", "mount_attr", "wait_start"):
             assert op.args[0] in filled, op
         elif op.name == "mask":
             assert op.args[1] in filled

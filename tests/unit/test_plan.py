@@ -81,9 +81,8 @@ def test_a_user_namespace_gets_maps_and_the_hosts_device_nodes() -> None:
                   linux__gidMappings=[{"containerID": 0, "hostID": 2000, "size": 10}])
     made["linux"]["namespaces"].append({"type": "user"})
     plan = compiled(made)
-    assert plan.named("uid_map")[0].args == ("0 1000 10\n",)
-    assert plan.named("gid_map")[0].args[0] == "0 2000 10\n"
-    assert plan.named("bind_device")
+    assert [op.args for op in plan.named("proc_write")] == [("gid_map", "0 2000 10\n"), ("uid_map", "0 1000 10\n")]
+    assert plan.named("mount_tree")[0].args[1] == "/dev/null"
     assert not plan.named("mknod")
 
 

@@ -374,9 +374,9 @@ def test_facts_tell_what_is_missing_and_why() -> None:
     from dolium.runtime.facts import Facts, Need
 
     facts = Facts({"read:/a": [b"0", b"text"], "read:/b": [b"2"], "read:/c": [b"13"], "read:/d": [b"5"], "real:/b": [b"2"],
-                   "list:/b": [b"2"], "stat:/a": [b"0", b"1 2 3 4"], "link:/b": [b"2"]})
+                   "list:/b": [b"2"], "stat:/a": [b"0", b"1 2 3 4"]})
     assert facts.read("/a") == b"text" and facts.read("/b") is None and facts.stat("/a") == (1, 2, 3, 4)
-    assert facts.list("/b") == [] and facts.link("/b") is None
+    assert facts.list("/b") == []
     for path, error in (("/c", PermissionDenied), ("/d", FailedPrecondition)):
         with pytest.raises(error):
             facts.read(path)

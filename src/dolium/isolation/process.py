@@ -89,7 +89,7 @@ PROFILES_KEPT = 256
 # Which phase of a start an operation belongs to, for people; by the operation's name.
 _PHASES = {
     "cgroup": ("cg_mkdir", "cg_write", "cg_join", "cg_bpf_devices"),
-    "namespaces": ("clone", "ns_open", "ns_join", "unshare", "uid_map", "gid_map", "become_root", "proc_write", "hostname",
+    "namespaces": ("clone", "ns_open", "ns_join", "unshare", "become_root", "proc_write", "hostname",
                    "domainname", "sysctl", "loopback_up"),
     "exec": ("exec", "seccomp", "capabilities", "drop_bounding", "user", "find_executable", "cwd", "no_new_privs", "rlimit",
              "umask", "keep_caps", "keyring", "setsid", "stdio", "console"),
@@ -200,7 +200,8 @@ class ProcessIsolation:
             begun = time.perf_counter()
             launched = await shim.launch(
                 INIT, plan.encode(), tty=stdio.tty, stdin=stdio.stdin, stdin_once=int(stdio.stdin_once), log=stdio.log,
-                log_max_size=stdio.log_max_size, log_max_files=stdio.log_max_files, oom_files=oom_files, fds=fds)
+                log_max_size=stdio.log_max_size, log_max_files=stdio.log_max_files, oom_files=oom_files,
+                after_exit=plan.part(P.AFTER_EXIT).encode(), fds=fds)
         except DoliumError:
             await self.end(shim, folder)
             raise

@@ -402,13 +402,15 @@ class Shim:
         log_max_size: int = 20 << 20,
         log_max_files: int = 5,
         oom_files: Sequence[str] = (),
+        after_exit: bytes = b"",
         fds: Mapping[int, int] | None = None,
         deadline: float = LAUNCH_DEADLINE,
     ) -> Launched:
         """Run a plan; ``id`` is new or only attached to so far.
 
         ``stdin_once``: 0 an attached client's end of input leaves the container's stdin open, 1 it closes it, 2 the
-        last client's does. ``fds`` maps slots of the plan to this process's fds. ``log_max_size`` 0 = never rotated.
+        last client's does. ``after_exit``: a plan of AFTER_EXIT operations, run when it has ended. ``fds`` maps slots of the
+        plan to this process's fds. ``log_max_size`` 0 = never rotated.
         Raises the error of the plan's failed operation, its text as the message and its ``errno``; nothing is left.
         """
         passed = fds or {}
@@ -417,7 +419,7 @@ class Shim:
             {
                 "id": id, "plan": plan, "tty": int(tty), "stdin": int(stdin), "stdin_once": int(stdin_once), "log": log,
                 "log_max_size": log_max_size, "log_max_files": log_max_files, "oom_files": list(oom_files),
-                "fd_slots": [str(slot) for slot in passed],
+                "after_exit": after_exit, "fd_slots": [str(slot) for slot in passed],
             },
             list(passed.values()),
             deadline,
@@ -461,14 +463,6 @@ class Shim:
     async def signal(self, id: str, number: int) -> None:
         """Signal the process by its pidfd. Raises FailedPrecondition when it is not running."""
         await self._request("signal", {"id": id, "signal": number})
-
-    async def close_stdin(self, id: str) -> None:
-        """Close the container's stdin after what clients typed is written. A pty stays open."""
-        await self._request("close_stdin", {"id": id})
-
-    async def status(self) -> dict[str, ProcessInfo]:
-        """All processes the shim knows, by id."""
-        return _processes(await self._request("status", {}))
 
     async def forget(self, id: str) -> None:
         """Drop an exited process and its exit file. Idempotent; raises FailedPrecondition when it runs."""

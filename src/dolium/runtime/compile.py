@@ -164,11 +164,9 @@ class _Compiler:
         if self.new_user:
             for kind in ("gid", "uid"):
                 text = _map_text(self.linux[f"{kind}Mappings"])
-                if kind == "gid":
-                    add(P.PARENT_AFTER_CLONE, "gid_map", "write gid_map (linux.gidMappings)", text,
-                        int(self.launch.uid != 0))
-                else:
-                    add(P.PARENT_AFTER_CLONE, "uid_map", "write uid_map (linux.uidMappings)", text)
+                if kind == "gid" and self.launch.uid != 0:  # without rights setgroups must be denied first
+                    add(P.PARENT_AFTER_CLONE, "proc_write", "deny setgroups", "setgroups", "deny")
+                add(P.PARENT_AFTER_CLONE, "proc_write", f"write {kind}_map (linux.{kind}Mappings)", f"{kind}_map", text)
         if self.process.get("oomScoreAdj") is not None:
             score = self.process["oomScoreAdj"]
             add(P.PARENT_AFTER_CLONE, "proc_write", f"set process.oomScoreAdj to {score}", "oom_score_adj", str(score))
@@ -329,7 +327,7 @@ class _Compiler:
                 add(P.PARENT_BEFORE_CLONE, "open_tree", f"open device {path}", slot, path, 0, 2)
                 add(P.PARENT_BEFORE_CLONE, "mount_attr", f"cut device {path} off the host's mounts", slot, 0, 0,
                     km.MS_PRIVATE, 0, -1)
-                add(P.CHILD_BEFORE_PIVOT, "bind_device", f"bind device {path}", slot, path)
+                add(P.CHILD_BEFORE_PIVOT, "mount_tree", f"bind device {path}", slot, path, 0, 0o666)
                 continue
             node = {"c": S_IFCHR, "u": S_IFCHR, "b": S_IFBLK, "p": S_IFIFO}[kind]
             add(P.CHILD_BEFORE_PIVOT, "mknod", f"make device {path}", path, node | mode, major, minor, uid, gid)
@@ -365,10 +363,10 @@ class _Compiler:
             add(P.CHILD_BEFORE_PIVOT, "mkdir_in_root", f"make process.cwd {cwd}", cwd, 0o755, optional=True)
         add(P.CHILD_AFTER_PIVOT, "pivot", "pivot_root", int(self.launch.no_pivot))
         if config["root"].get("readonly"):
-            add(P.CHILD_AFTER_PIVOT, "root_attr", "make the root read-only", km.ATTR_RDONLY)
+            add(P.CHILD_AFTER_PIVOT, "remount", "make the root read-only", "/", km.ATTR_RDONLY, 0)
         propagation = linux.get("rootfsPropagation")
         if propagation:
-            add(P.CHILD_AFTER_PIVOT, "root_propagation", f"linux.rootfsPropagation {propagation}",
+            add(P.CHILD_AFTER_PIVOT, "remount", f"linux.rootfsPropagation {propagation}", "/", 0,
                 km.PROPAGATIONS[propagation])
         for name, value in (linux.get("sysctl") or {}).items():
             path = name.replace(".", "/") if "/" not in name else name

@@ -50,11 +50,6 @@ class Facts:
         _check(number, "read", "standard input")
         return data[0]
 
-    def link(self, path: str) -> str | None:
-        """Target of a symbolic link, None when absent or unreadable."""
-        number, data = self._get(f"link:{path}")
-        return None if number else data[0].decode("utf-8", "surrogateescape")
-
     def real(self, path: str) -> str:
         """The path with every link resolved. Raises NotFound."""
         number, data = self._get(f"real:{path}")

@@ -82,8 +82,6 @@ OPS: dict[str, tuple[int, str]] = {
     "ns_open": (50, "isi"),
     "ns_join": (51, "ii"),
     "clone": (52, "ii"),
-    "uid_map": (53, "s"),
-    "gid_map": (54, "si"),
     "proc_write": (55, "ss"),
     "become_root": (56, ""),
     "unshare": (57, "i"),
@@ -96,12 +94,9 @@ OPS: dict[str, tuple[int, str]] = {
     "symlink": (75, "ss"),
     "mask": (76, "li"),
     "readonly": (77, "l"),
-    "root_attr": (78, "i"),
     "pivot": (79, "i"),
-    "bind_device": (80, "is"),
     "console": (81, "iii"),
     "mkdir_in_root": (82, "si"),
-    "root_propagation": (83, "i"),
     "remount": (85, "sii"),
     "sysctl": (100, "ss"),
     "hostname": (101, "s"),
@@ -177,6 +172,12 @@ class Plan:
     def named(self, name: str) -> list[Op]:
         """The operations of one name, in order."""
         return [op for op in self.ops if op.name == name]
+
+    def part(self, stage: int) -> Plan:
+        """A plan of one stage's operations."""
+        plan = Plan(self.flags)
+        plan.ops = list(self.stage(stage))
+        return plan
 
     def describe(self) -> str:
         """A text a person reads: stage by stage, one line an operation. Running nothing."""
