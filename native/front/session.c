@@ -12,7 +12,7 @@ enum stream { STREAM_STDOUT = 1, STREAM_STDERR = 2, STREAM_EXIT = 4, STREAM_FAIL
 
 struct session {
 	const char *path; /* the daemon's socket, up to a line end */
-	int input, tty, proxy, exec, bare;
+	int input, tty, proxy, exec, bare, last;
 	int fd, signals;           /* signals: -1 until the other side is known */
 	int answered, begun;       /* the 101 answer has come; a frame's header too */
 	unsigned stream;           /* of that frame */
@@ -141,6 +141,12 @@ static int take_control(struct session *s, struct buffer *out, const char *data)
 	}
 	if (s->stream != STREAM_EXIT && s->stream != STREAM_FAILURE)
 		return 0;
+	if (s->last && s->stream == STREAM_EXIT) { /* nothing is left to be said */
+		char code[16];
+		snprintf(code, sizeof code, "%.*s", (int)s->left, data);
+		restore_terminal();
+		exit(atoi(code));
+	}
 	put_string(out, s->stream == STREAM_EXIT ? "exit" : "fail", 4);
 	put_string(out, data, s->left);
 	put_string(out, s->id, strlen(s->id));
@@ -233,7 +239,7 @@ static int relay(struct session *s, struct buffer *out) {
 }
 
 /* "LETTERS PATH\nREQUEST": i = standard input goes along, t = a terminal, p = signals go along, x = an exec,
- * b = what comes is bare output, without frames. */
+ * b = what comes is bare output, without frames, e = its exit code is this program's. */
 int session_fact(struct buffer *out, const char *query) {
 	size_t letters = strcspn(query, " ");
 	struct session *s = calloc(1, sizeof *s);
@@ -244,6 +250,7 @@ int session_fact(struct buffer *out, const char *query) {
 		.path = query + letters + 1, .input = memchr(query, 'i', letters) != NULL, .signals = -1,
 		.tty = memchr(query, 't', letters) != NULL, .proxy = memchr(query, 'p', letters) != NULL,
 		.exec = memchr(query, 'x', letters) != NULL, .bare = memchr(query, 'b', letters) != NULL,
+		.last = memchr(query, 'e', letters) != NULL,
 		.fd = send_request(query),
 	};
 	sigprocmask(SIG_BLOCK, NULL, &before);

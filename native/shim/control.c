@@ -211,8 +211,11 @@ static void connection_ready(struct source *source) {
 	int result = receive(c);
 	if (result > 0)
 		answer(c);
-	else if (result < 0)
+	else if (result < 0) {
 		connection_close(c);
+		if (!current && !shim.processes)
+			end_shim(); /* a spare whose daemon is gone */
+	}
 }
 
 static void listener_ready(struct source *source) {

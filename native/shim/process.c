@@ -248,11 +248,15 @@ int request_forget(struct request *r) {
 	return 0;
 }
 
-int request_end(struct request *r) {
-	for (struct process *p = shim.processes; p; p = p->next)
-		TRY(idle(r, p));
+void end_shim(void) {
 	stop_listening();
 	shim.ending = 1;
 	say_last_words();
+}
+
+int request_end(struct request *r) {
+	for (struct process *p = shim.processes; p; p = p->next)
+		TRY(idle(r, p));
+	end_shim();
 	return 0;
 }

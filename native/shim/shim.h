@@ -125,6 +125,7 @@ void forget_process(struct process *process);
 int remove_exit(struct request *r, const struct process *process, const char *which);
 uint64_t oom_kills(struct list files);
 void put_processes(struct buffer *b);
+void end_shim(void);
 void process_reaped(pid_t pid, int status);
 void write_exit_records(void);
 

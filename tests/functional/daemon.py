@@ -142,6 +142,10 @@ class Daemon:
         assert not list((self.folder / "data" / "snapshots" / "active").iterdir()), "snapshots are left"
         assert not list((self.folder / "data" / "containers").iterdir()), "containers' folders are left"
 
+    def shims(self) -> set[str]:
+        """The containers that have a shim: the names of its folders, but for spares."""
+        return {path.name for path in (self.folder / "run" / "shims").iterdir() if not path.name.startswith("spare-")}
+
     def _call(self, program: str, words: tuple[str, ...], **options: Any) -> subprocess.CompletedProcess[str]:
         check = options.pop("check", True)
         options.setdefault("timeout", DEADLINE * 2)

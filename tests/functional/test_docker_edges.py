@@ -190,8 +190,7 @@ def test_a_stop_in_the_middle_of_a_restart_holds(engine: Daemon) -> None:
 
 
 def test_a_remove_in_the_middle_of_a_start_leaves_no_shim(engine: Daemon) -> None:
-    shims = engine.folder / "run" / "shims"
-    before = {path.name for path in shims.iterdir()}
+    before = engine.shims()
     for number in range(6):
         name = f"gone{number}"
         engine.docker("create", "--name", name, "base:1", "sleep", "60")
@@ -200,7 +199,7 @@ def test_a_remove_in_the_middle_of_a_start_leaves_no_shim(engine: Daemon) -> Non
             engine.docker("rm", "-f", name)
             start.wait(30)
     assert engine.docker("ps", "-aq", "--filter", "name=gone").stdout == ""
-    assert {path.name for path in shims.iterdir()} == before
+    assert engine.shims() == before
 
 
 def test_who_joins_a_network_has_its_owners_names_and_leaves_them(engine: Daemon) -> None:

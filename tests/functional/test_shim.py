@@ -680,6 +680,9 @@ def test_mutated_requests_never_end_a_shim(run: Run, seed: int) -> None:
 
     async def body(it: Bench) -> None:
         shim = await it.spawn()
+        client, kept = socket.socketpair()
+        await shim.attach("known", kept.fileno())  # a shim that knows no process ends with its daemon
+        kept.close()
         loop = asyncio.get_running_loop()
         hello = frame(encode_fields({"request": 1, "type": "hello", "version": 1, "nonce": shim.handle.nonce}))
         # The plan itself stays whole: a mutated one would be run, as root, on this machine.
@@ -710,6 +713,20 @@ def test_mutated_requests_never_end_a_shim(run: Run, seed: int) -> None:
             if info.state in ("running", "exiting"):
                 await it.exited(name)
         await again.end()
+        client.close()
+
+    run(body)
+
+
+def test_a_shim_without_a_process_ends_with_its_daemon(run: Run) -> None:
+    async def body(it: Bench) -> None:
+        first = await it.spawn()
+        again = await it.connect()  # another daemon takes over: the shim lives
+        await until(lambda: not first.connected)
+        assert is_alive(again.handle)
+        again.close()
+        await until(lambda: not is_alive(again.handle))
+        assert os.listdir(again.handle.dir) == []
 
     run(body)
 

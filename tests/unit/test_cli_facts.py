@@ -65,7 +65,7 @@ def test_a_run_is_one_session() -> None:
     call = Call("run", "-i", "--rm", "-e", "HERE", "base:1", "cat", env=("HERE=there",))
     deed = call.asks()
     head, _, rest = deed.partition("\n")
-    assert head == "session:1ip /d.sock" and rest.startswith("POST /dolium/run HTTP/1.0\r\n")
+    assert head == "session:1ipe /d.sock" and rest.startswith("POST /dolium/run HTTP/1.0\r\n")
     wished = json.loads(rest.partition("\r\n\r\n")[2])
     assert wished["container"]["Env"] == ["HERE=there"] and wished["stdin"] is True
     call.gets(deed, [b"0", b"exit", b"7", b"abc"])
@@ -147,7 +147,7 @@ def test_files_of_the_caller_are_read_by_the_front() -> None:
 def test_terminal_facts_are_the_callers() -> None:
     assert "not a TTY" in Call("run", "-it", "base:1").says()[1]
     deed = Call("exec", "-it", "box", "sh", tty="111").asks()
-    assert deed.startswith("session:1itx ") and '"size": [24, 80]' in deed
+    assert deed.startswith("session:1itxe ") and '"size": [24, 80]' in deed
 
 
 def test_logs_are_a_stream_framed_or_bare() -> None:

@@ -55,9 +55,16 @@ async def run(request: web.Request) -> web.StreamResponse:
     # late: with --rm the client is told when the container is gone, and its name, image and ports are free
     options = {"stdin": bool(wish.get("stdin")), "stdout": True, "stderr": not tty, "mux": True, "exit_frame": True,
                "late": bool(host.get("AutoRemove")), "detach_keys": keys}
-    container = await containers.create(wish.get("name") or "", config, host, rootfs=wish.get("rootfs") or "")
-    connection = Connection(request)
-    connection.answer("application/vnd.docker.multiplexed-stream")
+    container = await containers.create(wish.get("name") or "", config, host, rootfs=wish.get("rootfs") or "", starting=True)
+    connection: Connection | None = None
+    try:
+        connection = Connection(request)
+        connection.answer("application/vnd.docker.multiplexed-stream")
+    except (DoliumError, OSError):  # the client has gone before it was told anything
+        if connection is not None:
+            os.close(connection.fd)
+        await containers.remove(container.id, force=True, volumes=True)
+        raise
     keep = os.dup(connection.fd)
     try:
         # known to the client before any output: it may have to send a signal or a new window size

@@ -136,11 +136,11 @@ class FactClient(Client):
         return checked(Response(None, answer))
 
     def session(self, method: str, target: str, body: Any = None, *, stdin: bool = False, tty: bool = False,
-                sig_proxy: bool = False, kind: str = "containers", bare: bool = False,
+                sig_proxy: bool = False, kind: str = "containers", bare: bool = False, last: bool = False,
                 on_note: Callable[[str], None] | None = None) -> Outcome:
         """How it ended, when the front has been through it."""
         self._number += 1
-        flags = ((stdin, "i"), (tty, "t"), (sig_proxy, "p"), (kind == "exec", "x"), (bare, "b"))
+        flags = ((stdin, "i"), (tty, "t"), (sig_proxy, "p"), (kind == "exec", "x"), (bare, "b"), (last, "e"))
         letters = "".join(letter for wanted, letter in flags if wanted)
         how, *values = self._fact(f"session:{self._number}{letters}", stream_request(method, target, body))
         if how == b"http":

@@ -88,6 +88,7 @@ def run(client: Client, context: Context, words: list[str]) -> int:
     outcome = _with_pull(client, context, options, image,
                          lambda: client.session("POST", "/dolium/run", wish, stdin=options["interactive"],
                                                 tty=options["tty"], sig_proxy=options["sig_proxy"],
+                                                last=not options["timings"] and not keeps,
                                                 on_note=lambda note: _write_cid(context, options["cidfile"], note)))
     if options["timings"] and outcome.identity:
         _show_timings(client, context, outcome.identity)
@@ -191,7 +192,8 @@ def execute(client: Client, context: Context, words: list[str]) -> int:
         return 0
     wish = {"container": arguments[0], "exec": config, "size": list(context.window_size()),
             "detach_keys": options["detach_keys"] or ""}
-    outcome = client.session("POST", "/dolium/exec", wish, stdin=options["interactive"], tty=options["tty"], kind="exec")
+    outcome = client.session("POST", "/dolium/exec", wish, stdin=options["interactive"], tty=options["tty"], kind="exec",
+                             last=True)
     if outcome.failure is not None:
         context.complain(outcome.failure["message"])
         return int(outcome.failure["code"])

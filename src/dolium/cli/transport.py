@@ -172,11 +172,12 @@ class Client:
         return json.loads(text) if text.strip() else None
 
     def session(self, method: str, target: str, body: Any = None, *, stdin: bool = False, tty: bool = False,
-                sig_proxy: bool = False, kind: str = "containers", bare: bool = False,
+                sig_proxy: bool = False, kind: str = "containers", bare: bool = False, last: bool = False,
                 on_note: Callable[[str], None] | None = None) -> Outcome:
         """A stream of frames from its first to its last, relayed to this process's own standard streams.
 
-        ``bare``: output without frames; ``on_note``: called with the other side's id. Raises NoDaemon, ApiError when
+        ``bare``: output without frames; ``last``: an exit code that comes is the command's, nothing else is to be done (whom
+        it spares a question may end with it); ``on_note``: called with the other side's id. Raises NoDaemon, ApiError when
         there is no stream.
         """
         from dolium.cli.stream import Session

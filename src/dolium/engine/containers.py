@@ -62,6 +62,7 @@ class Containers:
         self._ending: dict[str, Shim] = {}
         self._waiters: dict[str, list[tuple[str, asyncio.Future[int]]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._groupless: set[str] = set()  # ended, and their shims have removed the cgroups
         self.on_exec_exit: dict[str, Any] = {}
         self.restarts = Restarts(self)
         self._closing = False
@@ -79,9 +80,11 @@ class Containers:
 
     # -- create --
 
-    async def create(self, name: str, config: dict[str, Any], host: dict[str, Any], *, rootfs: str = "") -> Container:
+    async def create(self, name: str, config: dict[str, Any], host: dict[str, Any], *, rootfs: str = "",
+                     starting: bool = False) -> Container:
         """Make a container: record, writable layer, folder, volumes. Raises NotFound for a missing image,
-        AlreadyExists for a name in use, InvalidArgument."""
+        AlreadyExists for a name in use, InvalidArgument. ``starting``: its start, or its removal, is the caller's next act.
+        """
         engine = self._engine
         request.check_host_config(host)
         image_id, chain_ids, image_config = "", [], None
@@ -114,6 +117,7 @@ class Containers:
         engine.names[chosen] = identity
         container = Container(identity, chosen, time.time(), config.get("Image") or rootfs, image_id, chain_ids, rootfs,
                               done, host, argv[0], argv[1:], mounts)
+        container.starting = starting
         container.config.setdefault("Hostname", "")
         own = os.uname().nodename if mode == "host" else container.short_id
         container.config["Hostname"] = container.config["Hostname"] or own
@@ -171,39 +175,44 @@ class Containers:
         """One run in fresh namespaces; the container's lock is held. On failure the record says why."""
         timings = Timings()
         begun = time.perf_counter()
-        prepared: Prepared | None = None
+        engine = self._engine
+        network: asyncio.Task[Prepared] | None = None
         root = -1
-        shim: asyncio.Task[Shim] | None = None
-        container.starting, container.error = True, ""
+        shim: asyncio.Future[Shim] | None = None
+        intended, container.starting, container.error = container.starting, True, ""
+        self._groupless.discard(container.id)
         try:
-            self._engine.save(container)
+            if not intended:
+                engine.save(container)
             faults.point("start.intent")
-            shim = asyncio.create_task(self._engine.isolation.prepare(  # meanwhile the rest is made
-                container.id, self._engine.paths.shim(container.id), partial(self.on_event, container.id)))
+            # a spare, or one that is made while the rest is
+            shim = engine.isolation.prepare(engine.paths.shim(container.id), partial(self.on_event, container.id))
+            with timings.step("network"):
+                network = await self._begin_network(container)
             with timings.step("snapshot"):
-                root = self._engine.roots.mount(container)  # a tenth of a millisecond, on the loop
+                root = engine.roots.mount(container)  # a tenth of a millisecond, on the loop
                 faults.point("start.mounted")
                 await self.fill_volumes(container, root)
-            with timings.step("network"):
-                prepared = await self._prepare_network(container)
-                faults.point("start.network")
             with timings.step("configuration"):
                 around = self._surroundings(container, root)
                 self._prepare_root(container, root)
-                write_etc_files(around.folder, container)
+                write_etc_files(engine.paths.shim(container.id), container)
                 faults.point("start.files")
                 spec = specs.build(container, around)
-            started = await self._run(container, spec, around, root, prepared, shim, timings)
+            started = await self._run(container, spec, around, root, network, shim, timings)
         except BaseException as error:
             await self._drop_prepared(container, shim)
-            await self._launch_failed(container, prepared, error)
+            await self._drop_network(container, network)
+            await self._launch_failed(container, error)
             if isinstance(error, DoliumError):
                 raise type(error)(container.error, errno=error.errno) from error
             raise
         finally:
-            for fd in (root, prepared.fd if prepared is not None else -1):
-                if fd >= 0:
-                    os.close(fd)
+            # letting go of a mount waits for a grace period of RCU: not on the loop
+            if root >= 0:
+                asyncio.get_running_loop().run_in_executor(None, os.close, root)
+        if network is not None:
+            os.close(network.result().fd)
         faults.point("start.launched")
         for phase, milliseconds in started.phases.items():
             timings.add(phase, milliseconds)
@@ -218,7 +227,7 @@ class Containers:
         faults.point("start.recorded")
         self._engine.event(container, "start")
 
-    async def _drop_prepared(self, container: Container, preparing: asyncio.Task[Shim] | None) -> None:
+    async def _drop_prepared(self, container: Container, preparing: asyncio.Future[Shim] | None) -> None:
         """End the shim of a launch that failed before or in it. Idempotent."""
         if preparing is None:
             return
@@ -237,16 +246,36 @@ class Containers:
                 await asyncio.to_thread(self._engine.volumes.fill, volume, partial(copy_up, root, mount.target))
             self._engine.volumes.used(volume)
 
-    async def _prepare_network(self, container: Container) -> Prepared | None:
+    async def _begin_network(self, container: Container) -> asyncio.Task[Prepared] | None:
+        """The container's endpoint is known when this returns; its namespace is made meanwhile."""
         mode = container.host_config.get("NetworkMode") or "default"
         if mode == "host" or mode.startswith("container:"):
             container.network = {"network": "host" if mode == "host" else ""}
             return None
         ports = request.published(container.host_config, container.config)
-        prepared = await self._engine.network.prepare(NetworkRequest(
-            container.id, "bridge" if mode == "default" else mode, tuple(ports), container.config.get("MacAddress") or ""))
-        container.network = prepared.endpoint
-        return prepared
+        loop = asyncio.get_running_loop()
+        known: asyncio.Future[dict[str, Any]] = loop.create_future()
+        making = loop.create_task(self._engine.network.prepare(
+            NetworkRequest(container.id, "bridge" if mode == "default" else mode, tuple(ports),
+                           container.config.get("MacAddress") or ""), known.set_result))
+        either: set[asyncio.Future[Any]] = {known, making}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        container.network = known.result() if known.done() else (await making).endpoint
+        return making
+
+    async def _drop_network(self, container: Container, making: asyncio.Task[Prepared] | None) -> None:
+        """Give back the network of a launch that failed; one that could not be made has left nothing."""
+        if making is None:
+            return
+        try:
+            prepared = await asyncio.shield(making)
+        except DoliumError:
+            return  # the launch's error
+        try:
+            os.close(prepared.fd)
+            await self._engine.network.release(container.id, container.network)
+        except DoliumError as failure:
+            cleanup_step(f"release the network of {container.name}", failure)
 
     def _namespaces(self, container: Container) -> dict[str, str | None]:
         host = container.host_config
@@ -275,9 +304,11 @@ class Containers:
         user = resolve(container.config.get("User") or "", read, container.host_config.get("GroupAdd") or [])
         mode = container.host_config.get("NetworkMode") or ""
         owner = engine.find(mode.partition(":")[2]).id if mode.startswith("container:") else container.id
+        etc = engine.paths.shim(owner)
+        if not os.path.exists(f"{etc}/hosts") and owner != container.id:
+            etc = engine.paths.container(owner)  # where dolium 0.1 had them, and the owner is older
         return specs.Surroundings(
-            etc_folder=engine.paths.container(owner),
-            user=user, folder=engine.paths.container(container.id), namespaces=self._namespaces(container),
+            etc_folder=etc, user=user, namespaces=self._namespaces(container),
             group=engine.container_group(container.id), hostname=container.config["Hostname"], layout=engine.layout,
             kernel=engine.kernel, init_program=program("dolium-init"), has_swap_limit=engine.has_swap_limit,
             hidden=[engine.paths.data, engine.paths.run] if container.rootfs else [])
@@ -292,22 +323,23 @@ class Containers:
                 raise InvalidArgument(f"cannot make the working directory {cwd}: {error.strerror}") from error
 
     async def _run(self, container: Container, spec: dict[str, Any], around: specs.Surroundings, root: int,
-                   prepared: Prepared | None, shim: asyncio.Task[Shim], timings: Timings) -> Started:
+                   network: asyncio.Task[Prepared] | None, shim: asyncio.Future[Shim], timings: Timings) -> Started:
         engine, config = self._engine, container.config
         hidden = [path for path in around.hidden if os.path.isdir(path)]
         with timings.step("plan"):
-            plan = engine.isolation.compile(container.id, spec, network=prepared is not None, hidden=hidden)
+            plan = engine.isolation.compile(container.id, spec, network=network is not None, hidden=hidden)
         size, files = request.log_limits(container.host_config)
         logged = ((container.host_config.get("LogConfig") or {}).get("Type") or "json-file") != "none"
         stdio = Stdio(bool(config.get("Tty")), bool(config.get("OpenStdin")), bool(config.get("StdinOnce")),
                       self.log_path(container) if logged else "", size, files)
         folders = engine.layout.paths(around.group)
         oom_files = [path for folder in folders for path in self._oom_files(folder)]
-        attachments = self._pending.pop(container.id, [])
+        with timings.step("network"):
+            namespace = (await asyncio.shield(network)).fd if network is not None else -1
+            faults.point("start.network")
         return await engine.isolation.run(
-            shim, engine.paths.shim(container.id), plan, stdio, root=root,
-            network=prepared.fd if prepared is not None else -1, attachments=attachments, oom_files=oom_files,
-            timings=timings)
+            shim, engine.paths.shim(container.id), plan, stdio, root=root, network=namespace,
+            attachments=self._pending.pop(container.id, []), oom_files=oom_files, timings=timings)
 
     def _oom_files(self, folder: str) -> list[str]:
         layout = self._engine.layout
@@ -318,14 +350,9 @@ class Containers:
             return [f"{folder}/memory.events"]
         return []
 
-    async def _launch_failed(self, container: Container, prepared: Prepared | None, error: BaseException) -> None:
+    async def _launch_failed(self, container: Container, error: BaseException) -> None:
         for attachment in self._pending.pop(container.id, []):
             attachment.close()
-        if prepared is not None:
-            try:
-                await self._engine.network.release(container.id, container.network)
-            except DoliumError as failure:
-                cleanup_step(f"release the network of {container.name}", failure)
         text = f"failed to create task for container: {error}"
         if re.search(r"\bbind \S+ on \S+: (EINVAL|ENOTDIR|EISDIR)", text):
             text += ": Are you trying to mount a directory onto a file (or vice-versa)? Check the source and the target"
@@ -361,6 +388,8 @@ class Containers:
             container = self._engine.containers.get(identity)
             if container is None or not container.live or container.pid != record.pid:
                 return
+            if not record.after_exit_error:
+                self._groupless.add(identity)
             await self.ended(container, record.exit_code, record.exited_at_ns / 1e9, oom=record.oom)
 
     async def _on_shim_gone(self, identity: str, reason: str) -> None:
@@ -380,7 +409,8 @@ class Containers:
         network = container.network
         container.status, container.pid, container.start_time, container.starting = model.EXITED, 0, 0, False
         container.exit_code, container.finished_at, container.oom_killed, container.error = code, when, oom, error
-        engine.record(container)
+        if not self._told_by_shim(container):
+            engine.record(container)
         faults.point("exit.recorded")
         try:
             await engine.network.release(container.id, network)
@@ -404,6 +434,11 @@ class Containers:
         self._wake(container)
         if container.host_config.get("AutoRemove") and not again:
             self.task(self.remove_quietly(container.id))
+
+    def _told_by_shim(self, container: Container) -> bool:
+        """Need its end not be stored? With --rm the record is the next thing to go, and until then the shim stays, which
+        tells another daemon how it ended; that one then removes it."""
+        return container.id in self.shims and bool(container.host_config.get("AutoRemove"))
 
     # -- waiting --
 
@@ -599,12 +634,15 @@ class Containers:
     async def _remove_all(self, container: Container, volumes: bool) -> None:
         engine = self._engine
         container.status = model.REMOVING
-        engine.record(container)
+        if container.id not in self._ending:  # else it is known, see ``_told_by_shim``
+            engine.record(container)
         faults.point("remove.intent")
-        group = engine.layout.paths(engine.container_group(container.id))
-        left = await asyncio.to_thread(manage.kill_and_remove, group)
-        if left:
-            raise FailedPrecondition(f"container {container.name} has processes that do not die: {', '.join(left)}")
+        if container.id not in self._groupless:
+            group = engine.layout.paths(engine.container_group(container.id))
+            left = await asyncio.to_thread(manage.kill_and_remove, group)
+            if left:
+                raise FailedPrecondition(f"container {container.name} has processes that do not die: {', '.join(left)}")
+        self._groupless.discard(container.id)
         faults.point("remove.killed")
         if container.network:
             await engine.network.release(container.id, container.network)
@@ -613,7 +651,7 @@ class Containers:
             attachment.close()
         engine.roots.remove(container.id)
         faults.point("remove.snapshot")
-        await asyncio.to_thread(shutil.rmtree, engine.paths.container(container.id), True)
+        engine.trash.discard(engine.paths.container(container.id))
         faults.point("remove.folder")
         if volumes:
             await self._drop_anonymous(container)

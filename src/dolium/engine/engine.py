@@ -11,18 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dolium.engine.etc_files import ETC_FILES
 from dolium.engine.events import Bus
 from dolium.engine.model import Container
 from dolium.engine.rootfs import Roots
 from dolium.engine.specs import kernel_version
 from dolium.engine.store import Store, open_database
 from dolium.errors import DoliumError, InvalidArgument, NotFound, ResourceExhausted
-from dolium.images.names import Use
+from dolium.images.names import Removal, Use
 from dolium.images.records import SqliteImageRecords
 from dolium.images.store import ImageStore
 from dolium.isolation.process import ProcessIsolation
 from dolium.linux.cgroup import manage, tree
 from dolium.network.base import NetworkManager
+from dolium.trash import Trash
 from dolium.volumes.store import Volumes
 
 _log = logging.getLogger(__name__)
@@ -73,12 +75,13 @@ class Engine:
         self.events = Bus()
         self.images = ImageStore(Path(paths.data), SqliteImageRecords(self._connection),
                                  in_use=self._image_users)
-        self.roots = Roots(self.images.snapshots)
+        self.roots = Roots(self.images.snapshots, f"{paths.data}/mountpoints")
         self.volumes = Volumes(f"{paths.data}/volumes", self.store)
         self.network = make_network(self.instance, self.store)
-        self.isolation = ProcessIsolation(self.layout, f"{paths.data}/cache/seccomp")
+        self.isolation = ProcessIsolation(self.layout, f"{paths.data}/cache/seccomp", f"{paths.run}/shims", ETC_FILES)
         self.containers = {doc["id"]: Container.from_doc(doc) for doc in self.store.containers()}
         self.names = {container.name: container.id for container in self.containers.values()}
+        self.trash = Trash(f"{paths.data}/trash")
         self._locks: dict[str, asyncio.Lock] = {}
         self._unsaved: set[str] = set()
         self._retry: asyncio.TimerHandle | None = None
@@ -153,6 +156,11 @@ class Engine:
         return [Use(container.id, container.live) for container in self.containers.values()
                 if container.image_id == image_id]
 
+    async def remove_image(self, name: str, *, force: bool) -> Sequence[Removal]:
+        """``docker rmi``. Raises as ``ImageStore.remove``."""
+        self.roots.drop_spares()
+        return await self.images.remove(name, force=force)
+
     def volume_users(self, name: str) -> list[str]:
         """Ids of containers that mount a volume."""
         return [container.id for container in self.containers.values()
@@ -184,6 +192,7 @@ class Engine:
         await self.images.recover()
         self.volumes.recover()
         await asyncio.to_thread(self._drop_orphans)
+        self.isolation.prepare_spares()
 
     def _inherit_cpuset(self) -> None:
         """A new v1 cpuset takes no process before it has CPUs and memory nodes."""
@@ -220,6 +229,7 @@ class Engine:
         for identity in os.listdir(f"{self.paths.data}/containers"):
             if identity not in self.containers:
                 shutil.rmtree(self.paths.container(identity), ignore_errors=True)
+        self.trash.recover()
 
     async def close(self) -> None:
         """Containers and shims live on. Nothing may be under way."""
@@ -231,7 +241,9 @@ class Engine:
                 self._retry.cancel()
         await self.isolation.close()
         await self.network.close()
+        await self.roots.close()
         await asyncio.to_thread(self.images.close)
+        await asyncio.to_thread(self.trash.close)
         self._connection.close()
 
     def remove_groups(self) -> None:

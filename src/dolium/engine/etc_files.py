@@ -9,6 +9,7 @@ from dolium.engine.model import Container
 from dolium.errors import InvalidArgument
 
 RESOLV_CONF = "/etc/resolv.conf"
+ETC_FILES = ("hosts", "hostname", "resolv.conf")
 _FALLBACK = ("8.8.8.8", "8.8.4.4")
 
 
@@ -96,6 +97,14 @@ def write_etc_files(folder: str, container: Container) -> None:
     }
     for name, content in files.items():
         # Truncated in place: a running container's bind mount shows the same inode.
-        with open(f"{folder}/{name}", "w") as file:
-            file.write(content)
-        os.chmod(f"{folder}/{name}", 0o644)
+        fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            _write_all(fd, content.encode())
+            os.fchmod(fd, 0o644)
+        finally:
+            os.close(fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data):]

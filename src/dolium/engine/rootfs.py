@@ -2,37 +2,86 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from dolium import policy
 from dolium.engine.model import Container
+from dolium.engine.spare_roots import Kind, SpareRoots
 from dolium.errors import FailedPrecondition, Internal, NotFound, ResourceExhausted
 from dolium.images.snapshots.base import Snapshotter
 from dolium.isolation.process import HostFacts
 from dolium.linux import syscalls
 from dolium.runtime.state import alive
 
+KEPT_MOUNTED = 5.0
+"""Seconds for which a created container's root stays mounted for its start."""
+
+
+def _volatile(container: Container) -> bool:
+    return bool(container.host_config.get("AutoRemove"))
+
 
 class Roots:
     """Mounts and opens roots. Nothing it mounts has a path on the host."""
 
-    def __init__(self, snapshots: Snapshotter) -> None:
+    def __init__(self, snapshots: Snapshotter, mount_points: str) -> None:
+        """``mount_points``: the folder for ``policy.MOUNT_POINTS``, made if it is missing."""
         self._snapshots = snapshots
+        self._lowest = mount_points
+        self._spares = SpareRoots(snapshots, self._mount_spare)
+        self._mounted: dict[str, int] = {}  # of containers that took a spare and have not started
+        os.makedirs(mount_points, mode=0o755, exist_ok=True)
+        for name in policy.MOUNT_POINTS:
+            path = f"{mount_points}/{name}"
+            if name.endswith("/"):
+                os.makedirs(path, mode=0o755, exist_ok=True)
+            else:
+                os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
 
     def create(self, container: Container) -> None:
         """Make the writable layer. Raises NotFound when a layer is missing."""
+        if not container.rootfs:
+            fd = self._spares.take((tuple(container.chain_ids), _volatile(container)), container.id)
+            if fd is not None:
+                self._mounted[container.id] = fd
+                asyncio.get_running_loop().call_later(KEPT_MOUNTED, self._unmount, container.id)
+                return
         self._snapshots.prepare(container.id, container.chain_ids)
 
+    def _unmount(self, container_id: str) -> None:
+        fd = self._mounted.pop(container_id, None)
+        if fd is not None:
+            os.close(fd)
+
     def mount(self, container: Container) -> int:
-        """An fd of the container's overlay, detached. Raises Internal, NotFound, ResourceExhausted."""
-        parts = self._snapshots.rootfs(container.id, container.chain_ids)
-        lowers = [container.rootfs] if container.rootfs else [str(path) for path in parts.lowerdirs]
+        """An fd of the container's overlay, detached. Raises Internal, NotFound, ResourceExhausted.
+
+        With --rm nothing is synced when it ends: what is removed then need not outlive a power cut.
+        """
+        fd = self._mounted.pop(container.id, None)
+        if fd is not None:
+            return fd
+        return self._mount(container.id, container.chain_ids, container.rootfs, _volatile(container))
+
+    def _mount_spare(self, key: str, kind: Kind) -> int:
+        return self._mount(key, kind[0], "", kind[1])
+
+    def _mount(self, key: str, chain_ids: Sequence[str], rootfs: str, volatile: bool) -> int:
+        parts = self._snapshots.rootfs(key, chain_ids)
+        mark = f"{parts.work}/work/incompat"
+        if os.path.exists(mark):
+            shutil.rmtree(mark)
+        # a folder of the host may have the mount points' own folder in it, and lower folders must not
+        lowers = [rootfs] if rootfs else [*map(str, parts.lowerdirs), self._lowest]
         try:
-            return syscalls.mount_overlay(lowers, str(parts.upper), str(parts.work))
+            return syscalls.mount_overlay(lowers, str(parts.upper), str(parts.work), volatile=volatile)
         except OSError as error:
             kind = ResourceExhausted if error.errno == 28 else Internal
-            raise kind(f"mount the root of container {container.name}: {error.strerror}", errno=error.errno) from error
+            raise kind(f"mount the root of container {key[:12]}: {error.strerror}", errno=error.errno) from error
 
     @contextmanager
     def opened(self, container: Container) -> Iterator[int]:
@@ -54,7 +103,18 @@ class Roots:
 
     def remove(self, container_id: str) -> None:
         """Remove the writable layer; idempotent."""
+        self._unmount(container_id)
         self._snapshots.remove(container_id)
+
+    def drop_spares(self) -> None:
+        """An image is going: nothing shall hold its layers."""
+        self._spares.drop()
+
+    async def close(self) -> None:
+        """Let go of what is mounted."""
+        await self._spares.close()
+        for container_id in list(self._mounted):
+            self._unmount(container_id)
 
     def active(self) -> list[str]:
         """Ids with a writable layer."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from dolium import policy
 from dolium.engine import request
+from dolium.engine.etc_files import ETC_FILES
 from dolium.engine.model import Container, Mount
 from dolium.engine.users import User
 from dolium.errors import InvalidArgument, NotFound
@@ -31,14 +32,13 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 class Surroundings:
     """What the engine found or made for one start.
 
-    ``user``: resolved inside the root; ``folder``: the container's own folder on the host, with hosts, hostname and
-    resolv.conf; ``namespaces``: type to a path to join, or "" for a new one, or None for the host's; ``group``: absolute
-    cgroup; ``etc_folder``: another's hosts, hostname and resolv.conf, with its network; ``hostname``: what ``uname -n``
-    shows; ``kernel``: version; ``has_swap_limit``: memory.memsw exists.
+    ``user``: resolved inside the root; ``etc_folder``: on the host, with hosts, hostname and resolv.conf; ``namespaces``:
+    type to a path to join, or "" for a new one, or None for the host's; ``group``: absolute cgroup; ``hostname``: what
+    ``uname -n`` shows; ``kernel``: version; ``has_swap_limit``: memory.memsw exists.
     """
 
     user: User
-    folder: str
+    etc_folder: str
     namespaces: dict[str, str | None]
     group: str
     hostname: str
@@ -47,7 +47,6 @@ class Surroundings:
     init_program: str
     has_swap_limit: bool = True
     hidden: list[str] = field(default_factory=list)
-    etc_folder: str = ""
 
 
 def kernel_version() -> tuple[int, int]:
@@ -260,9 +259,9 @@ def _mounts(container: Container, around: Surroundings, privileged: bool) -> lis
                                  *([] if privileged else ["ro"])]}
         mounts.append(entry)
     mounts += [_user_mount(mount) for mount in container.mounts]
-    for name in ("resolv.conf", "hostname", "hosts"):
+    for name in ETC_FILES:
         if f"/etc/{name}" not in targets:
-            source = f"{around.etc_folder or around.folder}/{name}"
+            source = f"{around.etc_folder}/{name}"
             mounts.append({"destination": f"/etc/{name}", "type": "bind", "source": source,
                            "options": ["bind", "rprivate"]})
     if host.get("Init"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
 import platform
 import shutil
@@ -15,6 +17,8 @@ from typing import Any
 from dolium.errors import DoliumError, NotFound, Unavailable
 from dolium.isolation import shim as shims
 from dolium.isolation.shim import Event, Launched, Shim, Spawner
+from dolium.isolation.spares import Spares
+from dolium.isolation.templates import Compiled, Templates
 from dolium.linux.cgroup import tree
 from dolium.runtime import plan as P
 from dolium.runtime import seccomp_cache
@@ -25,6 +29,7 @@ from dolium.runtime.plan import Plan
 from dolium.runtime.spec import validate
 from dolium.steps import Timings
 
+_log = logging.getLogger(__name__)
 INIT = "init"
 SLOT_ROOT_TREE, SLOT_NETWORK = 243, 230
 
@@ -109,24 +114,49 @@ def phases_of(plan: Plan, microseconds: Sequence[int]) -> dict[str, float]:
     return {phase: round(value, 3) for phase, value in sums.items()}
 
 
+async def _attached(shim: Shim, process: str, attachments: list[Attachment], launch: Awaitable[Launched]) -> Launched:
+    """A launch with its clients. The requests are sent at once, in this order, and answered so: a client is there before
+    the process. One that cannot be is told by the end of its connection, as it is when it comes too late."""
+    attached = [asyncio.ensure_future(shim.attach(process, one.fd, **one.options)) for one in attachments]
+    launched = asyncio.ensure_future(launch)
+    try:
+        for client in attached:
+            try:
+                await client
+            except DoliumError as error:
+                _log.warning("a client of %s: %s", process, error)
+        return await launched
+    finally:
+        launched.cancel()
+
+
 class ProcessIsolation:
     """Implements the backend interface (create and start as one, exec, signal, adopt, delete) with namespaces."""
 
-    def __init__(self, layout: tree.Layout, cache: str) -> None:
+    def __init__(self, layout: tree.Layout, cache: str, shims: str, files: Sequence[str]) -> None:
+        """``cache``: folder of compiled profiles; ``shims``: the folder that has the shims' folders; ``files``: what the
+        engine keeps beside a shim, made in a spare's folder beforehand."""
         self._layout = layout
         self._cache = cache
         self._spawner = Spawner()
         self._programs: dict[str, bytes] = {}
         self._profiles: dict[int, tuple[dict[str, Any], bytes]] = {}  # by identity: most containers have the same one
         self._groups: list[str] = []
+        self._templates = Templates()
+        self._spares = Spares(shims, self._make, files)
 
     async def start(self, group_files: Sequence[str]) -> None:
         """Start the spawner, in the cgroups whose ``cgroup.procs`` files are given."""
         self._groups = list(group_files)
         await self._spawner.start(group_files)
 
+    def prepare_spares(self) -> None:
+        """Have shims ready from now on, in the background."""
+        self._spares.fill()
+
     async def close(self) -> None:
-        """End the spawner; shims live on."""
+        """End the spawner and the spare shims; the others live on."""
+        await self._spares.close()
         await self._spawner.close()
 
     def seccomp(self, profile: dict[str, Any] | None) -> bytes | None:
@@ -158,28 +188,52 @@ class ProcessIsolation:
             config = {**config, "linux": {key: value for key, value in linux.items() if key != "seccomp"}}
         validate(config)
 
-    def compile(self, identity: str, config: dict[str, Any], *, network: bool, hidden: list[str]) -> Plan:
+    def compile(self, identity: str, config: dict[str, Any], *, network: bool, hidden: list[str]) -> Compiled:
         """The plan of an init whose root tree, and network namespace when ``network``, the launcher puts in slots."""
-        self._check(config)
-        launch = Launch(identity, "/", self._layout)
-        launch.stdio = True
-        launch.root_in_slot = True
-        launch.hidden = hidden
-        launch.seccomp = self.seccomp((config.get("linux") or {}).get("seccomp"))
-        if network:
-            launch.joined["network"] = SLOT_NETWORK
-        plan = compile_container(config, HostFacts(), launch)
-        folders = self._layout.paths(config["linux"]["cgroupsPath"])
-        remove(plan, P.AFTER_EXIT, folders)
-        return plan
+        facts = HostFacts()
+        program = self.seccomp((config.get("linux") or {}).get("seccomp"))
 
-    async def prepare(self, identity: str, folder: str, on_event: Callable[[Event], None]) -> Shim:
-        """The sandbox's shim, waiting for a launch. Raises Unavailable."""
-        await self._spawn(identity, folder)
+        def anew() -> Plan:
+            self._check(config)
+            launch = Launch(identity, "/", self._layout)
+            launch.stdio = True
+            launch.root_in_slot = True
+            launch.hidden = hidden
+            launch.seccomp = program
+            if network:
+                launch.joined["network"] = SLOT_NETWORK
+            plan = compile_container(config, facts, launch)
+            remove(plan, P.AFTER_EXIT, self._layout.paths(config["linux"]["cgroupsPath"]))
+            return plan
+
+        return self._templates.get(identity, config, facts, (program, network, *hidden), anew)
+
+    def prepare(self, folder: str, on_event: Callable[[Event], None]) -> asyncio.Future[Shim]:
+        """The sandbox's shim, waiting for a launch; its folder is there when this returns. The future raises Unavailable."""
+        if os.path.exists(folder):
+            shutil.rmtree(folder)
+        loop = asyncio.get_running_loop()
+        spare = self._spares.take(folder, on_event)
+        if spare is None:
+            os.mkdir(folder, 0o700)
+            return loop.create_task(self._make(folder, on_event))
+        ready: asyncio.Future[Shim] = loop.create_future()
+        ready.set_result(spare)
+        return ready
+
+    async def _make(self, folder: str, on_event: Callable[[Event], None]) -> Shim:
+        """In a folder that exists."""
+        try:
+            await self._spawner.spawn("", folder)
+        except Unavailable:
+            # the spawner was killed: one more, then again
+            self._spawner = Spawner()
+            await self._spawner.start(self._groups)
+            await self._spawner.spawn("", folder)
         return await Shim.connect(folder, on_event)
 
-    async def run(self, preparing: Awaitable[Shim], folder: str, plan: Plan, stdio: Stdio, *, root: int, network: int,
-                  attachments: list[Attachment], oom_files: list[str], timings: Timings) -> Started:
+    async def run(self, preparing: Awaitable[Shim], folder: str, compiled: Compiled, stdio: Stdio, *, root: int,
+                  network: int, attachments: list[Attachment], oom_files: list[str], timings: Timings) -> Started:
         """Launch init in the sandbox's shim, which is being prepared. The attachments are taken whatever happens.
 
         Raises the failed operation's error; then nothing of the launch is left, the shim included.
@@ -192,16 +246,14 @@ class ProcessIsolation:
                 attachment.close()
             raise
         try:
-            for attachment in attachments:
-                await shim.attach(INIT, attachment.fd, **attachment.options)
             fds = {SLOT_ROOT_TREE: root}
             if network >= 0:
                 fds[SLOT_NETWORK] = network
             begun = time.perf_counter()
-            launched = await shim.launch(
-                INIT, plan.encode(), tty=stdio.tty, stdin=stdio.stdin, stdin_once=int(stdio.stdin_once), log=stdio.log,
+            launched = await _attached(shim, INIT, attachments, shim.launch(
+                INIT, compiled.encoded, tty=stdio.tty, stdin=stdio.stdin, stdin_once=int(stdio.stdin_once), log=stdio.log,
                 log_max_size=stdio.log_max_size, log_max_files=stdio.log_max_files, oom_files=oom_files,
-                after_exit=plan.part(P.AFTER_EXIT).encode(), fds=fds)
+                after_exit=compiled.after_exit, fds=fds))
         except DoliumError:
             await self.end(shim, folder)
             raise
@@ -209,20 +261,9 @@ class ProcessIsolation:
             for attachment in attachments:
                 attachment.close()
         # What the executor's operations do not account for: messages, clone3 and the processes' waits for each other.
-        phases = phases_of(plan, launched.microseconds)
+        phases = phases_of(compiled.plan, launched.microseconds)
         phases["waits"] = round((time.perf_counter() - begun) * 1000 - sum(phases.values()), 3)
         return Started(shim, launched, phases)
-
-    async def _spawn(self, identity: str, folder: str) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.makedirs(folder, mode=0o700)
-        try:
-            await self._spawner.spawn(identity, folder)
-        except Unavailable:
-            # the spawner was killed: one more, then again
-            self._spawner = Spawner()
-            await self._spawner.start(self._groups)
-            await self._spawner.spawn(identity, folder)
 
     async def end(self, shim: Shim | None, folder: str) -> None:
         """End a shim whose processes are gone, and remove its folder. Idempotent; a dead shim is fine."""
@@ -247,10 +288,8 @@ class ProcessIsolation:
             raise NotFound(f"the init of {identity} is gone") from error
         plan = compile_exec(config, process, pid, start_time, launch, folders)
         try:
-            for attachment in attachments:
-                await shim.attach(exec_id, attachment.fd, **attachment.options)
-            return await shim.launch(exec_id, plan.encode(), tty=stdio.tty, stdin=stdio.stdin,
-                                     stdin_once=int(stdio.stdin_once))
+            return await _attached(shim, exec_id, attachments, shim.launch(
+                exec_id, plan.encode(), tty=stdio.tty, stdin=stdio.stdin, stdin_once=int(stdio.stdin_once)))
         except DoliumError:
             with contextlib.suppress(DoliumError):
                 await shim.forget(exec_id)

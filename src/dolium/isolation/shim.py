@@ -17,7 +17,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from dolium.errors import (
@@ -381,6 +381,12 @@ class Shim:
         shim.processes = _processes(answer)
         return shim
 
+    def taken(self, dir: str, on_event: Callable[[Event], None]) -> Shim:
+        """This shim, whose folder was renamed to ``dir``, with another receiver of its events."""
+        self.handle = replace(self.handle, dir=dir, id=os.path.basename(dir))
+        self._on_event = on_event
+        return self
+
     @property
     def connected(self) -> bool:
         return self._channel is not None and self._channel.open
@@ -528,8 +534,8 @@ def read_state(dir: str) -> ShimHandle:
     fields = _read_fields(os.path.join(dir, "shim.state"))
     if fields is None or _number(fields, "version") != VERSION:
         raise NotFound(f"no shim lives in {dir}")
-    return ShimHandle(dir, _text(fields, "id"), _number(fields, "pid"), _number(fields, "start_time"),
-                      _text(fields, "boot_id"), _text(fields, "nonce"))
+    return ShimHandle(dir, _text(fields, "id") or os.path.basename(dir), _number(fields, "pid"),
+                      _number(fields, "start_time"), _text(fields, "boot_id"), _text(fields, "nonce"))
 
 
 def read_exit(dir: str, id: str) -> ExitRecord | None:

@@ -14,7 +14,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _OPEN_TREE, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2 = 428, 430, 431, 432, 437
 _OPEN_TREE_CLONE, _MS_PRIVATE, _MNT_DETACH = 1, 1 << 18, 2
 
-FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
+FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 
 
@@ -54,6 +54,11 @@ def fsconfig_string(context: int, key: str, value: str) -> None:
     _check(_LIBC.syscall(_FSCONFIG, context, FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0), f"{key}={value}")
 
 
+def fsconfig_flag(context: int, key: str) -> None:
+    """fsconfig(2) with FSCONFIG_SET_FLAG."""
+    _check(_LIBC.syscall(_FSCONFIG, context, FSCONFIG_SET_FLAG, key.encode(), None, 0), key)
+
+
 def fsconfig_create(context: int) -> None:
     """fsconfig(2) with FSCONFIG_CMD_CREATE. The error carries what the kernel wrote about it."""
     result = _LIBC.syscall(_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
@@ -74,10 +79,12 @@ def _said(context: int) -> str:
         return ""  # the kernel had nothing to add
 
 
-def mount_overlay(lowers: Sequence[str], upper: str, work: str) -> int:
+def mount_overlay(lowers: Sequence[str], upper: str, work: str, *, volatile: bool = False) -> int:
     """A detached overlay mount; ``lowers`` top first. Closing the fd unmounts it when nobody attached it.
 
-    Lower folders are given one by one (lowerdir+, Linux 6.8); before that by mount(2).
+    Lower folders are given one by one (lowerdir+, Linux 6.8); before that by mount(2). ``volatile``: what is written need
+    not outlive a power cut: nothing is synced, and unmounting does not wait for upper's whole file system. It leaves a mark
+    that refuses another mount, ``work/incompat`` in the work folder.
     """
     context = fsopen("overlay")
     try:
@@ -87,20 +94,22 @@ def mount_overlay(lowers: Sequence[str], upper: str, work: str) -> int:
         if upper:
             fsconfig_string(context, "upperdir", upper)
             fsconfig_string(context, "workdir", work)
+        if volatile:
+            fsconfig_flag(context, "volatile")
         fsconfig_create(context)
         return fsmount(context)
     except OSError as error:
         if error.errno != 22:  # an overlayfs of before 6.5 takes any option and refuses the mount
             raise
         try:
-            return _mount_overlay_by_path(lowers, upper, work)
+            return _mount_overlay_by_path(lowers, upper, work, volatile)
         except OSError as second:
             raise (second if second.errno == 7 else error) from None
     finally:
         os.close(context)
 
 
-def _mount_overlay_by_path(lowers: Sequence[str], upper: str, work: str) -> int:
+def _mount_overlay_by_path(lowers: Sequence[str], upper: str, work: str, volatile: bool = False) -> int:
     """The same as it was done before: the options are one text of at most a page, so folders are named by fds (200 fit);
     the mount has a path until it is cloned."""
     import tempfile
@@ -113,7 +122,7 @@ def _mount_overlay_by_path(lowers: Sequence[str], upper: str, work: str) -> int:
         name = {path: f"/proc/self/fd/{fd}" for path, fd in folders.items()}
         options = "lowerdir=" + ":".join(name[path] for path in lowers)
         if upper:
-            options += f",upperdir={name[upper]},workdir={name[work]}"
+            options += f",upperdir={name[upper]},workdir={name[work]}{',volatile' if volatile else ''}"
         if len(options) >= 4096:  # the kernel would cut it off without a word
             raise OSError(7, f"{os.strerror(7)}: {len(lowers)} layers, before Linux 6.8")
         with tempfile.TemporaryDirectory(prefix="dolium-") as place:

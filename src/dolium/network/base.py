@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,9 @@ class Prepared:
     endpoint: dict[str, Any] = field(default_factory=dict)
 
 
+Known: TypeAlias = Callable[[dict[str, Any]], None]
+
+
 class NetworkManager(Protocol):
     """All networks of one instance. Every kernel object it makes carries the instance's id."""
 
@@ -51,8 +55,9 @@ class NetworkManager(Protocol):
         """Bring kernel and records together: ``live`` has the endpoint of every container that still runs; all else
         of this instance is removed."""
 
-    async def prepare(self, request: NetworkRequest) -> Prepared:
-        """Make a namespace with its loopback up and its link, address, routes and ports in place.
+    async def prepare(self, request: NetworkRequest, known: Known | None = None) -> Prepared:
+        """Make a namespace with its loopback up and its link, address, routes and ports in place. ``known`` is called with
+        the endpoint as soon as it is decided, before the kernel is asked for it.
 
         Raises ResourceExhausted (no address or port left), AlreadyExists (``port is already allocated``),
         InvalidArgument. A failure leaves nothing behind.

@@ -10,7 +10,7 @@ from typing import Any
 
 from dolium.errors import InvalidArgument
 from dolium.network import pool
-from dolium.network.base import NetworkRequest, Prepared
+from dolium.network.base import Known, NetworkRequest, Prepared
 from dolium.network.drivers.base import Driver, Rows
 from dolium.network.drivers.bridge import BridgeDriver
 from dolium.network.drivers.none import NoneDriver
@@ -47,14 +47,14 @@ class Networks:
             await driver.start({container: endpoint for container, endpoint in live.items()
                                 if endpoint.get("network") == driver.name})
 
-    async def prepare(self, request: NetworkRequest) -> Prepared:
+    async def prepare(self, request: NetworkRequest, known: Known | None = None) -> Prepared:
         """See NetworkManager. A caller that is cancelled leaves nothing behind either."""
         driver = self._drivers.get(request.mode)
         if driver is None:
             raise InvalidArgument(f"network {request.mode} not found")
         if not _CONTAINER.fullmatch(request.container):
             raise InvalidArgument(f"invalid container id: {request.container!r}")
-        task = self._task(driver.attach(request))
+        task = self._task(driver.attach(request, known))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:

@@ -232,7 +232,7 @@ async def tag(request: web.Request) -> web.Response:
 async def remove(request: web.Request) -> web.Response:
     """``docker rmi``."""
     engine = request.app[ENGINE]
-    done = await engine.images.remove(request.match_info["name"], force=flag(request, "force"))
+    done = await engine.remove_image(request.match_info["name"], force=flag(request, "force"))
     for removal in done:
         engine.events.publish("image", "untag" if removal.kind == "Untagged" else "delete", removal.value, {})
     return web.json_response([{removal.kind: removal.value} for removal in done])

@@ -104,7 +104,9 @@ def network_settings(container: Container) -> dict[str, Any]:
 
 def inspect(engine: Engine, containers: Containers, container: Container, execs: list[str], *, size: bool) -> dict[str, Any]:
     """The whole of ``docker inspect``, with dolium's phases of the last start under ``Dolium``."""
-    folder = engine.paths.container(container.id)
+    folder = engine.paths.shim(container.id)
+    etc = {f"{key}Path": f"{folder}/{name}" if container.live else ""
+           for key, name in (("ResolvConf", "resolv.conf"), ("Hostname", "hostname"), ("Hosts", "hosts"))}
     host = {"NetworkMode": "default", "LogConfig": {"Type": "json-file", "Config": {}},
             "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0}, "IpcMode": "private", **container.host_config}
     host["NetworkMode"] = host["NetworkMode"] or "default"
@@ -113,7 +115,7 @@ def inspect(engine: Engine, containers: Containers, container: Container, execs:
     found: dict[str, Any] = {
         "Id": container.id, "Created": stamp(container.created), "Path": container.path, "Args": container.args,
         "State": state(container), "Image": container.image_id or container.rootfs,
-        "ResolvConfPath": f"{folder}/resolv.conf", "HostnamePath": f"{folder}/hostname", "HostsPath": f"{folder}/hosts",
+        **etc,
         "LogPath": containers.log_path(container), "Name": f"/{container.name}", "RestartCount": container.restart_count,
         "Driver": "overlay2", "Platform": "linux", "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": "",
         "ExecIDs": execs or None, "HostConfig": host, "GraphDriver": {"Name": "overlay2", "Data": None},

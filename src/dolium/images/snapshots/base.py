@@ -61,6 +61,9 @@ class Snapshotter(Protocol):
         ``owner`` is what root of the container's user namespace is mapped to. Raises AlreadyExists, NotFound.
         """
 
+    def rename(self, key: str, new: str) -> None:
+        """Give a snapshot another key; a mount of it goes on. Raises AlreadyExists, NotFound."""
+
     def rootfs(self, key: str, chain_ids: Sequence[str]) -> Rootfs:
         """The root fs of a snapshot made before. Raises NotFound."""
 

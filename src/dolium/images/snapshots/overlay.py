@@ -4,34 +4,29 @@
     snapshots/layers/NAME.tmp-RANDOM/fs   being unpacked
     snapshots/active/KEY/{upper,work}     a container's
     snapshots/empty                       the lower directory of an image without layers: overlayfs wants one
-    snapshots/trash/                      renamed aside, deleted later by one thread
-
-Deleting is never on a caller's way: ext4 makes creating files four times slower right after many inodes went.
+    snapshots/trash/                      renamed aside, deleted later
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import secrets
-import shutil
 import stat
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dolium import faults
 from dolium.errors import AlreadyExists, InvalidArgument, NotFound
 from dolium.images.reference import check_digest
 from dolium.images.snapshots.base import Rootfs, Usage
+from dolium.trash import Trash
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
-faults.register("snapshot.layer.begun", "snapshot.layer.renamed", "snapshot.layer.removed", "snapshot.prepared",
-                "snapshot.removed")
-_log = logging.getLogger(__name__)
+faults.register("snapshot.layer.begun", "snapshot.layer.renamed", "snapshot.layer.removed", "snapshot.begun",
+                "snapshot.prepared", "snapshot.removed")
 
 
 class OverlaySnapshotter:
@@ -40,13 +35,13 @@ class OverlaySnapshotter:
     def __init__(self, root: Path) -> None:
         """Use ``root`` (the ``snapshots`` directory), made if it is missing."""
         self._root = root
-        self._layers, self._active, self._trash = root / "layers", root / "active", root / "trash"
+        self._layers, self._active = root / "layers", root / "active"
         self._empty = root / "empty"
         # Others must not reach set-user-id programs of layers through the host's paths.
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in (self._layers, self._active, self._trash, self._empty):
+        for path in (self._layers, self._active, self._empty):
             path.mkdir(exist_ok=True)
-        self._deleter = ThreadPoolExecutor(1, thread_name_prefix="snapshot-trash")
+        self._trash = Trash(str(root / "trash"))
 
     @property
     def root(self) -> Path:
@@ -103,24 +98,36 @@ class OverlaySnapshotter:
         """See ``Snapshotter``. The merged root shows upper's own attributes: they are copied from the top layer."""
         path = self._snapshot(key)
         lowerdirs = self._lowerdirs(chain_ids)
-        top = lowerdirs[0].stat()
+        top = os.stat(lowerdirs[0])
         mode = stat.S_IMODE(top.st_mode) if chain_ids else 0o755
         uid, gid = owner if owner != (0, 0) else (top.st_uid, top.st_gid)
-        made = self._active / f".{key}.tmp-{secrets.token_hex(6)}"
-        made.mkdir(mode=0o755)
-        for name in ("upper", "work"):
-            (made / name).mkdir(mode=0o755)
-            os.chown(made / name, uid, gid)
-        os.chmod(made / "upper", mode)
         try:
-            os.rename(made, path)
-        except OSError as error:
-            self._discard(made)
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
+            os.mkdir(path, 0o755)
+        except FileExistsError:
             raise AlreadyExists(f"snapshot {key} exists already") from None
+        faults.point("snapshot.begun")
+        try:
+            for name in ("upper", "work"):
+                os.mkdir(f"{path}/{name}", 0o755)
+                if (uid, gid) != (os.geteuid(), os.getegid()):
+                    os.chown(f"{path}/{name}", uid, gid)
+            os.chmod(f"{path}/upper", mode)
+        except OSError:
+            self._discard(path)
+            raise
         faults.point("snapshot.prepared")
         return Rootfs(lowerdirs, path / "upper", path / "work")
+
+    def rename(self, key: str, new: str) -> None:
+        """See ``Snapshotter``."""
+        try:
+            os.rename(self._snapshot(key), self._snapshot(new))
+        except FileNotFoundError:
+            raise NotFound(f"no snapshot {key}") from None
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            raise AlreadyExists(f"snapshot {new} exists already") from None
 
     def rootfs(self, key: str, chain_ids: Sequence[str]) -> Rootfs:
         """See ``Snapshotter``."""
@@ -143,7 +150,7 @@ class OverlaySnapshotter:
 
     def active(self) -> list[str]:
         """See ``Snapshotter``."""
-        return [name for name in os.listdir(self._active) if not name.startswith(".")]
+        return os.listdir(self._active)
 
     # House-keeping
 
@@ -153,14 +160,13 @@ class OverlaySnapshotter:
             if not _HEX.fullmatch(name):
                 self._discard(self._layers / name)
         for name in os.listdir(self._active):
-            if name.startswith("."):
+            if name.startswith("."):  # half made by dolium 0.1
                 self._discard(self._active / name)
-        for name in os.listdir(self._trash):
-            self._deleter.submit(_delete, self._trash / name)
+        self._trash.recover()
 
     def close(self) -> None:
         """See ``Snapshotter``."""
-        self._deleter.shutdown(wait=True)
+        self._trash.close()
 
     def _snapshot(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
@@ -175,21 +181,7 @@ class OverlaySnapshotter:
         return paths or (self._empty,)
 
     def _discard(self, path: Path) -> None:
-        """Rename into the trash and leave; the name is free when this returns."""
-        aside = self._trash / f"{path.name}-{secrets.token_hex(6)}"
-        try:
-            os.rename(path, aside)
-        except FileNotFoundError:
-            return
-        self._deleter.submit(_delete, aside)
-
-
-def _delete(path: Path) -> None:
-    """Delete a tree; what cannot be deleted now is tried again at the next start, by ``recover``."""
-    try:
-        shutil.rmtree(path)
-    except OSError as error:
-        _log.warning("delete %s: %s", path, error)
+        self._trash.discard(str(path))
 
 
 def tree_usage(path: Path) -> Usage:

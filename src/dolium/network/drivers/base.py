@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from dolium.network.base import NetworkRequest, Prepared
+from dolium.network.base import Known, NetworkRequest, Prepared
 
 Row = dict[str, Any]
 
@@ -30,7 +30,7 @@ class Driver(Protocol):
     async def start(self, live: dict[str, dict[str, Any]]) -> None:
         """Kernel and records are brought together; ``live`` has endpoints of this network alone."""
 
-    async def attach(self, request: NetworkRequest) -> Prepared:
+    async def attach(self, request: NetworkRequest, known: Known | None) -> Prepared:
         """A namespace with this network in it; nothing is left by a failure. Runs to its end: it is not cancelled."""
 
     async def detach(self, container: str) -> None:

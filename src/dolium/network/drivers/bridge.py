@@ -22,7 +22,7 @@ from dolium import faults
 from dolium.errors import DoliumError, Internal
 from dolium.network import netlink, pool
 from dolium.network.addresses import AddressPool, check_mac, mac_for
-from dolium.network.base import NetworkRequest, Prepared
+from dolium.network.base import Known, NetworkRequest, Prepared
 from dolium.network.drivers.base import Rows
 from dolium.network.firewall import Firewall, Nft, Publication, udp_ports
 from dolium.network.netlink import Netlink
@@ -185,7 +185,7 @@ class BridgeDriver:
 
     # -- a container's --
 
-    async def attach(self, request: NetworkRequest) -> Prepared:
+    async def attach(self, request: NetworkRequest, known: Known | None) -> Prepared:
         """Everything or nothing. Raises as ``NetworkManager.prepare``."""
         if self._broken is not None:
             raise type(self._broken)(self._broken.message, hint=self._broken.hint, errno=self._broken.errno)
@@ -198,6 +198,12 @@ class BridgeDriver:
         self._held[container] = held
         try:
             held.ports = self._ports.reserve(container, request.ports)
+            endpoint = {
+                "network": self.name, "ip": str(address), "prefix": self._addresses.subnet.prefixlen,
+                "gateway": str(self._addresses.gateway), "mac": held.mac, "link": LINK,
+                "ports": [port.as_dict() for port in held.ports]}
+            if known is not None:
+                known(endpoint)
             slot = await self._run(self._connect, container, held)
         except BaseException:
             await self.detach(container)
@@ -205,11 +211,7 @@ class BridgeDriver:
         finally:
             self._fill()
         slot.control.close()
-        subnet = self._addresses.subnet
-        return Prepared(slot.fd, {
-            "network": self.name, "ip": str(address), "prefix": subnet.prefixlen,
-            "gateway": str(self._addresses.gateway), "mac": held.mac, "link": LINK,
-            "ports": [port.as_dict() for port in held.ports]})
+        return Prepared(slot.fd, endpoint)
 
     def _connect(self, container: str, held: _Held) -> Slot:
         try:
@@ -234,12 +236,16 @@ class BridgeDriver:
 
     def _plug(self, slot: Slot, container: str, held: _Held) -> None:
         subnet = self._addresses.subnet
-        if self._switch.host.link(index=self._switch.index) is None:
+        try:
+            self._switch.plug(slot, container, held.address, subnet, held.mac, hairpin=bool(held.ports))
+        except OSError:
+            if self._switch.host.link(index=self._switch.index) is not None:
+                raise
             _log.warning("the bridge %s was removed: it is made anew", self._switch.name)
             self._switch.make(subnet, keep=True)
             others = [other for other, it in list(self._held.items()) if it.link and other != container]
             self._switch.sweep(others, remove=False)
-        self._switch.plug(slot, container, held.address, subnet, held.mac, hairpin=bool(held.ports))
+            self._switch.plug(slot, container, held.address, subnet, held.mac, hairpin=bool(held.ports))
 
     def _forget_flows(self, *messages: bytes) -> None:
         if not messages:

@@ -1,0 +1,246 @@
+"""Plans kept as templates, folders on their way out, roots and shims that are made ahead: what does not need a kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dolium import trash
+from dolium.engine.spare_roots import KINDS, SIZE, Kind, SpareRoots
+from dolium.errors import Internal
+from dolium.images.snapshots.overlay import OverlaySnapshotter
+from dolium.isolation import spares
+from dolium.isolation.shim import Closed, Event, Shim, ShimHandle
+from dolium.isolation.spares import Spares
+from dolium.isolation.templates import KEPT, Compiled, Templates
+from dolium.linux.cgroup import tree
+from dolium.runtime import plan as P
+from dolium.runtime.cgroups import remove
+from dolium.runtime.compile import Launch, compile_container
+from dolium.runtime.facts import Facts
+from dolium.runtime.plan import Plan
+from dolium.trash import Trash
+
+LAYOUT = tree.Layout({"cpu": "/sys/fs/cgroup/cpu", "memory": "/sys/fs/cgroup/memory"}, "/sys/fs/cgroup/unified")
+
+
+class Files(Facts):
+    """Every path is a file, but what ends in a slash or was made a folder."""
+
+    def __init__(self, folders: Sequence[str] = (), absent: Sequence[str] = ()) -> None:
+        self.folders, self.absent = folders, absent
+
+    def stat(self, path: str) -> tuple[int, int, int, int] | None:
+        if path in self.absent:
+            return None
+        return (0o040755 if path in self.folders else 0o100644, 0, 0, 0)
+
+    def want(self, *queries: str) -> None:
+        return None
+
+
+def config(identity: str, **changes: Any) -> dict[str, Any]:
+    """As the engine builds one: the id is in paths, the short one is the hostname."""
+    made: dict[str, Any] = {
+        "ociVersion": "1.3.0", "hostname": identity[:12],
+        "process": {"args": ["true"], "cwd": "/", "env": [f"HOSTNAME={identity[:12]}"], "user": {"uid": 0, "gid": 0}},
+        "root": {"path": "rootfs"},
+        "mounts": [{"destination": "/etc/hosts", "type": "bind", "source": f"/run/shims/{identity}/hosts", "options": ["bind"]},
+                   {"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}], "cgroupsPath": f"/dolium/i/{identity}",
+                  "resources": {}}}
+    made.update(changes)
+    return made
+
+
+def plan_of(identity: str, wanted: dict[str, Any], facts: Facts) -> Plan:
+    launch = Launch(identity, "/", LAYOUT)
+    launch.root_in_slot = launch.stdio = True
+    plan = compile_container(wanted, facts, launch)
+    remove(plan, P.AFTER_EXIT, LAYOUT.paths(wanted["linux"]["cgroupsPath"]))
+    return plan
+
+
+def get(templates: Templates, identity: str, wanted: dict[str, Any], facts: Facts | None = None, *marks: object) -> Compiled:
+    chosen = facts or Files()
+    return templates.get(identity, wanted, chosen, marks, lambda: plan_of(identity, wanted, chosen))
+
+
+ids = st.text("0123456789abcdef", min_size=64, max_size=64)
+words = st.text("abcdef0123 =/", max_size=20)
+
+
+@given(one=ids, other=ids, env=st.lists(words, max_size=3), quote=st.booleans())
+def test_a_template_gives_what_the_compiler_would(one: str, other: str, env: list[str], quote: bool) -> None:
+    """Whatever else is in the configuration: parts of ids, and the id of the container that the template was made of."""
+    templates = Templates()
+    environment = [*env, one[:12], one] if quote else env
+    first = config(one, process={"args": ["true"], "cwd": "/", "env": env})
+    second = config(other, process={"args": ["true"], "cwd": "/", "env": environment})
+    for identity, wanted in ((one, first), (other, second)):
+        compiled, plan = get(templates, identity, wanted), plan_of(identity, wanted, Files())
+        assert compiled.encoded == plan.encode()
+        assert compiled.after_exit == plan.part(P.AFTER_EXIT).encode()
+        assert [op.name for op in compiled.plan.ops] == [op.name for op in plan.ops]
+
+
+def test_equal_kinds_are_compiled_once_and_others_anew() -> None:
+    templates = Templates()
+    a, b = "a" * 64, "b" * 64
+    get(templates, a, config(a))
+    get(templates, b, config(b))
+    assert templates.used == 1
+    get(templates, b, config(b, hostname="other"))
+    get(templates, b, config(b), Files(folders=[f"/run/shims/{b}/hosts"]))
+    get(templates, b, config(b), None, "another profile")
+    assert templates.used == 1
+    get(templates, "c" * 63, config("c" * 63))
+    get(templates, "c" * 63, config("c" * 63))
+    assert templates.used == 1
+    for number in range(KEPT):
+        get(templates, a, config(a, hostname=f"h{number}"))
+    get(templates, a, config(a))  # the first kind went
+    assert templates.used == 1
+
+
+def test_what_is_not_there_is_the_compilers_error() -> None:
+    templates, identity = Templates(), "d" * 64
+    get(templates, identity, config(identity))
+    with pytest.raises(Exception, match="does not exist"):
+        get(templates, identity, config(identity), Files(absent=[f"/run/shims/{identity}/hosts"]))
+
+
+def test_trash_frees_the_name_at_once_and_deletes_when_it_is_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trash, "QUIET", 3600.0)
+    monkeypatch.setattr(trash, "LATEST", 3600.0)
+    bin = Trash(str(tmp_path / "trash"))
+    (tmp_path / "thing" / "inside").mkdir(parents=True)
+    assert bin.discard(str(tmp_path / "thing")) and not (tmp_path / "thing").exists()
+    assert not bin.discard(str(tmp_path / "thing"))
+    assert [path.name.split("-")[0] for path in (tmp_path / "trash").iterdir()] == ["thing"]
+    bin.close()
+    assert list((tmp_path / "trash").iterdir()) == []
+
+
+def test_too_much_trash_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trash, "QUIET", 0.01)
+    monkeypatch.setattr(trash, "LATEST", 3600.0)
+    monkeypatch.setattr(trash, "MOST", 2)
+    bin = Trash(str(tmp_path / "trash"))
+    for number in range(8):
+        (tmp_path / str(number)).mkdir()
+        bin.discard(str(tmp_path / str(number)))
+    bin.recover()  # what is on its way already may be named twice
+    bin.close()
+    assert list((tmp_path / "trash").iterdir()) == []
+
+
+class FakeShim:
+    """What Spares uses of a Shim."""
+
+    def __init__(self, folder: str, on_event: Any) -> None:
+        self.handle, self.on_event, self.ended = ShimHandle(folder, "", 1, 1, "boot", "nonce"), on_event, False
+
+    def taken(self, folder: str, on_event: Any) -> FakeShim:
+        self.handle = ShimHandle(folder, os.path.basename(folder), 1, 1, "boot", "nonce")
+        self.on_event = on_event
+        return self
+
+    async def end(self) -> None:
+        self.ended = True
+
+    def close(self) -> None:
+        return None
+
+
+def nothing(event: Event) -> None:
+    return None
+
+
+def test_spare_shims_are_used_once_and_end_with_the_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spares, "FILL_PAUSE", 0.0)
+    made: list[FakeShim] = []
+
+    async def make(folder: str, on_event: Any) -> Shim:
+        made.append(FakeShim(folder, on_event))
+        return made[-1]  # type: ignore[return-value]
+
+    async def main() -> None:
+        pool = Spares(str(tmp_path), make, ("hosts",), size=3)
+        assert pool.take(str(tmp_path / "none"), nothing) is None
+
+        async def full() -> None:
+            async with asyncio.timeout(10):
+                while len(pool) < 3:
+                    await asyncio.sleep(0)
+
+        await full()
+        one = pool.take(str(tmp_path / "one"), nothing)
+        assert one is not None and one.handle.id == "one" and sorted(os.listdir(tmp_path / "one")) == ["hosts"]
+        await full()
+        lost = made[-1]
+        lost.on_event(Closed("killed"))
+        assert len(pool) == 2 and not os.path.exists(lost.handle.dir)
+        await pool.close()
+        assert os.listdir(tmp_path) == ["one"]
+        assert all(shim.ended for shim in made if shim is not one and shim is not lost)
+        assert pool.take(str(tmp_path / "two"), nothing) is None
+
+    asyncio.run(main())
+
+
+def test_spare_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dolium.engine.spare_roots.FILL_PAUSE", 0.0)
+    snapshots = OverlaySnapshotter(tmp_path / "snapshots")
+    active = tmp_path / "snapshots" / "active"
+    for number in range(KINDS):
+        (tmp_path / "snapshots" / "layers" / f"{number:064x}" / "fs").mkdir(parents=True)
+    broken = False
+
+    def mount(key: str, kind: Kind) -> int:
+        if broken:
+            raise Internal("no room")
+        return os.open(active / key, os.O_PATH | os.O_CLOEXEC)
+
+    async def main() -> None:
+        nonlocal broken
+        roots = SpareRoots(snapshots, mount)
+        kind: Kind = ((), True)
+        assert roots.take(kind, "a") is None
+
+        async def until(count: int) -> None:
+            async with asyncio.timeout(10):
+                while len(list(active.glob("spare-*"))) != count:
+                    await asyncio.sleep(0.001)
+
+        await until(SIZE)
+        fd = roots.take(kind, "b")
+        assert fd is not None and os.readlink(f"/proc/self/fd/{fd}") == str(active / "b")
+        os.close(fd)
+        await until(SIZE)
+        for number in range(KINDS):  # the kind used longest ago goes
+            assert roots.take(((f"sha256:{number:064x}",), True), "x") is None
+        await until(KINDS * SIZE)
+        assert roots.take(kind, "c") is None
+        roots.drop()
+        await until(0)
+        broken = True
+        assert roots.take(kind, "d") is None
+        async with asyncio.timeout(10):
+            while roots._filling is not None:
+                await asyncio.sleep(0.001)
+        broken = False
+        assert roots.take(kind, "e") is None  # tried again after a failure
+        await until(SIZE)
+        await roots.close()
+        assert list(active.glob("spare-*")) == []
+
+    asyncio.run(main())
+    snapshots.close()
