@@ -7,12 +7,6 @@
 
 #define FRAME_LIMIT (64u << 20)
 
-struct buffer {
-	char *data;
-	size_t used, room;
-	int failed; /* memory ran out; checked once, when sent */
-};
-
 struct field {
 	const char *key;
 	struct list values;

@@ -1,6 +1,8 @@
-#include "launch.h"
-
+#include <linux/seccomp.h>
+#include <pthread.h>
 #include <sys/time.h>
+
+#include "fields.h"
 
 #define STUCK_SECONDS 30
 
@@ -215,9 +217,9 @@ int send_console(struct launch *launch, int64_t slot, int fd) {
 			 : send_record(launch->sync, &m, sizeof m, fd);
 }
 
-static void simple_message(struct launch *launch, uint32_t type) {
+static int simple_message(struct launch *launch, uint32_t type) {
 	struct message m = { .type = type, .pid = launch->pid, .start_time = launch->start_time };
-	send_record(launch->sync, &m, sizeof m, -1);
+	return send_record(launch->sync, &m, sizeof m, -1);
 }
 
 /* Receives one message; the console is taken in on the way. 1, 0 at end of file, -errno. */
@@ -288,7 +290,8 @@ static void __attribute__((noreturn)) child_main(struct launch *launch) {
 		child_fails(launch);
 	if (waits) /* From here init belongs to the caller's sub-reaper. It must not die with the runtime. */
 		prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
-	simple_message(launch, CHILD_CREATED);
+	if (simple_message(launch, CHILD_CREATED) < 0)
+		_exit(1); /* the filter lets nothing be said any more: the parent is not to wait */
 	if (!waits) {
 		wait_for_go(launch);
 		prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
@@ -296,6 +299,48 @@ static void __attribute__((noreturn)) child_main(struct launch *launch) {
 	run_stage(launch, AFTER_START, 0); /* returns only on failure, or when the plan has no exec */
 	set_failure(launch, UINT32_MAX, 0, "the plan has no exec operation");
 	child_fails(launch);
+}
+
+/* ---- the listener of a seccomp filter ---- */
+
+struct handing_over {
+	struct launch *launch;
+	const struct op *op;
+	struct buffer state;
+	int listener, loaded, done; /* listener: the fd, or -errno */
+};
+
+/* A thread of its own hands the fd over: it has no filter, so that whatever the filter traps, this needs nobody's answer.
+ * Its policy is the ordinary one: where the other waits as a real-time task, the kernel leaves room for that. */
+static void *hand_over(void *given) {
+	struct handing_over *h = given;
+	const struct timespec pause = { 0, 20000 };
+	int *socket = &h->launch->slot[h->op->a[2].i], result = 0;
+	syscall(SYS_sched_setscheduler, 0, SCHED_OTHER, &(struct sched_param){ 0 });
+	while (!__atomic_load_n(&h->loaded, __ATOMIC_ACQUIRE))
+		nanosleep(&pause, NULL);
+	if (h->listener >= 0)
+		result = send_record(*socket, h->state.data, h->state.used, h->listener);
+	close_fd(&h->listener); /* what is trapped with no listener left gives ENOSYS, it does not wait */
+	close_fd(socket);
+	if (result < 0) {
+		blame(h->launch, (uint32_t)(h->op - h->launch->plan->ops), -result);
+		child_fails(h->launch);
+	}
+	__atomic_store_n(&h->done, 1, __ATOMIC_RELEASE);
+	return NULL;
+}
+
+int do_seccomp_listener(struct launch *launch, const struct op *op) {
+	struct handing_over h = { .launch = launch, .op = op };
+	pthread_t thread;
+	TRY(slot_fd(launch, op->a[2].i) < 0 ? -EBADF : render(launch, op->a[3].s, &h.state));
+	TRY(-pthread_create(&thread, NULL, hand_over, &h));
+	int loaded = h.listener = load_filter(launch, op->a[0].i | SECCOMP_FILTER_FLAG_NEW_LISTENER, op->a[1].s);
+	__atomic_store_n(&h.loaded, 1, __ATOMIC_RELEASE);
+	while (!__atomic_load_n(&h.done, __ATOMIC_ACQUIRE))
+		continue; /* by no system call: it might be trapped */
+	return loaded < 0 ? loaded : 0;
 }
 
 int do_wait_start(struct launch *launch, const struct op *op) {

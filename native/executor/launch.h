@@ -19,6 +19,12 @@
 
 #define LOCK_SLOT (PLAN_SLOTS - 1)
 
+struct buffer {
+	char *data;
+	size_t used, room;
+	int failed; /* memory ran out; checked once, when sent */
+};
+
 struct failure {
 	int set;
 	uint32_t op;      /* index in the plan, or UINT32_MAX when no operation is to blame */
@@ -105,6 +111,10 @@ int replace_file(const char *path, const char *fresh, mode_t mode, const void *d
 int read_text(const char *path, char *out, size_t size);
 int write_path(int dirfd, const char *path, const char *data, size_t len);
 int send_console(struct launch *launch, int64_t slot, int fd);
+/* seccomp(2): 0, or the listener's fd where the flags ask for one. */
+int load_filter(struct launch *launch, int64_t flags, struct string code);
+/* The text with \001p replaced by init's pid, \001s by its start time; \001 doubled is the byte itself. */
+int render(const struct launch *launch, struct string template, struct buffer *out);
 /* A socket connected or listening by a path of any length, or -errno. */
 int connect_unix(int type, const char *path);
 int listen_unix(int type, const char *path, int waiting);

@@ -74,8 +74,7 @@ uint64_t process_start_time(pid_t pid) {
 	return at ? strtoull(at + 1, NULL, 10) : 0;
 }
 
-/* The text with \001p replaced by the pid, \001s by the start time; \001 doubled is the byte itself. */
-static int render(const struct launch *launch, struct string template, struct buffer *out) {
+int render(const struct launch *launch, struct string template, struct buffer *out) {
 	for (const char *at = template.data; at < template.data + template.len; at++) {
 		if (at[0] != '\001' || (at[1] != 'p' && at[1] != 's')) {
 			put_bytes(out, at, 1);
@@ -225,6 +224,7 @@ int do_pidns_init_alive(struct launch *launch, const struct op *op) {
 	return fd < 0 ? fail_with(launch, ESRCH, "the container's init is gone") : 0;
 }
 
+OPERATION(close, slot_fd(launch, op->a[0].i) < 0 ? -EBADF : (close_fd(&launch->slot[op->a[0].i]), 0))
 OPERATION(hold, (launch->wants_hold = 1, 0))
 OPERATION(again, 0) /* the front looks for it */
 

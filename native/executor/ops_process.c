@@ -3,6 +3,7 @@
 #include <linux/filter.h>
 #include <linux/keyctl.h>
 #include <linux/magic.h>
+#include <linux/rtnetlink.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
 #include <sys/resource.h>
@@ -34,13 +35,33 @@ int do_sysctl(struct launch *launch, const struct op *op) {
 	return write_path(launch->proc, path, op->a[1].s.data, op->a[1].s.len);
 }
 
+/* At once, not by exec: a thread wants to be in the time namespace that its children would be in. */
+int do_enter_time(OPERATION_ARGS) {
+	cleanup_fd fd = TRY(or_errno(openat(launch->proc, "self/ns/time_for_children", O_RDONLY | O_CLOEXEC)));
+	return or_errno(setns(fd, CLONE_NEWTIME));
+}
+
 OPERATION(hostname, or_errno(sethostname(op->a[0].s.data, op->a[0].s.len)))
 OPERATION(domainname, or_errno(setdomainname(op->a[0].s.data, op->a[0].s.len)))
 
-int do_loopback_up(OPERATION_ARGS) {
-	cleanup_fd fd = TRY(or_errno(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)));
-	struct ifreq request = { .ifr_name = "lo", .ifr_flags = IFF_UP };
-	return or_errno(ioctl(fd, SIOCSIFFLAGS, &request));
+/* One message that the compiler laid out, and the kernel's answer. Where the message leaves room for it, put in the index
+ * of the link that is named, or without a name init's pid. */
+int do_netlink(struct launch *launch, const struct op *op) {
+	struct { struct nlmsghdr head; struct nlmsgerr result; } answer = { .result.error = -EPROTO };
+	const char *link = op->a[0].s.data;
+	struct string bytes = op->a[2].s;
+	char message[512];
+	uint32_t value = *link ? if_nametoindex(link) : (uint32_t)launch->pid;
+	if (!value)
+		return -errno;
+	if (bytes.len > sizeof message || op->a[1].i < 0 || (uint64_t)op->a[1].i + sizeof value > bytes.len)
+		return -EMSGSIZE;
+	memcpy(message, bytes.data, bytes.len);
+	memcpy(message + op->a[1].i, &value, sizeof value);
+	cleanup_fd fd = TRY(or_errno(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE)));
+	TRY(or_errno(send(fd, message, bytes.len, 0)));
+	TRY(or_errno(RETRY(recv(fd, &answer, sizeof answer, 0))));
+	return answer.result.error;
 }
 
 OPERATION(rlimit, or_errno(setrlimit((int)op->a[0].i, &(struct rlimit){ (rlim_t)op->a[1].i, (rlim_t)op->a[2].i })))
@@ -132,14 +153,15 @@ int do_capabilities(struct launch *launch, const struct op *op) {
 
 OPERATION(no_new_privs, or_errno(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)))
 
-int do_seccomp(struct launch *launch, const struct op *op) {
-	struct string code = op->a[1].s;
+int load_filter(struct launch *launch, int64_t flags, struct string code) {
 	if (code.len % sizeof(struct sock_filter) || code.len / sizeof(struct sock_filter) > 65535)
 		return fail_with(launch, EINVAL, "the program has %u bytes", code.len);
 	/* The kernel copies it: no alignment is needed. */
 	struct sock_fprog program = { (unsigned short)(code.len / sizeof(struct sock_filter)), (void *)code.data };
-	return or_errno(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, (unsigned)op->a[0].i, &program));
+	return or_errno(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, (unsigned)flags, &program));
 }
+
+OPERATION(seccomp, load_filter(launch, op->a[0].i, op->a[1].s))
 
 int do_cwd(struct launch *launch, const struct op *op) {
 	/* Asked for twice: as root first, for a folder the user may not search, then as the user. One of them is enough. */
@@ -231,13 +253,11 @@ int do_preserve_fds(struct launch *launch, const struct op *op) {
 	return 0;
 }
 
-int do_apparmor(struct launch *launch, const struct op *op) {
-	char text[PATH_MAX];
-	TRY(format_path(text, "exec %s", op->a[0].s.data));
+int do_lsm(struct launch *launch, const struct op *op) {
 	/* In an exec it is the container's /proc: believed only when it is one, with nothing mounted on the way. */
 	struct statfs fs;
 	if (fstatfs(launch->proc, &fs) || fs.f_type != PROC_SUPER_MAGIC)
 		return fail_with(launch, EINVAL, "/proc is no proc file system");
-	cleanup_fd fd = TRY(sys_openat2(launch->proc, "self/attr/exec", O_WRONLY | O_CLOEXEC, 0, RESOLVE_NO_XDEV));
-	return or_errno(write(fd, text, strlen(text)));
+	cleanup_fd fd = TRY(sys_openat2(launch->proc, op->a[0].s.data, O_WRONLY | O_CLOEXEC, 0, RESOLVE_NO_XDEV));
+	return or_errno(write(fd, op->a[1].s.data, op->a[1].s.len));
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
+from agent import Agent, fail_with
 from daemon import DOCKER, Daemon, eventually
 
 pytestmark = pytest.mark.leaves("links", "nft")  # the daemon's pool of prepared networks fills in the background
@@ -147,6 +150,31 @@ def test_capabilities_seccomp_and_no_new_privileges(engine: Daemon) -> None:
     with open("/proc/self/status") as file:
         own = _caps(file.read(), "CapPrm")
     assert _caps(out(engine, "--privileged", "base:1", "cat", "/proc/self/status"), "CapEff") == own
+
+
+@pytest.mark.parametrize("more", [(), ("--security-opt", "no-new-privileges")])
+def test_a_seccomp_agent_answers_run_and_exec(engine: Daemon, tmp_path: Path, more: tuple[str, ...]) -> None:
+    profile = tmp_path / "profile.json"
+    content = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": str(tmp_path / "agent"), "listenerMetadata": "told",
+               "flags": ["SECCOMP_FILTER_FLAG_LOG"],
+               "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}]}
+    profile.write_text(json.dumps(content))
+    words = ("-d", "--name", "asked", *more, "--security-opt", f"seccomp={profile}", "base:1", "sh", "-c",
+             "mkdir /x; exec sleep 1000")
+    refused = engine.docker("run", *words, check=False)
+    assert refused.returncode != 0 and f"linux.seccomp.listenerPath {tmp_path}/agent" in refused.stderr
+    engine.docker("rm", "asked")
+    with Agent(tmp_path / "agent", fail_with(errno.EUSERS)) as agent:
+        try:
+            engine.docker("run", *words)
+            eventually(lambda: "Too many users" in engine.docker("logs", "asked").stderr, "the agent's answer")
+            assert "Too many users" in engine.docker("exec", "asked", "mkdir", "/y", check=False).stderr
+            first, second = agent.states
+            pid = engine.inspect("asked")["State"]["Pid"]
+            assert first["metadata"] == second["metadata"] == "told" and first["pid"] == second["state"]["pid"] == pid
+            assert (first["state"]["status"], second["state"]["status"]) == ("creating", "running") and second["pid"] != pid
+        finally:
+            engine.docker("rm", "-f", "asked")
 
 
 def test_a_filter_of_ones_own(engine: Daemon) -> None:

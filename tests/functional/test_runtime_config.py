@@ -275,13 +275,6 @@ def test_a_kept_filter_that_others_may_have_written_is_not_loaded(runtime: Runti
         assert kept.read_bytes() == content and kept.stat().st_uid == 0
 
 
-def test_a_listener_is_asked_for_before_anything_is_made(runtime: Runtime, bundle: Bundle) -> None:
-    bundle.linux["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/absent", "syscalls": [
-        {"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}
-    result = runtime.run(bundle, code=None)
-    assert result.code != 0 and "is not handed to listenerPath yet" in result.err and runtime.left() == []
-
-
 # -- the root file system --
 
 def test_readonly_root_masked_and_readonly_paths(runtime: Runtime, bundle: Bundle) -> None:

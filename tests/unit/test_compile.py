@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -57,17 +58,17 @@ def test_namespaces_by_path_are_joined_user_first_and_mount_last() -> None:
     for op in plan.named("ns_join"):
         kind = next(kind for kind, flag in FLAGS.items() if flag == op.args[1])
         assert opened[op.args[0]] == (f"/ns/{kind}", op.args[1])
-    assert order(plan, P.PARENT_AFTER_CLONE) == [] and plan.named("loopback_up") == [] and len(plan.named("become_root")) == 1
+    assert order(plan, P.PARENT_AFTER_CLONE) == [] and plan.named("netlink") == [] and len(plan.named("become_root")) == 1
 
 
 def test_a_namespace_that_is_not_listed_is_neither_new_nor_joined() -> None:
     plan = compiled(config(hostname="", linux={"namespaces": namespaces(mount="")}))
-    assert plan.named("ns_open") == plan.named("ns_join") == plan.named("unshare") == plan.named("loopback_up") == []
+    assert plan.named("ns_open") == plan.named("ns_join") == plan.named("unshare") == plan.named("netlink") == []
 
 
 def test_loopback_is_brought_up_only_in_a_network_namespace_of_its_own() -> None:
-    assert len(compiled(config()).named("loopback_up")) == 1
-    assert compiled(config(), joined={"network": 230}).named("loopback_up") == []
+    assert len(compiled(config()).named("netlink")) == 1
+    assert compiled(config(), joined={"network": 230}).named("netlink") == []
     joined = compiled(config(), joined={"network": 230})
     assert only(joined, "ns_join").args == (230, FLAGS["network"])
 
@@ -474,3 +475,29 @@ def test_exec_has_the_filter_and_the_capabilities_too() -> None:
     launch.seccomp = b"\0" * 8
     plan = compile_exec(config(), process, 1, 2, launch, [])
     assert order(plan, P.AFTER_START) == ["seccomp", "exec"] and only(plan, "drop_bounding").args == (0b100001,)
+
+
+# -- the seccomp listener --
+
+NOTIFY = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "agent", "listenerMetadata": '"@PID@', "syscalls": [
+    {"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}
+
+
+@pytest.mark.parametrize("no_new_privs", [False, True])
+def test_a_listener_goes_out_before_the_container_is_created(no_new_privs: bool) -> None:
+    made = config(linux={"seccomp": NOTIFY}, process={"noNewPrivileges": no_new_privs})
+    plan = compiled(made, seccomp=b"\0" * 8)
+    stage = order(plan, P.CHILD_AFTER_PIVOT)
+    assert (stage.index("seccomp_listener") < stage.index("drop_bounding")) is not no_new_privs
+    assert plan.named("seccomp") == [] and (stage[-1] == "seccomp_listener") is no_new_privs
+    connect = only(plan, "connect")
+    assert connect.args[1] == "/bundle/agent" and only(plan, "close").args == connect.args[:1] and connect.stage == P.PARENT_BEFORE_CLONE
+    state = json.loads(str(only(plan, "seccomp_listener").args[3]).replace(P.PID, "7"))
+    assert state["pid"] == state["state"]["pid"] == 7 and state["metadata"] == '"@PID@' and state["fds"] == ["seccompFd"]
+
+
+def test_the_loopback_message_is_what_links_lays_out() -> None:
+    from dolium.linux import links
+    from dolium.runtime.compile import LINK_UP
+
+    assert links.up() == LINK_UP

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from seccomp_reference import ALLOW, ENOSYS, ERRNO, I386, KILL, LIBRARY, TOKENS, X32_BIT, X86_64, check, run_filter
 
-from dolium.errors import InvalidArgument, Unimplemented
+from dolium.errors import InvalidArgument
 from dolium.linux import seccomp
 from dolium.linux.syscall_numbers import NUMBERS
 from dolium.runtime import seccomp_cache
@@ -260,9 +260,10 @@ def test_a_machine_without_a_table_is_named() -> None:
 
 @pytest.mark.parametrize(("names", "notify", "value"), [
     ([], False, 0), (["TSYNC"], False, 1), (["LOG"], False, 2), (["SPEC_ALLOW"], False, 4), (["LOG", "SPEC_ALLOW"], False, 6),
-    (["WAIT_KILLABLE_RECV"], True, 32), (["TSYNC"], True, 17)])
+    (["WAIT_KILLABLE_RECV"], True, 32), (["TSYNC"], True, 0)])
 def test_flags(names: list[str], notify: bool, value: int) -> None:
-    made = {**profile(rule("read", "SCMP_ACT_NOTIFY" if notify else "SCMP_ACT_TRAP")), "flags": [f"SECCOMP_FILTER_FLAG_{name}" for name in names]}
+    made = {**profile(rule("read", "SCMP_ACT_NOTIFY" if notify else "SCMP_ACT_TRAP")), "listenerPath": "/agent",
+            "flags": [f"SECCOMP_FILTER_FLAG_{name}" for name in names]}
     assert seccomp_cache.flags(made) == value and seccomp_cache.needs_listener(made) is notify
 
 
@@ -271,8 +272,14 @@ def test_flags_that_cannot_be() -> None:
         seccomp_cache.flags({**profile(), "flags": ["X"]})
     with pytest.raises(InvalidArgument, match="WAIT_KILLABLE_RECV needs SCMP_ACT_NOTIFY"):
         seccomp_cache.flags({**profile(), "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]})
-    with pytest.raises(Unimplemented, match="listenerPath"):
-        seccomp_cache.refuse_listener(profile(rule("read", "SCMP_ACT_NOTIFY")))
+
+
+def test_listeners_that_cannot_be() -> None:
+    with pytest.raises(InvalidArgument, match=r"linux\.seccomp\.listenerPath is not set"):
+        seccomp_cache.flags(profile(rule("read", "SCMP_ACT_NOTIFY")))
+    with pytest.raises(InvalidArgument, match=r"syscalls\[1\]: SCMP_ACT_NOTIFY cannot be used for the write syscall"):
+        seccomp_cache.flags({**profile(rule("read"), rule("write", "SCMP_ACT_NOTIFY")), "listenerPath": "/agent"})
+    assert not seccomp_cache.needs_listener({**profile(rule("read")), "listenerPath": "/nobody/answers/and/none/is/asked"})
 
 
 # -- tables --

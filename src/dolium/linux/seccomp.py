@@ -197,9 +197,8 @@ def resolve_profile(profile: dict[str, Any], capabilities: set[str], architectur
             kept["names"] = [rule["name"]]
         rules.append(kept)
     resolved = {"defaultAction": profile["defaultAction"], "architectures": architectures, "syscalls": rules}
-    if profile.get("defaultErrnoRet") is not None:
-        resolved["defaultErrnoRet"] = profile["defaultErrnoRet"]
-    return resolved
+    return resolved | {key: profile[key] for key in ("defaultErrnoRet", "flags", "listenerPath", "listenerMetadata")
+                       if profile.get(key) is not None}
 
 
 def _applies(rule: dict[str, Any], capabilities: set[str], architecture: str, kernel: tuple[int, int]) -> bool:

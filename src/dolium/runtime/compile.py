@@ -14,7 +14,7 @@ from dolium.linux.cgroup import tree
 from dolium.runtime import cgroups, seccomp_cache
 from dolium.runtime import plan as P
 from dolium.runtime.plan import PID, Plan
-from dolium.runtime.spec import ATTRIBUTES, NAMESPACES, RLIMITS, namespaces
+from dolium.runtime.spec import ATTRIBUTES, NAMESPACES, OCI_VERSION, RLIMITS, namespaces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ DEFAULT_LINKS = (
 # namespace takes the host's paths away.
 JOIN_ORDER = ("user", "ipc", "uts", "network", "pid", "cgroup", "time", "mount")
 
-SLOT_START, SLOT_CONSOLE, SLOT_NULL, SLOT_ROOT = 240, 241, 242, 243
+SLOT_START, SLOT_CONSOLE, SLOT_NULL, SLOT_ROOT, SLOT_LISTENER = 240, 241, 242, 243, 244
+# links.up(), which a test compares: most containers need no more of that module, and the cold path is spared an import
+LINK_UP = 20, bytes.fromhex("2000000010000500000000000000000000000000000000000100000001000000")
 FIRST_NAMESPACE_SLOT = 200
 FIRST_CGROUP_SLOT = 208
 LAST_TREE_SLOT = 199
@@ -52,10 +54,11 @@ class Launch:
     ``start_socket``: path where init listens for start, "" when the launcher starts it itself; ``console_socket``: path of
     a unix socket that gets the pty's master; ``stdio``: the launcher (a shim) puts the container's ends in slots;
     ``joined``: namespace type to a slot filled by the launcher; ``seccomp``: the program for ``linux.seccomp``, None to
-    have none; ``hidden``: host folders never visible inside.
+    have none; ``listener``: what goes to ``linux.seccomp.listenerPath`` with the filter's listener, "" when none is asked
+    for; ``hidden``: host folders never visible inside.
     """
 
-    __slots__ = ("bundle", "console_socket", "hidden", "identity", "joined", "layout", "new_keyring", "no_pivot",
+    __slots__ = ("bundle", "console_socket", "hidden", "identity", "joined", "layout", "listener", "new_keyring", "no_pivot",
                  "preserve_fds", "root_in_slot", "seccomp", "seccomp_flags", "start_socket", "stdio", "uid")
 
     def __init__(self, identity: str, bundle: str, layout: tree.Layout, uid: int = 0) -> None:
@@ -73,6 +76,7 @@ class Launch:
         self.joined: dict[str, int] = {}
         self.seccomp: bytes | None = None
         self.seccomp_flags = 0
+        self.listener = ""
         self.hidden: list[str] = []
 
 
@@ -170,6 +174,8 @@ class _Compiler:
         if self.process.get("oomScoreAdj") is not None:
             score = self.process["oomScoreAdj"]
             add(P.PARENT_AFTER_CLONE, "proc_write", f"set process.oomScoreAdj to {score}", "oom_score_adj", str(score))
+        if self.launch.listener and self.namespaces.get("time") == "":
+            add(P.CHILD_BEFORE_PIVOT, "enter_time", "enter the time namespace")
         offsets = self.linux.get("timeOffsets") or {}
         for clock, offset in offsets.items():
             text = f"{clock} {offset.get('secs', 0)} {offset.get('nanosecs', 0)}"
@@ -376,7 +382,7 @@ class _Compiler:
         if config.get("domainname"):
             add(P.CHILD_AFTER_PIVOT, "domainname", f"set domainname {config['domainname']}", config["domainname"])
         if self.namespaces.get("network") == "" and "network" not in self.launch.joined:
-            add(P.CHILD_AFTER_PIVOT, "loopback_up", "bring the loopback interface up")
+            add(P.CHILD_AFTER_PIVOT, "netlink", "bring the loopback interface up", "lo", *LINK_UP)
         if linux.get("readonlyPaths"):
             add(P.CHILD_AFTER_PIVOT, "readonly", "make linux.readonlyPaths read-only", linux["readonlyPaths"])
         if linux.get("maskedPaths"):
@@ -384,6 +390,7 @@ class _Compiler:
 
     def run(self) -> Plan:
         launch = self.launch
+        _seccomp(self.plan, self.config, launch, "creating")
         slots = cgroups.make(self.plan, launch.layout, self.group, self.linux.get("resources") or {}, FIRST_CGROUP_SLOT,
                              born=self.born)
         if slots > SLOT_START - FIRST_CGROUP_SLOT:
@@ -435,7 +442,6 @@ def add_process(plan: Plan, process: dict[str, Any], launch: Launch) -> None:
     add, stage = plan.add, P.CHILD_AFTER_PIVOT
     user = process.get("user") or {}
     caps = process.get("capabilities") or {}
-    early_seccomp = launch.seccomp is not None and not process.get("noNewPrivileges")
     for limit in process.get("rlimits") or []:
         values = [-1 if value == (1 << 64) - 1 else value for value in (limit["soft"], limit["hard"])]
         add(stage, "rlimit", f"set process.rlimits {limit['type']} to {limit['soft']}:{limit['hard']}",
@@ -445,12 +451,13 @@ def add_process(plan: Plan, process: dict[str, Any], launch: Launch) -> None:
 
         attributes.add(plan, stage, process)
     if process.get("apparmorProfile"):
-        add(stage, "apparmor", f"process.apparmorProfile {process['apparmorProfile']}", process["apparmorProfile"])
+        add(stage, "lsm", f"process.apparmorProfile {process['apparmorProfile']}", "self/attr/exec",
+            f"exec {process['apparmorProfile']}")
     if process.get("noNewPrivileges"):
         add(stage, "no_new_privs", "set no_new_privs")
-    elif early_seccomp and launch.seccomp is not None:
+    elif launch.seccomp is not None:
         # without no_new_privs a filter needs CAP_SYS_ADMIN, which goes away below
-        add(stage, "seccomp", "load linux.seccomp", launch.seccomp_flags, launch.seccomp)
+        _add_filter(plan, stage, launch, launch.seccomp)
     add(stage, "umask", "set process.user.umask", user["umask"] if user.get("umask") is not None else 0o022)
     add(stage, "cwd", f"process.cwd {process['cwd']}", process["cwd"], optional=True)
     add(stage, "drop_bounding", "drop capabilities from the bounding set", capabilities.mask(caps.get("bounding") or []))
@@ -469,21 +476,43 @@ def add_process(plan: Plan, process: dict[str, Any], launch: Launch) -> None:
         process.get("env") or [])
     if launch.preserve_fds:
         add(stage, "preserve_fds", f"preserve {launch.preserve_fds} file descriptors", launch.preserve_fds)
+    if launch.listener and launch.seccomp is not None and process.get("noNewPrivileges"):
+        _add_filter(plan, stage, launch, launch.seccomp)  # the agent gets the listener while the container is created
+
+
+def _add_filter(plan: Plan, stage: int, launch: Launch, program: bytes) -> None:
+    if launch.listener:
+        plan.add(stage, "seccomp_listener", "load linux.seccomp, hand its listener to listenerPath", launch.seccomp_flags,
+                 program, SLOT_LISTENER, launch.listener)
+    else:
+        plan.add(stage, "seccomp", "load linux.seccomp", launch.seccomp_flags, program)
 
 
 def add_exec(plan: Plan, process: dict[str, Any], launch: Launch) -> None:
     """The filter, as late as can be, and the program."""
-    if launch.seccomp is not None and process.get("noNewPrivileges"):
-        plan.add(P.AFTER_START, "seccomp", "load linux.seccomp", launch.seccomp_flags, launch.seccomp)
+    if launch.seccomp is not None and process.get("noNewPrivileges") and not launch.listener:
+        _add_filter(plan, P.AFTER_START, launch, launch.seccomp)
     plan.add(P.AFTER_START, "exec", f"exec {process['args'][0]}", process["args"][0], process["args"],
              process.get("env") or [])
 
 
-def _seccomp_flags(config: dict[str, Any], launch: Launch) -> None:
+def _seccomp(plan: Plan, config: dict[str, Any], launch: Launch, status: str, pid: object = PID) -> None:
+    """The filter's flags; and where it asks for a listener, the connection to the agent and the container process state
+    (config-linux.md). ``pid``: of the container's init."""
     profile = (config.get("linux") or {}).get("seccomp")
-    if launch.seccomp is not None and profile:
-        seccomp_cache.refuse_listener(profile)
-        launch.seccomp_flags = seccomp_cache.flags(profile)
+    if launch.seccomp is None or not profile:
+        return
+    launch.seccomp_flags = seccomp_cache.flags(profile)
+    if not seccomp_cache.needs_listener(profile):
+        return
+    path = profile["listenerPath"]
+    path = path if path.startswith("/") else f"{launch.bundle}/{path}"
+    plan.add(P.PARENT_BEFORE_CLONE, "connect", f"linux.seccomp.listenerPath {path}", SLOT_LISTENER, path)
+    plan.add(P.PARENT_AFTER_CLONE, "close", "leave the connection to the new process", SLOT_LISTENER)
+    metadata = profile.get("listenerMetadata")
+    head = json.dumps({"ociVersion": OCI_VERSION, "fds": ["seccompFd"], **({"metadata": metadata} if metadata else {})})
+    state = state_json(config, launch.identity, launch.bundle, status, pid)
+    launch.listener = f'{head[:-1]}, "pid": {PID}, "state": {state}}}'
 
 
 def compile_container(config: dict[str, Any], facts: Facts, launch: Launch) -> Plan:
@@ -497,7 +526,6 @@ def compile_container(config: dict[str, Any], facts: Facts, launch: Launch) -> P
             source = entry.get("source") or ""
             sources.append(f"stat:{source if source.startswith('/') else f'{launch.bundle}/{source}'}")
     facts.want(*sources)
-    _seccomp_flags(config, launch)
     return _Compiler(config, facts, launch).run()
 
 
@@ -508,8 +536,8 @@ def compile_exec(config: dict[str, Any], process: dict[str, Any], pid: int, star
     ``folders``: the cgroup folders init is in now. The pid is checked after its namespaces are open, so that one that
     was used again is never joined.
     """
-    _seccomp_flags(config, launch)
     plan = Plan()
+    _seccomp(plan, config, launch, "running", pid)
     declared = namespaces(config)
     slot = FIRST_NAMESPACE_SLOT
     files = {"user": "user", "mount": "mnt", "network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid",

@@ -101,7 +101,6 @@ OPS: dict[str, tuple[int, str]] = {
     "sysctl": (100, "ss"),
     "hostname": (101, "s"),
     "domainname": (102, "s"),
-    "loopback_up": (103, ""),
     "rlimit": (104, "iii"),
     "umask": (105, "i"),
     "keyring": (106, "s"),
@@ -118,12 +117,16 @@ OPS: dict[str, tuple[int, str]] = {
     "exec": (117, "sll"),
     "keep_caps": (118, ""),
     "drop_bounding": (119, "i"),
-    "apparmor": (120, "s"),
     "scheduler": (121, "s"),
     "io_priority": (122, "i"),
     "affinity": (123, "s"),
     "personality": (124, "i"),
     "memory_policy": (125, "is"),
+    "seccomp_listener": (126, "isis"),
+    "netlink": (127, "sis"),
+    "lsm": (128, "ss"),
+    "enter_time": (129, ""),
+    "close": (130, "i"),
 }
 NAMES = {code: name for name, (code, _) in OPS.items()}
 

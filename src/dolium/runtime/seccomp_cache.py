@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from dolium.errors import DoliumError, InvalidArgument, Unimplemented
+from dolium.errors import DoliumError, InvalidArgument
 from dolium.runtime import plan as P
 
 TYPE_CHECKING = False
@@ -26,14 +26,24 @@ RELEASE = "read:/proc/sys/kernel/osrelease"
 
 _FLAGS = {"SECCOMP_FILTER_FLAG_TSYNC": 1, "SECCOMP_FILTER_FLAG_LOG": 2, "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
           "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 32}
-_TSYNC, _TSYNC_ESRCH, _WAIT_KILLABLE_RECV = 1, 16, 32
+_TSYNC, _WAIT_KILLABLE_RECV = 1, 32
 _S_IFMT, _S_IFREG, _S_IFDIR, _OTHERS_WRITE = 0o170000, 0o100000, 0o040000, 0o022
 
 
 def needs_listener(profile: dict[str, Any]) -> bool:
     """Whether a rule has SCMP_ACT_NOTIFY: seccomp(2) is then asked for a listener (SECCOMP_FILTER_FLAG_NEW_LISTENER), whose
-    fd goes to ``linux.seccomp.listenerPath``. Without a listener such calls give ENOSYS."""
-    return any(rule.get("action") == "SCMP_ACT_NOTIFY" for rule in profile.get("syscalls") or [])
+    fd goes to ``linux.seccomp.listenerPath``. Raises InvalidArgument for what runc refuses too."""
+    found = False
+    for index, rule in enumerate(profile.get("syscalls") or []):
+        if rule.get("action") == "SCMP_ACT_NOTIFY":
+            found = True
+            if "write" in (rule.get("names") or []):
+                raise InvalidArgument(
+                    f"linux.seccomp.syscalls[{index}]: SCMP_ACT_NOTIFY cannot be used for the write syscall")
+    if found and not profile.get("listenerPath"):
+        raise InvalidArgument("linux.seccomp.listenerPath is not set, but a rule has SCMP_ACT_NOTIFY",
+                              hint="name the unix socket of the agent that answers")
+    return found
 
 
 def flags(profile: dict[str, Any]) -> int:
@@ -49,15 +59,9 @@ def flags(profile: dict[str, Any]) -> int:
     listener = needs_listener(profile)
     if value & _WAIT_KILLABLE_RECV and not listener:
         raise InvalidArgument("linux.seccomp.flags: SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV needs SCMP_ACT_NOTIFY")
-    if value & _TSYNC and listener:
-        value |= _TSYNC_ESRCH  # a positive answer could otherwise be a fd or a thread (seccomp(2))
-    return value
-
-
-def refuse_listener(profile: dict[str, Any]) -> None:
-    """Until the executor hands the listener over: raises Unimplemented for a profile that needs one."""
-    if needs_listener(profile):
-        raise Unimplemented("linux.seccomp: SCMP_ACT_NOTIFY is compiled, but the listener is not handed to listenerPath yet")
+    # The process that becomes the container's has one thread: TSYNC changes nothing. With a listener there is a second one
+    # for a moment, which hands the fd over and must not be filtered.
+    return value & ~_TSYNC if listener else value
 
 
 def digest(profile: dict[str, Any], machine: str, release: str) -> str:

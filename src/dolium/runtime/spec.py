@@ -311,6 +311,8 @@ def _validate_seccomp(seccomp: dict[str, Any]) -> None:
     take(seccomp, "defaultErrnoRet", "integer", "linux.seccomp")
     for key in ("listenerPath", "listenerMetadata"):
         take(seccomp, key, "string", "linux.seccomp")
+    if seccomp.get("listenerMetadata") and not seccomp.get("listenerPath"):
+        raise wrong("linux.seccomp.listenerMetadata", "is for the agent at listenerPath, which is not set")
     for key in ("architectures", "flags"):
         strings(seccomp, key, "linux.seccomp")
     for index, rule in enumerate(objects(seccomp, "syscalls", "linux.seccomp")):

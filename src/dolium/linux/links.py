@@ -1,0 +1,101 @@
+"""Messages to the kernel's routing sockets (rtnetlink(7)), laid out for one that sends them elsewhere, and what it lists.
+Pure. Cold module.
+
+Each message comes with the offset at which its sender puts a u32: the index of the link, or a pid.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RTM_NEWLINK, RTM_NEWADDR = 16, 20
+_REQUEST, _ACK, _CREATE, _EXCL = 1, 4, 0x400, 0x200
+_IFLA_IFNAME, _IFLA_NET_NS_PID = 3, 19
+_IFA_LOCAL, _IFA_BROADCAST, _IFA_ANYCAST, _IFA_FLAGS = 2, 4, 5, 8
+_IFF_UP, _IFA_F_PERMANENT = 1, 0x80
+_SCOPE_GLOBAL = 0
+INDEX_AT = 20  # of the link's index, in messages about links and about addresses
+NAME_MAX = 15
+
+
+def _message(kind: int, flags: int, body: bytes) -> bytes:
+    return (16 + len(body)).to_bytes(4, "little") + kind.to_bytes(2, "little") + (_REQUEST | _ACK | flags).to_bytes(
+        2, "little") + bytes(8) + body
+
+
+def _attribute(kind: int, data: bytes) -> bytes:
+    head = (4 + len(data)).to_bytes(2, "little") + kind.to_bytes(2, "little")
+    return head + data + bytes(-len(data) % 4)
+
+
+def _link(index: int, flags: int, change: int) -> bytes:
+    return b"".join(number.to_bytes(4, "little") for number in (0, index, flags, change))
+
+
+def up() -> tuple[int, bytes]:
+    """Bring the link up whose index the sender puts in."""
+    return INDEX_AT, _message(RTM_NEWLINK, 0, _link(0, _IFF_UP, _IFF_UP))
+
+
+def move(index: int, name: str) -> tuple[int, bytes]:
+    """Move a link, by a name of its own, to the network namespace of the process whose pid the sender puts in."""
+    pid = _attribute(_IFLA_NET_NS_PID, bytes(4))
+    message = _message(RTM_NEWLINK, 0, _link(index, 0, 0) + _attribute(_IFLA_IFNAME, name.encode() + b"\0") + pid)
+    return len(message) - 4, message
+
+
+def address(told: bytes) -> tuple[int, bytes]:
+    """Give a link, whose index the sender puts in, an address as `addresses` told it of another."""
+    return INDEX_AT, _message(RTM_NEWADDR, _CREATE | _EXCL, told)
+
+
+def _messages(data: bytes, kind: int) -> Iterator[bytes]:
+    at = 0
+    while at + 16 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "little")
+        if size < 16:
+            return
+        if int.from_bytes(data[at + 4 : at + 6], "little") == kind:
+            yield data[at + 16 : at + size]
+        at += (size + 3) & ~3
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    while len(data) >= 4:
+        size = int.from_bytes(data[:2], "little")
+        if size < 4:
+            return
+        yield int.from_bytes(data[2:4], "little") & 0x3FFF, data[4:size]
+        data = data[(size + 3) & ~3 :]
+
+
+def indexes(links: bytes) -> dict[str, int]:
+    """Name to index of every link in a list of them (RTM_GETLINK)."""
+    found = {}
+    for body in _messages(links, RTM_NEWLINK):
+        for kind, data in _attributes(body[16:]):
+            if kind == _IFLA_IFNAME:
+                found[data.rstrip(b"\0").decode("utf-8", "surrogateescape")] = int.from_bytes(body[4:8], "little")
+    return found
+
+
+def addresses(told: bytes, index: int) -> list[bytes]:
+    """The permanent addresses of global scope that a link has (RTM_GETADDR), each as ``address`` takes it.
+
+    What names the link, or counts the lifetime, is left out; the index is the sender's to put in.
+    """
+    found = []
+    for body in _messages(told, RTM_NEWADDR):
+        flags = body[2]
+        attributes = list(_attributes(body[8:]))
+        for kind, data in attributes:
+            if kind == _IFA_FLAGS:
+                flags = int.from_bytes(data, "little")
+        if int.from_bytes(body[4:8], "little") != index or body[3] != _SCOPE_GLOBAL or not flags & _IFA_F_PERMANENT:
+            continue
+        kept = b"".join(_attribute(kind, data) for kind, data in attributes
+                        if kind in (1, _IFA_LOCAL, _IFA_BROADCAST, _IFA_ANYCAST))
+        found.append(body[:2] + bytes(2) + bytes(4) + kept)
+    return found
