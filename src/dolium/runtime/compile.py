@@ -499,6 +499,7 @@ def compile_container(config: dict[str, Any], facts: Facts, launch: Launch) -> P
             source = entry.get("source") or ""
             sources.append(f"stat:{source if source.startswith('/') else f'{launch.bundle}/{source}'}")
     facts.want(*sources)
+    cgroups.check(facts, launch.layout, (config.get("linux") or {}).get("resources") or {})
     _seccomp_flags(config, launch)
     return _Compiler(config, facts, launch).run()
 

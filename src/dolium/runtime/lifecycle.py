@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from dolium.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from dolium.linux.cgroup import tree
 from dolium.runtime import cgroups, seccomp_cache, state
 from dolium.runtime import plan as P
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SIGKILL = 9
 KILL_WAIT_MS = 10_000
+FREEZE_SECONDS = 10
 
 
 class Context:
@@ -271,15 +272,44 @@ def _delete_half_made(facts: Facts, plan: Plan, identity: str, folder: str) -> P
 
 
 def pause(context: Context, facts: Facts, identity: str, *, resume: bool) -> Plan:
-    """``pause`` and ``resume``: the freezer."""
+    """``pause`` and ``resume``: the freezer. v2 says later that all are frozen: looked for again until then (``cursor``: the
+    uptime at which to give up, or "late")."""
     where = state.load(facts, context.root, identity)
+    if context.cursor:
+        return _wait_frozen(context, facts, where)
     status = state.status(facts, where)
     if resume and status != "paused":
         raise FailedPrecondition(f"container not paused: {identity}")
     if not resume and status not in ("running", "created"):
         raise FailedPrecondition(f"container not running or created: {status}")
     plan = Plan()
-    cgroups.freeze(plan, P.PARENT_BEFORE_CLONE, cgroups.layout(facts), where.folders, not resume)
+    told = cgroups.freeze(plan, P.PARENT_BEFORE_CLONE, cgroups.layout(facts), where.folders, not resume)
+    if told and not resume:
+        plan.add(P.PARENT_BEFORE_CLONE, "again", "look", 0, str(_uptime(facts) + FREEZE_SECONDS))
+    return plan
+
+
+def _uptime(facts: Facts) -> int:
+    """Seconds since boot, at this call and not at the command's begin."""
+    return int((facts.read("/proc/uptime") or b"0").split(b".")[0])
+
+
+def _wait_frozen(context: Context, facts: Facts, where: state.State) -> Plan:
+    if context.cursor == b"late":
+        raise DeadlineExceeded(f"container {where.identity} did not freeze within {FREEZE_SECONDS} s and was resumed",
+                               hint="probable cause: one of its processes is in an uninterruptible sleep (state D in `ps`)")
+    plan = Plan()
+    folder = where.folders[-1]
+    told = (facts.read(f"{folder}/cgroup.events") or b"").split(b"\n")
+    if b"frozen 1" in told:
+        return plan
+    if b"populated 1" not in told:
+        raise FailedPrecondition(f"container {where.identity} ended before it was frozen")
+    if _uptime(facts) >= int(context.cursor):
+        plan.add(P.PARENT_BEFORE_CLONE, "cg_write", f"resume cgroup {folder}", f"{folder}/cgroup.freeze", "0", 0)
+        plan.add(P.PARENT_BEFORE_CLONE, "again", "tell", 0, "late")
+        return plan
+    plan.add(P.PARENT_BEFORE_CLONE, "again", "look", 10, context.cursor)
     return plan
 
 
