@@ -291,7 +291,7 @@ def test_unknown_flags_and_commands(argv: list[str]) -> None:
     ["create"], ["create", "a", "b"], ["start"], ["kill"], ["kill", "a", "9", "c"], ["delete"], ["state", "a", "b"],
     ["exec", "box"], ["list", "-f", "x"], ["ps", "-f", "x", "box"], ["run", "--preserve-fds", "-1", "box"], ["run", "--preserve-fds", "²", "box"],
     ["exec", "-u", "²", "box", "true"], ["kill", "box", "X"],
-    ["exec", "-u", "name", "box", "true"], ["exec", "--cap", "CAP_X", "box", "true"], ["--systemd-cgroup", "list"],
+    ["exec", "-u", "name", "box", "true"], ["exec", "--cap", "CAP_X", "box", "true"], ["--systemd-cgroup", "run", "c"],
     ["--log-format", "x", "list"],
 ])
 def test_wrong_command_lines(words: list[str]) -> None:

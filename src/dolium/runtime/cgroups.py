@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from dolium.runtime.facts import Facts
     from dolium.runtime.plan import Plan
+    from dolium.runtime.systemd import Driver
 
 O_WRONLY, O_DIRECTORY = 1, 0o200000
 
@@ -179,9 +180,11 @@ def processes(facts: Facts, folder: str) -> list[int]:
     return pids
 
 
-def remove(plan: Plan, stage: int, folders: list[str]) -> None:
-    """Kill what is left in the group and remove it from every hierarchy."""
+def remove(plan: Plan, stage: int, folders: list[str], unit: str = "", driver: Driver | None = None) -> None:
+    """Kill what is left in the group and remove it from every hierarchy; a systemd unit is stopped first."""
     plan.add(stage, "cg_kill", "end what is left in the cgroup", folders)
+    if unit and driver is not None:
+        driver.stop(plan, stage, unit)
     for folder in folders:
         plan.add(stage, "cg_rmdir", f"remove cgroup {folder}", folder)
 

@@ -141,6 +141,14 @@ def update(context: Context, facts: Facts, identity: str, resources: dict[str, A
     plan = Plan()
     plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {where.folder}", where.folder)
     group = _group(layout, where.folders)
+    if where.unit:
+        from dolium.runtime.systemd import Driver
+
+        before = (config.get("linux") or {}).get("resources") or {}
+        driver = Driver(context.env, context.uid)
+        driver.change(plan, P.PARENT_BEFORE_CLONE, where.unit, wanted)
+        driver.change(plan, P.ON_FAILURE, where.unit, {room: before[room] for room in wanted if room in before},
+                      optional=True)
     if layout.pure_v2:
         cgroups.enable_controllers(plan, P.PARENT_BEFORE_CLONE, group, wanted)
     cgroups.add_limits(plan, P.PARENT_BEFORE_CLONE, layout, group, wanted)
