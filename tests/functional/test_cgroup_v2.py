@@ -64,6 +64,74 @@ def test_idle_is_cpu_idle(runtime: Runtime, bundle: Bundle) -> None:
     assert value(bundle, "cpu.idle") == "1"
 
 
+def test_huge_pages_reserved_ones_too(runtime: Runtime, bundle: Bundle) -> None:
+    if "hugetlb" not in Path(CGROUPS, "cgroup.controllers").read_text().split():
+        pytest.skip("needs the hugetlb controller")
+    bundle.linux["resources"]["hugepageLimits"] = [{"pageSize": "2MB", "limit": 4 * MIB}]
+    runtime.create(bundle)
+    assert [value(bundle, f"hugetlb.2MB.{kind}max") for kind in ("", "rsvd.")] == [str(4 * MIB)] * 2
+
+
+def test_update_is_checked_against_what_is_used(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    bundle.linux["resources"].update({"memory": {"limit": 64 * MIB, "swap": 96 * MIB}, "cpu": {"shares": 1024}})
+    bundle.mount("/big", "tmpfs", "tmpfs", "size=60m")
+    runtime.started(bundle.sh("head -c 30m /dev/zero > /big/file; touch /tmp/ready; exec sleep 1000"))
+    until(lambda: (bundle.rootfs / "tmp/ready").exists(), "30 MiB are used")
+    file = tmp_path / "r.json"
+    file.write_text(json.dumps({"memory": {"limit": 16 * MIB, "checkBeforeUpdate": True}}))
+    assert "current usage" in runtime("update", "-r", str(file), "c", code=1).err
+    assert value(bundle, "memory.max") == str(64 * MIB)
+    runtime("update", "--memory-swap", "128m", "--cpu-idle", "1", "--blkio-weight", "200", "c")
+    assert [value(bundle, name) for name in ("memory.swap.max", "cpu.idle", "io.weight")] == [str(64 * MIB), "1", "default 1920"]
+    file.write_text(json.dumps({"memory": {"swappiness": 10}}))
+    result = runtime("update", "-r", str(file), "c", code=1)
+    assert "resources.memory.swappiness: cgroup v2 cannot do this" in result.err
+    assert runtime.state()["status"] == "running"
+
+
+@pytest.fixture
+def stuck(tmp_path: Path) -> Iterator[Path]:
+    """A file system that can be frozen (fsfreeze): a write to it is an uninterruptible sleep, which v2's freezer
+    cannot end (v1's can, since 6.1)."""
+    image, place = tmp_path / "image", tmp_path / "stuck"
+    place.mkdir()
+    image.write_bytes(b"")
+    os.truncate(image, 8 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    if subprocess.run(["mount", "-o", "loop", str(image), str(place)], capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs loop devices")
+    yield place
+    subprocess.run(["fsfreeze", "-u", str(place)], capture_output=True, check=False)
+    until(lambda: subprocess.run(["umount", str(place)], capture_output=True, check=False).returncode == 0, "it is unmounted")
+
+
+def in_uninterruptible_sleep(pids: list[str]) -> bool:
+    return any(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D" for pid in pids)
+
+
+def test_pause_waits_until_all_are_frozen(runtime: Runtime, bundle: Bundle, stuck: Path) -> None:
+    """Nothing is called paused that still runs: what does not freeze is let go, and paused once it can be."""
+    bundle.mount("/stuck", "bind", str(stuck), "rbind", "rw").sh("while [ ! -e /tmp/go ]; do sleep 0.05; done; : > /stuck/file; "
+                                                                   "exec sleep 1000")
+    bundle.process["capabilities"] = {kind: ["CAP_DAC_OVERRIDE"] for kind in ("bounding", "effective", "permitted")}
+    runtime.started(bundle)
+    subprocess.run(["fsfreeze", "-f", str(stuck)], check=True)
+    (bundle.rootfs / "tmp/go").touch()
+    procs = Path(bundle.group(""), "cgroup.procs")
+    until(lambda: in_uninterruptible_sleep(procs.read_text().split()), "it waits for the frozen file system")
+    result = runtime("pause", "c", code=1)
+    assert "did not freeze within 10 s" in result.err and result.err.count("\n") == 1
+    assert runtime.state()["status"] == "running"
+    waiting = runtime.popen("pause", "c")
+    until(lambda: value(bundle, "cgroup.freeze") == "1", "the second pause has asked")
+    assert waiting.poll() is None
+    subprocess.run(["fsfreeze", "-u", str(stuck)], check=True)
+    assert waiting.wait(timeout=30) == 0 and runtime.state()["status"] == "paused"
+    assert table(bundle, "cgroup.events")["frozen"] == "1"
+    runtime("resume", "c")
+    assert runtime.state()["status"] == "running"
+
+
 def test_unified_files_are_written_last(runtime: Runtime, bundle: Bundle) -> None:
     bundle.linux["resources"].update({"memory": {"limit": 64 * MIB},
                                       "unified": {"memory.max": str(48 * MIB), "memory.high": str(40 * MIB), "memory.oom.group": "1"}})

@@ -117,6 +117,22 @@ def test_freezing_what_forks_all_the_time_and_killing_it(runtime: Runtime, bundl
     assert bundle.groups() == [] and runtime.left() == []
 
 
+@pytest.mark.parametrize(("resources", "field"), [
+    ({"rdma": {"mlx5_0": {"hcaHandles": 1}}}, "rdma"),
+    ({"hugepageLimits": [{"pageSize": "3MB", "limit": 0}]}, "hugepageLimits"),
+    ({"memory": {"swappiness": 5, "kernelTCP": 5}} if not V1 else {"unified": {"memory.max": "5"}}, "unified" if V1 else "memory"),
+    ({"network": {"classID": 5}}, "network.classID"),
+    ({"blockIO": {"weight": 5}}, "blockIO.weight"),
+    ({"cpu": {"idle": 2}}, "cpu.idle"),
+])
+def test_what_this_host_lacks_is_named_before_anything_is_made(runtime: Runtime, bundle: Bundle, resources: dict[str, object],
+                                                               field: str) -> None:
+    bundle.linux["resources"].update(resources)
+    result = runtime.run(bundle.sh("true"), code=1)
+    assert f"linux.resources.{field}" in result.err and result.err.count("\n") == 1
+    assert runtime.left() == [] and bundle.groups() == []
+
+
 def _value(bundle: Bundle, controller: str, file: str) -> str:
     return (Path(bundle.group(controller)) / file).read_text().strip()
 

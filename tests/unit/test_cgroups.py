@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hosts import HYBRID, V1, V2, FakeFacts
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dolium.errors import InvalidArgument
 from dolium.linux.cgroup import bpf_devices, tree, v1, v2
+from dolium.runtime.cgroups import check
 
 
 @pytest.mark.parametrize(("shares", "weight"), [(0, 0), (2, 1), (1024, 39), (262144, 10000), (512, 20), (2048, 79)])
@@ -28,6 +31,7 @@ def test_blkio_weight(blkio: int, weight: int) -> None:
 
 @pytest.mark.parametrize(("limits", "wanted"), [
     ({"limit": 100}, [("memory.max", "100")]),
+    ({"limit": -1}, [("memory.max", "max"), ("memory.swap.max", "max")]),
     ({"limit": -1, "swap": -1}, [("memory.max", "max"), ("memory.swap.max", "max")]),
     ({"limit": 100, "swap": 150}, [("memory.max", "100"), ("memory.swap.max", "50")]),
     ({"limit": 100, "swap": 100}, [("memory.max", "100"), ("memory.swap.max", "0")]),
@@ -45,6 +49,7 @@ def test_v2_memory(limits: dict[str, int], wanted: list[tuple[str, str]]) -> Non
     ({"period": 5000}, [("cpu.max", "max 5000")]),
     ({"shares": 1024, "cpus": "0-1", "mems": "0", "burst": 7, "idle": 1},
      [("cpu.weight", "39"), ("cpu.idle", "1"), ("cpu.max.burst", "7"), ("cpuset.cpus", "0-1"), ("cpuset.mems", "0")]),
+    ({"shares": 1024, "idle": 0}, [("cpu.idle", "0"), ("cpu.weight", "39")]),
     ({}, []),
 ])
 def test_v2_cpu(limits: dict[str, Any], wanted: list[tuple[str, str]]) -> None:
@@ -76,12 +81,64 @@ def test_block_io() -> None:
 
 def test_what_else_there_is() -> None:
     resources = {"hugepageLimits": [{"pageSize": "2MB", "limit": 4}], "unified": {"memory.high": 5},
+                 "rdma": {"mlx5_0": {"hcaHandles": 3, "hcaObjects": 10}},
                  "network": {"classID": 3, "priorities": [{"name": "eth0", "priority": 2}]}}
-    assert v2.writes_for(resources) == [("hugetlb.2MB.max", "4"), ("memory.high", "5")]
-    assert v1.writes_for(resources) == [("hugetlb", "hugetlb.2MB.limit_in_bytes", "4"), ("net_cls", "net_cls.classid", "3"),
+    assert v2.writes_for(resources) == [("hugetlb.2MB.max", "4"), ("hugetlb.2MB.rsvd.max", "4"),
+                                        ("rdma.max", "mlx5_0 hca_handle=3 hca_object=10"), ("memory.high", "5")]
+    assert v1.writes_for(resources) == [("hugetlb", "hugetlb.2MB.limit_in_bytes", "4"),
+                                        ("hugetlb", "hugetlb.2MB.rsvd.limit_in_bytes", "4"),
+                                        ("rdma", "rdma.max", "mlx5_0 hca_handle=3 hca_object=10"), ("net_cls", "net_cls.classid", "3"),
                                         ("net_prio", "net_prio.ifpriomap", "eth0 2")]
     assert v2.controllers_needed([("cpu.max", ""), ("cpuset.cpus", ""), ("cgroup.x", ""), ("io.max", ""), ("cpu.idle", "")]) == [
         "cpu", "cpuset", "io"]
+
+
+HOST_V2 = {"/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids hugetlb\n"}
+PAGES = {"/sys/kernel/mm/hugepages": ["hugepages-2048kB", "hugepages-1048576kB", "hugepages-64kB"]}
+
+
+@pytest.mark.parametrize(("resources", "field"), [
+    ({"memory": {"swappiness": 0}}, "memory.swappiness"),
+    ({"memory": {"disableOOMKiller": True}}, "memory.disableOOMKiller"),
+    ({"memory": {"kernelTCP": 1}}, "memory.kernelTCP"),
+    ({"memory": {"swap": 5}}, "memory.swap"),
+    ({"memory": {"swap": 5, "limit": -1}}, "memory.swap"),
+    ({"cpu": {"realtimeRuntime": 5}}, "cpu.realtimeRuntime"),
+    ({"cpu": {"realtimePeriod": 5}}, "cpu.realtimePeriod"),
+    ({"blockIO": {"leafWeight": 10}}, "blockIO.leafWeight"),
+    ({"blockIO": {"weightDevice": [{"major": 8, "minor": 0, "leafWeight": 10}]}}, r"blockIO.weightDevice\[0\].leafWeight"),
+    ({"network": {"classID": 5}}, "network.classID"),
+    ({"network": {"priorities": [{"name": "a", "priority": 1}]}}, "network.priorities"),
+    ({"rdma": {"mlx5": {"hcaHandles": 1}}}, "rdma: the cgroup controller rdma is not available"),
+    ({"unified": {"rdma.max": "mlx5 hca_handle=1"}}, "unified.rdma.max: the cgroup controller rdma is not available"),
+    ({"unified": {"no.such": "1"}}, "unified.no.such: the cgroup controller no is not available"),
+    ({"hugepageLimits": [{"pageSize": "16MB", "limit": 1}]}, r"hugepageLimits\[0\].pageSize: .*'16MB' \(it has 1GB, 2MB, 64KB"),
+])
+def test_v2_refuses_by_name(resources: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"linux.resources.{field}"):
+        check(FakeFacts(HOST_V2, lists=PAGES), V2, resources)
+
+
+@pytest.mark.parametrize("resources", [
+    {}, {"memory": {"swap": -1, "limit": 5}}, {"memory": {"swap": -1}}, {"memory": {"disableOOMKiller": False, "kernel": 5}},
+    {"cpu": {"shares": 2, "cpus": "0", "idle": 0, "burst": 0}}, {"hugepageLimits": [{"pageSize": "1GB", "limit": 1}]},
+    {"blockIO": {"weight": 10}}, {"unified": {"cgroup.max.depth": "3", "io.latency": "x"}}, {"network": {}},
+])
+def test_v2_takes_the_rest(resources: dict[str, Any]) -> None:
+    check(FakeFacts(HOST_V2, lists=PAGES), V2, resources)
+
+
+@pytest.mark.parametrize("layout", [V1, HYBRID])
+@pytest.mark.parametrize(("resources", "field"), [
+    ({"unified": {"memory.max": "5"}}, "unified: this host's controllers are on cgroup v1"),
+    ({"hugepageLimits": [{"pageSize": "2MB", "limit": 1}]}, "hugepageLimits: the cgroup controller hugetlb is not mounted"),
+    ({"rdma": {"mlx5": {"hcaHandles": 1}}}, "rdma: the cgroup controller rdma is not mounted"),
+    ({"network": {"classID": 0}}, "network.classID: the cgroup controller net_cls"),
+    ({"network": {"priorities": [{"name": "a", "priority": 1}]}}, "network.priorities: the cgroup controller net_prio"),
+])
+def test_v1_refuses_what_is_not_mounted(layout: tree.Layout, resources: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"linux.resources.{field}"):
+        check(FakeFacts(lists=PAGES), layout, resources)
 
 
 def test_v1_device_files() -> None:

@@ -143,7 +143,8 @@ def test_cgroups_of_each_layout() -> None:
         "/sys/fs/cgroup/unified")]
     assert [op.args[2] & 1 for op in plan.named("cg_mkdir")] == [0, 1, 0, 0, 0]
     pure = tree.parse("0::/\n", [], True)
-    plan = compiled(config(linux__resources=resources), layout=pure)
+    known = {"read:/sys/fs/cgroup/cgroup.controllers": [b"0", b"cpu memory pids\n"]}
+    plan = compiled(config(linux__resources=resources), known, layout=pure)
     writes = {op.args[0]: op.args[1] for op in plan.named("cg_write")}
     assert writes["/sys/fs/cgroup/dolium/c1/memory.max"] == "100"
     assert "/sys/fs/cgroup/cgroup.subtree_control" in writes

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hosts import HYBRID_TEXT, NAMES, V1, FakeFacts, config, order
+from hosts import HYBRID_TEXT, NAMES, V1, V2, FakeFacts, config, order
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,32 +24,39 @@ RUNNING = f"{PID} (a) b) S " + " ".join(["1"] * 18) + f" {START} 0"
 class Host(FakeFacts):
     """A host on which the container ``box`` is in some status."""
 
-    def __init__(self, status: str = "", made: dict[str, Any] | None = None, **options: Any) -> None:
+    def __init__(self, status: str = "", made: dict[str, Any] | None = None, *, layout_v2: bool = False,
+                 **options: Any) -> None:
         super().__init__(**options)
         made = made or config()
-        self.files["/proc/self/cgroup"] = HYBRID_TEXT
-        self.lists["/sys/fs/cgroup"] = NAMES
+        folders = V2.paths("/dolium/box") if layout_v2 else FOLDERS
+        self.files["/proc/self/cgroup"] = "0::/user.slice\n" if layout_v2 else HYBRID_TEXT
+        if layout_v2:
+            self.stats["/sys/fs/cgroup/cgroup.controllers"] = b"33060 0 0 0"
+            self.files["/sys/fs/cgroup/cgroup.controllers"] = "cpuset cpu io memory pids\n"
+        else:
+            self.lists["/sys/fs/cgroup"] = NAMES
         self.reals["/work/bundle"] = "/real/bundle"
         self.files["/real/bundle/config.json"] = json.dumps(made)
         if status:
             self.stats["/run/box"] = b"16832 0 0 0"
         if status and status != "half":
-            text = state.template("box", "/real/bundle", "/real/bundle/rootfs", "2020-01-01T00:00:00Z", 0, FOLDERS, "1.0.2")
+            text = state.template("box", "/real/bundle", "/real/bundle/rootfs", "2020-01-01T00:00:00Z", 0, folders, "1.0.2")
             self.files["/run/box/state.json"] = text.replace(P.PID, str(PID)).replace(P.START_TIME, str(START))
             self.files["/run/box/config.json"] = json.dumps(made)
             if status != "stopped":
                 self.files[f"/proc/{PID}/stat"] = RUNNING
-                self.files[f"/proc/{PID}/cgroup"] = HYBRID_TEXT
+                self.files[f"/proc/{PID}/cgroup"] = "0::/dolium/box\n" if layout_v2 else HYBRID_TEXT
             if status == "created":
                 self.stats["/run/box/start.sock"] = b"49152 0 0 0"
             frozen = "FROZEN" if status == "paused" else "THAWED"
             self.files["/sys/fs/cgroup/freezer/dolium/box/freezer.state"] = f"{frozen}\n"
 
 
-def ask(facts: FakeFacts, *words: str) -> P.Plan:
+def ask(facts: FakeFacts, *words: str, cursor: bytes = b"") -> P.Plan:
     """The plan of a command line; a refusal is raised as InvalidArgument with its message."""
     request = {"argv": [word.encode() for word in ("dolium-runtime", "--root", "/run", *words)], "env": [b"A=1"],
-               "cwd": [b"/work"], "uid": [b"0"], "gid": [b"0"], "now": [b"1700000000"], "machine": [b"x86_64"]}
+               "cwd": [b"/work"], "uid": [b"0"], "gid": [b"0"], "now": [b"1700000000"], "machine": [b"x86_64"],
+               **({"again": [cursor]} if cursor else {})}
     plan, error = compile_request(request, facts)
     if plan is None:
         assert error is not None
@@ -176,8 +183,29 @@ def test_a_reused_pid_is_not_the_container() -> None:
 
 def test_pause_uses_the_freezer() -> None:
     path = "/sys/fs/cgroup/freezer/dolium/box/freezer.state"
-    assert [op.args for op in ask(Host("running"), "pause", "box").ops] == [(path, 1)]
+    assert [op.args for op in ask(Host("running"), "pause", "box").ops] == [(path, 1), (path, "THAWED", 0)]
     assert [op.args for op in ask(Host("paused"), "resume", "box").ops] == [(path, 0)]
+
+
+def test_pause_on_v2_waits_until_all_are_frozen() -> None:
+    host = Host("running", layout_v2=True)
+    folder = "/sys/fs/cgroup/dolium/box"
+    host.files["/proc/uptime"] = "100.25 7.00\n"
+    first = ask(host, "pause", "box")
+    assert [op.args for op in first.named("cg_write")] == [(f"{folder}/cgroup.freeze", "1", 0)]
+    assert first.named("again")[0].args == (0, "110")
+    host.files[f"{folder}/cgroup.events"] = "populated 1\nfrozen 0\n"
+    assert ask(host, "pause", "box", cursor=b"110").named("again")[0].args == (10, b"110")
+    host.files["/proc/uptime"] = "110.00 7.00\n"
+    late = ask(host, "pause", "box", cursor=b"110")
+    assert [op.args for op in late.ops] == [(f"{folder}/cgroup.freeze", "0", 0), (0, "late")]
+    with pytest.raises(InvalidArgument, match="did not freeze within 10 s and was resumed"):
+        ask(host, "pause", "box", cursor=b"late")
+    host.files[f"{folder}/cgroup.events"] = "populated 1\nfrozen 1\n"
+    assert ask(host, "pause", "box", cursor=b"110").ops == []
+    host.files[f"{folder}/cgroup.events"] = "populated 0\nfrozen 0\n"
+    with pytest.raises(InvalidArgument, match="ended before it was frozen"):
+        ask(host, "pause", "box", cursor=b"110")
 
 
 def test_exec_in_a_paused_container_needs_a_flag() -> None:
@@ -263,7 +291,7 @@ def test_unknown_flags_and_commands(argv: list[str]) -> None:
     ["create"], ["create", "a", "b"], ["start"], ["kill"], ["kill", "a", "9", "c"], ["delete"], ["state", "a", "b"],
     ["exec", "box"], ["list", "-f", "x"], ["ps", "-f", "x", "box"], ["run", "--preserve-fds", "-1", "box"], ["run", "--preserve-fds", "²", "box"],
     ["exec", "-u", "²", "box", "true"], ["kill", "box", "X"],
-    ["exec", "-u", "name", "box", "true"], ["exec", "--cap", "CAP_X", "box", "true"], ["--systemd-cgroup", "list"],
+    ["exec", "-u", "name", "box", "true"], ["exec", "--cap", "CAP_X", "box", "true"], ["--systemd-cgroup", "run", "c"],
     ["--log-format", "x", "list"],
 ])
 def test_wrong_command_lines(words: list[str]) -> None:

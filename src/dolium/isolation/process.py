@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import platform
@@ -191,7 +192,9 @@ class ProcessIsolation:
     def compile(self, identity: str, config: dict[str, Any], *, network: bool, hidden: list[str]) -> Compiled:
         """The plan of an init whose root tree, and network namespace when ``network``, the launcher puts in slots."""
         facts = HostFacts()
-        program = self.seccomp((config.get("linux") or {}).get("seccomp"))
+        profile = (config.get("linux") or {}).get("seccomp")
+        program = self.seccomp(profile)
+        loaded = json.dumps({key: value for key, value in (profile or {}).items() if key != "syscalls"})
 
         def anew() -> Plan:
             self._check(config)
@@ -206,7 +209,7 @@ class ProcessIsolation:
             remove(plan, P.AFTER_EXIT, self._layout.paths(config["linux"]["cgroupsPath"]))
             return plan
 
-        return self._templates.get(identity, config, facts, (program, network, *hidden), anew)
+        return self._templates.get(identity, config, facts, (program, loaded, network, *hidden), anew)
 
     def prepare(self, folder: str, on_event: Callable[[Event], None]) -> asyncio.Future[Shim]:
         """The sandbox's shim, waiting for a launch; its folder is there when this returns. The future raises Unavailable."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from dolium.runtime.facts import Facts
     from dolium.runtime.plan import Plan
+    from dolium.runtime.systemd import Driver
 
 O_WRONLY, O_DIRECTORY = 1, 0o200000
 
@@ -23,6 +24,61 @@ def layout(facts: Facts) -> tree.Layout:
     facts.want(*LAYOUT_QUERIES)
     text = (facts.read("/proc/self/cgroup") or b"").decode()
     return tree.parse(text, facts.list(tree.ROOT), facts.stat(f"{tree.ROOT}/cgroup.controllers") is not None)
+
+
+# controller: what below linux.resources asks for it
+_ASKED_BY = {"cpuset": "cpu.cpus", "blkio": "blockIO", "io": "blockIO", "hugetlb": "hugepageLimits",
+             "net_cls": "network.classID", "net_prio": "network.priorities"}
+
+
+def check(facts: Facts, where: tree.Layout, resources: dict[str, Any]) -> None:
+    """Refuse, before anything is made, what this host's cgroups cannot hold. Raises InvalidArgument naming the field."""
+    if where.v1:
+        if resources.get("unified"):
+            raise InvalidArgument("config.json: linux.resources.unified: this host's controllers are on cgroup v1",
+                                  hint="write memory, cpu, pids and blockIO, which both versions have")
+        asked = {controller: _ASKED_BY.get(controller, controller) for controller, _, _ in v1.writes_for(resources)}
+        if where.unified:
+            asked.pop("devices", None)  # by BPF
+        present, version = list(where.v1), "mounted"
+    elif where.unified:
+        refused = v2.refused(resources)
+        if refused:
+            raise InvalidArgument(f"config.json: linux.resources.{refused[0]}: cgroup v2 cannot do this: {refused[1]}")
+        files = [file for file, _ in v2.writes_for({**resources, "unified": None})]
+        asked = {name: f"unified.{file}" for file in resources.get("unified") or {} for name in [file.split(".")[0]]
+                 if name != "cgroup"}
+        asked |= {name: _ASKED_BY.get(name, name) for name in v2.controllers_needed([(file, "") for file in files])}
+        text = facts.read(f"{where.unified}/cgroup.controllers") if asked else None
+        if text is None:
+            return
+        present, version = text.decode().split(), "available"
+    else:
+        return
+    for controller, field in asked.items():
+        if controller not in present:
+            raise InvalidArgument(f"config.json: linux.resources.{field}: the cgroup controller {controller} is not "
+                                  f"{version} here", hint=f"there are {', '.join(present)}")
+    if resources.get("rdma"):
+        names = facts.list("/sys/class/infiniband")
+        for name in resources["rdma"]:
+            if name not in names:
+                raise InvalidArgument(f"config.json: linux.resources.rdma.{name}: this kernel has no RDMA device of that "
+                                      "name", hint=f"it has {', '.join(names) or 'none'}")
+    sizes = [entry["pageSize"] for entry in resources.get("hugepageLimits") or []]
+    if sizes:
+        known = [_page_size(name) for name in facts.list("/sys/kernel/mm/hugepages")]
+        for index, size in enumerate(sizes):
+            if size not in known:
+                field = f"linux.resources.hugepageLimits[{index}].pageSize"
+                raise InvalidArgument(f"config.json: {field}: this kernel has no huge pages of {size!r}",
+                                      hint=f"it has {', '.join(known) or 'none'}")
+
+
+def _page_size(folder: str) -> str:
+    """2MB, 1GB, 64KB, as the controller's files are called, for hugepages-2048kB."""
+    kib = int(folder.removeprefix("hugepages-").removesuffix("kB"))
+    return f"{kib >> 20}GB" if kib >= 1 << 20 else f"{kib >> 10}MB" if kib >= 1 << 10 else f"{kib}KB"
 
 
 PROCS, TASKS, FOLDER = 0, 1, 2  # what a slot holds
@@ -45,7 +101,7 @@ def make(plan: Plan, where: tree.Layout, group: str, resources: dict[str, Any], 
     """
     folders = where.paths(group)
     if where.pure_v2:
-        _enable_controllers(plan, group, resources)
+        enable_controllers(plan, P.PARENT_BEFORE_CLONE, group, resources)
     for number, folder in enumerate(folders):
         cpuset = folder == where.v1_path("cpuset", group)
         plan.add(P.PARENT_BEFORE_CLONE, "cg_mkdir", f"make cgroup {folder}", first_slot + number, folder,
@@ -55,36 +111,35 @@ def make(plan: Plan, where: tree.Layout, group: str, resources: dict[str, Any], 
 
 
 def add_limits(plan: Plan, stage: int, where: tree.Layout, group: str, resources: dict[str, Any]) -> None:
-    """Write ``linux.resources`` into an existing group. A controller that is not mounted is an error when it is named."""
+    """Write ``linux.resources``, which ``check`` has passed, into an existing group. Kernels before 5.7 (v1) and 5.17 (v2)
+    have no files for reserved huge pages."""
     if where.v1:
-        if resources.get("unified"):
-            raise InvalidArgument("config.json: linux.resources.unified: this host's controllers are on cgroup v1",
-                                  hint="write memory, cpu, pids and blockIO, which both versions have")
         for controller, file, value in v1.writes_for(resources):
             folder = where.v1_path(controller, group)
             if folder is None and controller == "devices" and where.unified:
                 continue  # by BPF below
             path = f"{folder or f'{tree.ROOT}/{controller}{group}'}/{file}"
-            plan.add(stage, "cg_write", f"set {file} of cgroup {group} to {value}", path, value, 0)
+            plan.add(stage, "cg_write", f"set {file} of cgroup {group} to {value}", path, value, 0,
+                     optional=".rsvd." in file)
     elif where.unified:
         for file, value in v2.writes_for(resources):
             plan.add(stage, "cg_write", f"set {file} of cgroup {group} to {value}", f"{where.unified}{group}/{file}",
-                     value, 0)
+                     value, 0, optional=".rsvd." in file and file not in (resources.get("unified") or {}))
     if "devices" not in where.v1 and where.unified and resources.get("devices"):
         plan.add(stage, "cg_bpf_devices", f"restrict devices of cgroup {group}", f"{where.unified}{group}",
                  bpf_devices.program(resources["devices"]))
 
 
-def _enable_controllers(plan: Plan, group: str, resources: dict[str, Any]) -> None:
+def enable_controllers(plan: Plan, stage: int, group: str, resources: dict[str, Any]) -> None:
     """v2: a controller's files exist in a group only when every group above hands the controller down."""
     wanted = dict.fromkeys([*v2.controllers_needed(v2.writes_for(resources)), "memory", "pids", "cpu"])
     above = tree.ROOT
     for part in ["", *group.strip("/").split("/")[:-1]]:
         if part:
             above += f"/{part}"
-            plan.add(P.PARENT_BEFORE_CLONE, "cg_mkdir", f"make cgroup {above}", -1, above, 0, 0, nothing_ours=True)
+            plan.add(stage, "cg_mkdir", f"make cgroup {above}", -1, above, 0, 0, nothing_ours=True)
         for controller in wanted:
-            plan.add(P.PARENT_BEFORE_CLONE, "cg_write", f"hand {controller} down from {above}",
+            plan.add(stage, "cg_write", f"hand {controller} down from {above}",
                      f"{above}/cgroup.subtree_control", f"+{controller}", 1, optional=True)
 
 
@@ -125,23 +180,28 @@ def processes(facts: Facts, folder: str) -> list[int]:
     return pids
 
 
-def remove(plan: Plan, stage: int, folders: list[str]) -> None:
-    """Kill what is left in the group and remove it from every hierarchy."""
+def remove(plan: Plan, stage: int, folders: list[str], unit: str = "", driver: Driver | None = None) -> None:
+    """Kill what is left in the group and remove it from every hierarchy; a systemd unit is stopped first."""
     plan.add(stage, "cg_kill", "end what is left in the cgroup", folders)
+    if unit and driver is not None:
+        driver.stop(plan, stage, unit)
     for folder in folders:
         plan.add(stage, "cg_rmdir", f"remove cgroup {folder}", folder)
 
 
-def freeze(plan: Plan, stage: int, where: tree.Layout, group_folders: list[str], frozen: bool) -> None:
-    """Pause or resume: the v1 freezer where it is mounted, else cgroup.freeze."""
+def freeze(plan: Plan, stage: int, where: tree.Layout, group_folders: list[str], frozen: bool) -> str:
+    """Pause or resume: the v1 freezer where it is mounted, else cgroup.freeze. The v1 operation waits, and thaws again
+    what does not freeze; of v2 the file is returned that will say when all are frozen, else ""."""
     word = "pause" if frozen else "resume"
     freezer = where.v1.get("freezer")
     for folder in group_folders:
         if freezer and folder.startswith(f"{freezer}/"):
             plan.add(stage, "cg_frozen", f"{word} cgroup {folder}", f"{folder}/freezer.state", int(frozen))
-            return
+            if frozen:
+                plan.add(P.ON_FAILURE, "cg_write", f"resume cgroup {folder}", f"{folder}/freezer.state", "THAWED", 0)
+            return ""
     for folder in group_folders:
         if where.unified and folder.startswith(f"{where.unified}/"):
             plan.add(stage, "cg_write", f"{word} cgroup {folder}", f"{folder}/cgroup.freeze", str(int(frozen)), 0)
-            return
+            return f"{folder}/cgroup.events"
     raise ValueError("no hierarchy here can freeze")

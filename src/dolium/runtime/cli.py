@@ -144,6 +144,7 @@ def _usage(command: str = "") -> str:
              "An OCI runtime: runs a bundle (config.json and a root file system) as a container.", "", "commands:"]
     lines += [f"  {name:<10}{about}" for name, (_, _, _, about) in COMMANDS.items()]
     lines += ["", "global flags:", f"  --root DIR         where state is kept (default {DEFAULT_ROOT})",
+              "  --systemd-cgroup   the container's group is a scope of systemd (create and run)",
               "  --log FILE         errors are written here too", "  --log-format FMT   text or json",
               "", "`dolium-runtime COMMAND --help` shows a command's flags."]
     return "\n".join(lines) + "\n"
@@ -306,13 +307,12 @@ def compile_request(request: dict[str, list[bytes]], facts: Facts) -> tuple[Plan
             return _print(f"dolium-runtime version {__version__}\nspec: 1.0.2\n"), None
         if words.globals.get("help") or words.command in ("", "help"):
             return _print(_usage(words.arguments[0] if words.arguments else "")), None
-        if words.globals.get("systemd-cgroup"):
-            raise InvalidArgument("--systemd-cgroup is not supported in this version", hint="use the cgroupfs driver")
         uid = int(request["uid"][0])
         root = words.globals.get("root") or (
             DEFAULT_ROOT if uid == 0 else f"{env.get('XDG_RUNTIME_DIR') or f'/run/user/{uid}'}/dolium-runtime")
         context = Context(cwd, env, lifecycle.absolute(cwd, root).rstrip("/"), uid, int(request["gid"][0]),
                           int(request["now"][0]), request["machine"][0].decode())
+        context.systemd = bool(words.globals.get("systemd-cgroup"))
         context.cursor = request["again"][0] if "again" in request else b""
         plan = _run_command(words, context, facts)
         if log:

@@ -20,7 +20,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from dolium.linux.cgroup.systemd import Unit
     from dolium.runtime.facts import Facts
+    from dolium.runtime.systemd import Driver
 
 S_IFMT, S_IFDIR, S_IFCHR, S_IFBLK, S_IFIFO = 0o170000, 0o040000, 0o020000, 0o060000, 0o010000
 O_RDONLY = 0
@@ -55,11 +57,12 @@ class Launch:
     a unix socket that gets the pty's master; ``stdio``: the launcher (a shim) puts the container's ends in slots;
     ``joined``: namespace type to a slot filled by the launcher; ``seccomp``: the program for ``linux.seccomp``, None to
     have none; ``listener``: what goes to ``linux.seccomp.listenerPath`` with the filter's listener, "" when none is asked
-    for; ``hidden``: host folders never visible inside.
+    for; ``hidden``: host folders never visible inside; ``unit``: the systemd scope to make, by ``driver``; None for the
+    cgroupfs driver.
     """
 
-    __slots__ = ("bundle", "console_socket", "hidden", "identity", "joined", "layout", "listener", "new_keyring", "no_pivot",
-                 "preserve_fds", "root_in_slot", "seccomp", "seccomp_flags", "start_socket", "stdio", "uid")
+    __slots__ = ("bundle", "console_socket", "driver", "hidden", "identity", "joined", "layout", "listener", "new_keyring",
+                 "no_pivot", "preserve_fds", "root_in_slot", "seccomp", "seccomp_flags", "start_socket", "stdio", "uid", "unit")
 
     def __init__(self, identity: str, bundle: str, layout: tree.Layout, uid: int = 0) -> None:
         self.identity = identity
@@ -78,6 +81,8 @@ class Launch:
         self.seccomp_flags = 0
         self.listener = ""
         self.hidden: list[str] = []
+        self.unit: Unit | None = None
+        self.driver: Driver | None = None
 
 
 def state_json(config: dict[str, Any], identity: str, bundle: str, status: str, pid: object = PID) -> str:
@@ -107,7 +112,8 @@ class _Compiler:
         self.plan = Plan()
         self.trees = 0
         self.namespaces = namespaces(config)
-        self.group = tree.group_of(self.linux.get("cgroupsPath") or "", launch.identity)
+        path = self.linux.get("cgroupsPath") or ""
+        self.group = launch.unit.group if launch.unit else tree.group_of(path, launch.identity)
         self.folders = launch.layout.paths(self.group)
         self.new_user = "user" in self.namespaces and not self.namespaces["user"]
         self.in_user = "user" in self.namespaces
@@ -185,7 +191,8 @@ class _Compiler:
 
     def enter(self, flags: int) -> None:
         add = self.plan.add
-        cgroups.join(self.plan, self.launch.layout, self.folders, FIRST_CGROUP_SLOT, born=self.born)
+        if not self.launch.unit:
+            cgroups.join(self.plan, self.launch.layout, self.folders, FIRST_CGROUP_SLOT, born=self.born)
         if flags & CLONE_NEWCGROUP:
             add(P.CHILD_BEFORE_PIVOT, "unshare", "new cgroup namespace", CLONE_NEWCGROUP)
         if self.in_user:
@@ -309,8 +316,9 @@ class _Compiler:
         slot = self.tree_slot()
         attributes = km.ATTR_NOSUID | km.ATTR_NODEV | km.ATTR_NOEXEC | options.set & km.ATTR_RDONLY
         add = self.plan.add
-        add(P.PARENT_BEFORE_CLONE, "open_tree", f"open {source}", slot, source, 0, 1)
-        add(P.PARENT_BEFORE_CLONE, "mount_attr", f"attributes of {target}", slot, attributes, 0, km.MS_PRIVATE, 0, -1)
+        stage = P.CHILD_BEFORE_PIVOT if self.launch.unit else P.PARENT_BEFORE_CLONE  # systemd makes the group after clone
+        add(stage, "open_tree", f"open {source}", slot, source, 0, 1)
+        add(stage, "mount_attr", f"attributes of {target}", slot, attributes, 0, km.MS_PRIVATE, 0, -1)
         add(P.CHILD_BEFORE_PIVOT, "mount_tree", f"bind {source} on {target}", slot, target, 1, 0)
 
     def devices(self) -> None:
@@ -388,14 +396,25 @@ class _Compiler:
         if linux.get("maskedPaths"):
             add(P.CHILD_AFTER_PIVOT, "mask", "hide linux.maskedPaths", linux["maskedPaths"], SLOT_NULL)
 
-    def run(self) -> Plan:
-        launch = self.launch
-        _seccomp(self.plan, self.config, launch, "creating")
-        slots = cgroups.make(self.plan, launch.layout, self.group, self.linux.get("resources") or {}, FIRST_CGROUP_SLOT,
-                             born=self.born)
+    def cgroups(self) -> None:
+        """The container's groups, and their end when the launch fails."""
+        launch, resources = self.launch, self.linux.get("resources") or {}
+        if launch.unit and launch.driver:
+            launch.driver.start(self.plan, P.PARENT_AFTER_CLONE, launch.unit, launch.identity,
+                                self.config.get("annotations") or {}, resources)
+            cgroups.remove(self.plan, P.ON_FAILURE, self.folders, launch.unit.name, launch.driver)
+            cgroups.enable_controllers(self.plan, P.PARENT_AFTER_CLONE, self.group, resources)
+            cgroups.add_limits(self.plan, P.PARENT_AFTER_CLONE, launch.layout, self.group, resources)
+            return
+        slots = cgroups.make(self.plan, launch.layout, self.group, resources, FIRST_CGROUP_SLOT, born=self.born)
         if slots > SLOT_START - FIRST_CGROUP_SLOT:
             raise InvalidArgument("this host has more cgroup hierarchies than a plan holds")
         cgroups.remove(self.plan, P.ON_FAILURE, self.folders)
+
+    def run(self) -> Plan:
+        launch = self.launch
+        _seccomp(self.plan, self.config, launch, "creating")
+        self.cgroups()
         self.root()
         flags = self.namespace_fds()
         self.maps()
@@ -526,6 +545,7 @@ def compile_container(config: dict[str, Any], facts: Facts, launch: Launch) -> P
             source = entry.get("source") or ""
             sources.append(f"stat:{source if source.startswith('/') else f'{launch.bundle}/{source}'}")
     facts.want(*sources)
+    cgroups.check(facts, launch.layout, (config.get("linux") or {}).get("resources") or {})
     return _Compiler(config, facts, launch).run()
 
 

@@ -33,7 +33,8 @@ def features(facts: Facts) -> dict[str, Any]:
         "linux": {
             "namespaces": list(NAMESPACES),
             "capabilities": list(capabilities.NAMES),
-            "cgroup": {"v1": bool(layout.v1), "v2": layout.unified is not None, "systemd": False, "systemdUser": False},
+            "cgroup": {"v1": bool(layout.v1), "v2": layout.unified is not None, "systemd": layout.pure_v2,
+                       "systemdUser": layout.pure_v2},
             "seccomp": {"enabled": True, "actions": list(SECCOMP_ACTIONS), "operators": list(SECCOMP_OPERATORS),
                         "knownFlags": list(SECCOMP_FLAGS), "supportedFlags": list(SECCOMP_FLAGS),
                         "archs": ["SCMP_ARCH_X86", "SCMP_ARCH_X86_64", "SCMP_ARCH_X32", "SCMP_ARCH_ARM",

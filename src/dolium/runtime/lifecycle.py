@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from dolium.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound
 from dolium.linux.cgroup import tree
 from dolium.runtime import cgroups, seccomp_cache, state
 from dolium.runtime import plan as P
@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dolium.runtime.facts import Facts
+    from dolium.runtime.systemd import Driver
 
 SIGKILL = 9
 KILL_WAIT_MS = 10_000
+FREEZE_SECONDS = 10
 
 
 class Context:
     """The caller's context, as the front sent it. ``now``: seconds since 1970."""
 
-    __slots__ = ("cursor", "cwd", "env", "gid", "machine", "now", "root", "uid")
+    __slots__ = ("cursor", "cwd", "env", "gid", "machine", "now", "root", "systemd", "uid")
 
     def __init__(self, cwd: str, env: dict[str, str], root: str, uid: int, gid: int, now: int, machine: str) -> None:
         self.cwd = cwd
@@ -39,6 +41,7 @@ class Context:
         self.gid = gid
         self.now = now
         self.machine = machine
+        self.systemd = False  # the systemd cgroup driver is asked for; later commands look at the state
         self.cursor = b""  # what this command's plan before handed on, by `again`
 
 
@@ -101,11 +104,19 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
         launch.console_socket = absolute(context.cwd, options["console-socket"])
     if not run:
         launch.start_socket = f"{folder}/start.sock"
+    cgroups_path = (config.get("linux") or {}).get("cgroupsPath") or ""
+    if context.systemd:
+        from dolium.linux.cgroup.systemd import unit_of
+        from dolium.runtime.systemd import require
+
+        require(facts, launch.layout)
+        launch.unit, launch.driver = unit_of(cgroups_path, identity, context.uid), _driver(context)
     compiled = compile_container(config, facts, launch)
     root_path = config["root"]["path"]
-    folders = launch.layout.paths(tree.group_of((config.get("linux") or {}).get("cgroupsPath") or "", identity))
+    unit = launch.unit.name if launch.unit else ""
+    folders = launch.layout.paths(launch.unit.group if launch.unit else tree.group_of(cgroups_path, identity))
     record = state.template(identity, bundle, root_path if root_path.startswith("/") else f"{bundle}/{root_path}",
-                            rfc3339(context.now), context.uid, folders, config["ociVersion"])
+                            rfc3339(context.now), context.uid, folders, config["ociVersion"], unit)
 
     plan = Plan(compiled.flags)
     add = plan.add
@@ -115,6 +126,9 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
     add(P.ON_FAILURE, "remove_dir", f"remove state folder {folder}", folder, nothing_ours=True)
     add(P.PARENT_BEFORE_CLONE, "lock", f"lock {folder}", folder)
     add(P.PARENT_BEFORE_CLONE, "write_file", f"write {folder}/config.json", f"{folder}/config.json", text, 0o600, 0)
+    if unit:
+        add(P.PARENT_BEFORE_CLONE, "write_file", f"write {folder}/unit", f"{folder}/unit", f"{unit}\n{folders[0]}\n", 0o600,
+            0)
     if launch.seccomp is not None:
         seccomp_cache.keep(plan, cache, keep, launch.seccomp)
     plan.ops.extend(compiled.ops)
@@ -128,7 +142,7 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
         if not options.get("detach"):
             add(P.PARENT_BEFORE_CLONE, "hold", "stay until it ends")
             if not options.get("keep"):
-                _remove(plan, P.AFTER_EXIT, folders, folder, config, identity, bundle)
+                _remove(plan, P.AFTER_EXIT, folders, folder, config, identity, bundle, unit, launch.driver)
     _remove_folder(plan, P.ON_FAILURE, folder)
     return _clone_last(plan)
 
@@ -154,9 +168,15 @@ def _remove_folder(plan: Plan, stage: int, folder: str) -> None:
     plan.add(stage, "remove_dir", f"remove state folder {folder}", folder)
 
 
+def _driver(context: Context) -> Driver:
+    from dolium.runtime.systemd import Driver
+
+    return Driver(context.env, context.uid)
+
+
 def _remove(plan: Plan, stage: int, folders: list[str], folder: str, config: dict[str, Any], identity: str,
-            bundle: str) -> None:
-    cgroups.remove(plan, stage, folders)
+            bundle: str, unit: str, driver: Driver | None) -> None:
+    cgroups.remove(plan, stage, folders, unit, driver)
     add_hooks(plan, stage, config, "poststop", state_json(config, identity, bundle, "stopped", 0), optional=True)
     _remove_folder(plan, stage, folder)
 
@@ -238,7 +258,7 @@ def delete(context: Context, facts: Facts, identity: str, *, force: bool) -> Pla
     except FailedPrecondition:
         if not force:
             raise
-        return _delete_half_made(facts, plan, identity, folder)
+        return _delete_half_made(context, facts, plan, identity, folder)
     status = state.status(facts, where)
     if status in ("running", "paused") and not force:
         raise FailedPrecondition(f"cannot delete container {identity} that is not stopped: {status}",
@@ -249,11 +269,12 @@ def delete(context: Context, facts: Facts, identity: str, *, force: bool) -> Pla
         plan.add(P.PARENT_BEFORE_CLONE, "cg_kill", f"kill all of {identity}", where.folders)
         plan.add(P.PARENT_BEFORE_CLONE, "wait_gone", f"wait for the init of {identity}", where.pid, where.start_time,
                  KILL_WAIT_MS)
-    _remove(plan, P.PARENT_BEFORE_CLONE, where.folders, folder, _config(facts, where), identity, where.bundle)
+    _remove(plan, P.PARENT_BEFORE_CLONE, where.folders, folder, _config(facts, where), identity, where.bundle, where.unit,
+            _driver(context) if where.unit else None)
     return plan
 
 
-def _delete_half_made(facts: Facts, plan: Plan, identity: str, folder: str) -> Plan:
+def _delete_half_made(context: Context, facts: Facts, plan: Plan, identity: str, folder: str) -> Plan:
     """The runtime was killed between the state folder and the record: the group is named by the configuration."""
     text = facts.read(f"{folder}/config.json")
     path = ""
@@ -262,24 +283,54 @@ def _delete_half_made(facts: Facts, plan: Plan, identity: str, folder: str) -> P
             path = (json.loads(text).get("linux") or {}).get("cgroupsPath") or ""
         except (ValueError, AttributeError):
             path = ""  # cut off in the middle of writing: nothing was made after it
-    folders = cgroups.layout(facts).paths(tree.group_of(path, identity))
+    unit, _, group = (facts.read(f"{folder}/unit") or b"").decode().strip().partition("\n")
+    folders = [group] if group else cgroups.layout(facts).paths(tree.group_of(path, identity))
     # a runtime that is still at work holds the lock: then this waits for it, and removes what it made
     plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {folder}", folder)
-    cgroups.remove(plan, P.PARENT_BEFORE_CLONE, folders)
+    cgroups.remove(plan, P.PARENT_BEFORE_CLONE, folders, unit, _driver(context) if unit else None)
     _remove_folder(plan, P.PARENT_BEFORE_CLONE, folder)
     return plan
 
 
 def pause(context: Context, facts: Facts, identity: str, *, resume: bool) -> Plan:
-    """``pause`` and ``resume``: the freezer."""
+    """``pause`` and ``resume``: the freezer. v2 says later that all are frozen: looked for again until then (``cursor``: the
+    uptime at which to give up, or "late")."""
     where = state.load(facts, context.root, identity)
+    if context.cursor:
+        return _wait_frozen(context, facts, where)
     status = state.status(facts, where)
     if resume and status != "paused":
         raise FailedPrecondition(f"container not paused: {identity}")
     if not resume and status not in ("running", "created"):
         raise FailedPrecondition(f"container not running or created: {status}")
     plan = Plan()
-    cgroups.freeze(plan, P.PARENT_BEFORE_CLONE, cgroups.layout(facts), where.folders, not resume)
+    told = cgroups.freeze(plan, P.PARENT_BEFORE_CLONE, cgroups.layout(facts), where.folders, not resume)
+    if told and not resume:
+        plan.add(P.PARENT_BEFORE_CLONE, "again", "look", 0, str(_uptime(facts) + FREEZE_SECONDS))
+    return plan
+
+
+def _uptime(facts: Facts) -> int:
+    """Seconds since boot, at this call and not at the command's begin."""
+    return int((facts.read("/proc/uptime") or b"0").split(b".")[0])
+
+
+def _wait_frozen(context: Context, facts: Facts, where: state.State) -> Plan:
+    if context.cursor == b"late":
+        raise DeadlineExceeded(f"container {where.identity} did not freeze within {FREEZE_SECONDS} s and was resumed",
+                               hint="probable cause: one of its processes is in an uninterruptible sleep (state D in `ps`)")
+    plan = Plan()
+    folder = where.folders[-1]
+    told = (facts.read(f"{folder}/cgroup.events") or b"").split(b"\n")
+    if b"frozen 1" in told:
+        return plan
+    if b"populated 1" not in told:
+        raise FailedPrecondition(f"container {where.identity} ended before it was frozen")
+    if _uptime(facts) >= int(context.cursor):
+        plan.add(P.PARENT_BEFORE_CLONE, "cg_write", f"resume cgroup {folder}", f"{folder}/cgroup.freeze", "0", 0)
+        plan.add(P.PARENT_BEFORE_CLONE, "again", "tell", 0, "late")
+        return plan
+    plan.add(P.PARENT_BEFORE_CLONE, "again", "look", 10, context.cursor)
     return plan
 
 

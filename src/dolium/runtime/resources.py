@@ -133,14 +133,29 @@ def update(context: Context, facts: Facts, identity: str, resources: dict[str, A
     layout = cgroups.layout(facts)
     files = _Folders(facts, layout, where.folders)
     wanted = {**resources, "memory": _complete_memory(files, resources, config)}
+    try:
+        cgroups.check(facts, layout, wanted)
+    except InvalidArgument as error:
+        raise InvalidArgument(error.message.replace("config.json: linux.", ""), hint=error.hint) from None
     _check_memory(files, wanted["memory"])
     plan = Plan()
     plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {where.folder}", where.folder)
     group = _group(layout, where.folders)
+    if where.unit:
+        from dolium.runtime.systemd import Driver
+
+        before = (config.get("linux") or {}).get("resources") or {}
+        driver = Driver(context.env, context.uid)
+        driver.change(plan, P.PARENT_BEFORE_CLONE, where.unit, wanted)
+        driver.change(plan, P.ON_FAILURE, where.unit, {room: before[room] for room in wanted if room in before},
+                      optional=True)
+    if layout.pure_v2:
+        cgroups.enable_controllers(plan, P.PARENT_BEFORE_CLONE, group, wanted)
     cgroups.add_limits(plan, P.PARENT_BEFORE_CLONE, layout, group, wanted)
     _swap_in_order(plan, files, wanted["memory"])
-    facts.want(*(f"read:{op.args[0]}" for op in plan.named("cg_write")))
-    for op in reversed(plan.named("cg_write")):
+    written = [op for op in plan.named("cg_write") if not str(op.args[0]).endswith("/cgroup.subtree_control")]
+    facts.want(*(f"read:{op.args[0]}" for op in written))
+    for op in reversed(written):
         before = facts.read(str(op.args[0]))
         if before is not None and before.strip() and not op.label.startswith("set devices."):
             plan.add(P.ON_FAILURE, "cg_write", f"put {op.args[0]} back", op.args[0], before.strip(), 1, optional=True)

@@ -34,6 +34,7 @@ RLIMITS = {
 ATTRIBUTES = {"scheduler", "ioPriority", "execCPUAffinity"}  # of a process; attributes.py knows them
 HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 
+_U64 = (1 << 64) - 1
 _KINDS = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
 
 
@@ -264,25 +265,7 @@ def _linux(linux: dict[str, Any]) -> None:
             value = take(device, key, "integer", field, required=key in ("major", "minor") and device["type"] != "p")
             if value is not None and value < 0:
                 raise wrong(f"{field}.{key}", "is out of range")
-    resources = take(linux, "resources", "object", "linux") or {}
-    for key in ("memory", "cpu", "pids", "blockIO", "network", "unified"):
-        take(resources, key, "object", "linux.resources")
-    for index, rule in enumerate(objects(resources, "devices", "linux.resources")):
-        field = f"linux.resources.devices[{index}]"
-        if take(rule, "type", "string", field) not in (None, "", "a", "b", "c"):
-            raise wrong(f"{field}.type", f"{rule['type']!r} is not a, b or c")
-        if set(take(rule, "access", "string", field) or "") - set("rwm"):
-            raise wrong(f"{field}.access", "may hold only r, w and m")
-    for name, value in (resources.get("unified") or {}).items():
-        if "/" in name or not name or not isinstance(value, str):
-            raise wrong(f"linux.resources.unified.{name}", "must be the name of a file in the cgroup, with a string")
-    memory = resources.get("memory") or {}
-    for key in ("limit", "swap", "reservation"):
-        take(memory, key, "integer", "linux.resources.memory")
-    if memory.get("limit") and memory.get("swap") and 0 < memory["swap"] < memory["limit"]:
-        raise wrong("linux.resources.memory.swap", "is below memory.limit; it counts memory and swap together")
-    for key in ("shares", "quota", "period"):
-        take(resources.get("cpu") or {}, key, "integer", "linux.resources.cpu")
+    _resources(take(linux, "resources", "object", "linux") or {})
     path = take(linux, "cgroupsPath", "string", "linux")
     if path and ".." in path.split("/"):
         raise wrong("linux.cgroupsPath", "must not contain '..'")
@@ -303,6 +286,81 @@ def _linux(linux: dict[str, Any]) -> None:
             raise wrong(f"linux.{key}", "is not supported in this version")
     if linux.get("mountLabel"):
         raise wrong("linux.mountLabel", "is not supported in this version")
+
+
+def _numbers(parent: dict[str, Any], field: str, lowest: int, highest: int, *keys: str) -> None:
+    for key in keys:
+        value = take(parent, key, "integer", field)
+        if value is not None and not lowest <= value <= highest:
+            raise wrong(f"{field}.{key}", f"must be from {lowest} to {highest}")
+
+
+def _resources(resources: dict[str, Any]) -> None:
+    """``linux.resources``: kinds and ranges, the same for both versions of cgroups."""
+    field = "linux.resources"
+    rooms = {key: take(resources, key, "object", field) or {} for key in (
+        "memory", "cpu", "pids", "blockIO", "network", "rdma", "unified")}
+    _devices(resources)
+    for name, value in rooms["unified"].items():
+        if "/" in name or "." not in name.strip(".") or not isinstance(value, str):
+            raise wrong(f"{field}.unified.{name}", "must be the name of a file in the cgroup, with a string")
+    memory, cpu, block = rooms["memory"], rooms["cpu"], rooms["blockIO"]
+    _numbers(memory, f"{field}.memory", -1, _U64, "limit", "swap", "reservation", "kernel", "kernelTCP")
+    _numbers(memory, f"{field}.memory", 0, 100, "swappiness")
+    for key in ("disableOOMKiller", "checkBeforeUpdate"):
+        take(memory, key, "boolean", f"{field}.memory")
+    if memory.get("limit") and memory.get("swap") and 0 < memory["swap"] < memory["limit"]:
+        raise wrong(f"{field}.memory.swap", "is below memory.limit; it counts memory and swap together")
+    _numbers(cpu, f"{field}.cpu", 0, _U64, "shares", "period", "burst", "realtimePeriod")
+    _numbers(cpu, f"{field}.cpu", -1 << 63, 1 << 63, "quota", "realtimeRuntime")
+    _numbers(cpu, f"{field}.cpu", 0, 1, "idle")
+    for key in ("cpus", "mems"):
+        take(cpu, key, "string", f"{field}.cpu")
+    _numbers(rooms["pids"], f"{field}.pids", -1 << 63, 1 << 63, "limit")
+    _block_io(block, f"{field}.blockIO")
+    for index, entry in enumerate(objects(resources, "hugepageLimits", field)):
+        name = f"{field}.hugepageLimits[{index}]"
+        size = take(entry, "pageSize", "string", name, required=True)
+        if not size.removesuffix("B")[:-1].isdigit() or size[-2:] not in ("KB", "MB", "GB"):
+            raise wrong(f"{name}.pageSize", f"{size!r} is not a size such as 2MB or 1GB")
+        take(entry, "limit", "integer", name, required=True)
+        _numbers(entry, name, 0, _U64, "limit")
+    _numbers(rooms["network"], f"{field}.network", 0, 0xFFFFFFFF, "classID")
+    for index, entry in enumerate(objects(rooms["network"], "priorities", f"{field}.network")):
+        name = f"{field}.network.priorities[{index}]"
+        take(entry, "name", "string", name, required=True)
+        take(entry, "priority", "integer", name, required=True)
+    for device, limits in rooms["rdma"].items():
+        if not isinstance(limits, dict) or not device or set(device) & set(" \n="):
+            raise wrong(f"{field}.rdma.{device}", "must be the name of a device, with an object")
+        _numbers(limits, f"{field}.rdma.{device}", 0, 0xFFFFFFFF, "hcaHandles", "hcaObjects")
+
+
+def _block_io(block: dict[str, Any], field: str) -> None:
+    rows = [("", block)]
+    rows += [(f".weightDevice[{index}]", entry) for index, entry in enumerate(objects(block, "weightDevice", field))]
+    for part, entry in rows:
+        for key in ("weight", "leafWeight"):
+            if take(entry, key, "integer", f"{field}{part}") not in (None, 0) and not 10 <= entry[key] <= 1000:
+                raise wrong(f"{field}{part}.{key}", "must be from 10 to 1000")
+    for kind in ("Bps", "IOPS"):
+        for way in ("Read", "Write"):
+            key = f"throttle{way}{kind}Device"
+            for index, entry in enumerate(objects(block, key, field)):
+                take(entry, "rate", "integer", f"{field}.{key}[{index}]", required=True)
+                rows.append((f".{key}[{index}]", entry))
+    for part, entry in rows[1:]:
+        for key in ("major", "minor"):
+            take(entry, key, "integer", f"{field}{part}", required=True)
+
+
+def _devices(resources: dict[str, Any]) -> None:
+    for index, rule in enumerate(objects(resources, "devices", "linux.resources")):
+        field = f"linux.resources.devices[{index}]"
+        if take(rule, "type", "string", field) not in (None, "", "a", "b", "c"):
+            raise wrong(f"{field}.type", f"{rule['type']!r} is not a, b or c")
+        if set(take(rule, "access", "string", field) or "") - set("rwm"):
+            raise wrong(f"{field}.access", "may hold only r, w and m")
 
 
 def _validate_seccomp(seccomp: dict[str, Any]) -> None:

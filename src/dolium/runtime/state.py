@@ -2,6 +2,7 @@
 
 ``state.json``  written by rename when the container is created; version 1
 ``config.json`` the configuration it was created with: exec and delete do not trust a bundle that changed since
+``unit``        with the systemd driver, from before anything is made: the unit and its cgroup, a line each
 ``start.sock``  init listens here until ``start``; its absence tells created from running
 """
 
@@ -30,10 +31,11 @@ def check_identity(identity: str) -> None:
 
 
 class State:
-    """What is recorded of a container. ``folders``: its cgroup folders; ``created``: RFC 3339; ``owner``: uid."""
+    """What is recorded of a container. ``folders``: its cgroup folders; ``created``: RFC 3339; ``owner``: uid;
+    ``unit``: its systemd scope, "" with the cgroupfs driver."""
 
     __slots__ = ("bundle", "created", "folder", "folders", "identity", "oci_version", "owner", "pid", "rootfs",
-                 "start_time")
+                 "start_time", "unit")
 
     def __init__(self, fields: dict[str, Any], folder: str) -> None:
         self.folder = folder
@@ -46,14 +48,15 @@ class State:
         self.owner: int = fields["owner"]
         self.folders: list[str] = fields["cgroups"]
         self.oci_version: str = fields["ociVersion"]
+        self.unit: str = fields.get("unit", "")
 
 
 def template(identity: str, bundle: str, rootfs: str, created: str, owner: int, folders: list[str],
-             oci_version: str) -> str:
+             oci_version: str, unit: str = "") -> str:
     """``state.json`` with the executor's tokens where pid and start time will be."""
     text = json.dumps({"version": STATE_VERSION, "ociVersion": oci_version, "id": identity, "pid": _PID,
                        "startTime": _START, "bundle": bundle, "rootfs": rootfs, "created": created, "owner": owner,
-                       "cgroups": folders})
+                       "cgroups": folders, **({"unit": unit} if unit else {})})
     return text.replace(str(_PID), "\x01p").replace(str(_START), "\x01s") + "\n"
 
 

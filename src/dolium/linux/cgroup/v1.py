@@ -70,11 +70,11 @@ def pids(limits: dict[str, Any]) -> list[Write]:
 def block_io(limits: dict[str, Any]) -> list[Write]:
     """``linux.resources.blockIO``: weight (10 to 1000) and throttles in bytes or operations a second."""
     writes: list[Write] = []
-    if limits.get("weight"):
-        writes.append(("blkio", "blkio.weight", str(limits["weight"])))
-    for device in limits.get("weightDevice") or []:
-        if device.get("weight"):
-            writes.append(("blkio", "blkio.weight_device", f"{device['major']}:{device['minor']} {device['weight']}"))
+    for key, file in (("weight", "blkio.weight"), ("leafWeight", "blkio.leaf_weight")):
+        if limits.get(key):
+            writes.append(("blkio", file, str(limits[key])))
+        writes.extend(("blkio", f"{file}_device", f"{device['major']}:{device['minor']} {device[key]}")
+                      for device in limits.get("weightDevice") or [] if device.get(key))
     for key, file in (
         ("throttleReadBpsDevice", "blkio.throttle.read_bps_device"),
         ("throttleWriteBpsDevice", "blkio.throttle.write_bps_device"),
@@ -104,6 +104,13 @@ def devices(rules: list[dict[str, Any]]) -> list[Write]:
     return writes
 
 
+def rdma(resources: dict[str, Any]) -> list[str]:
+    """``linux.resources.rdma`` as values of rdma.max, the same in both versions: one a device."""
+    words = (("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object"))
+    return [" ".join([name, *(f"{word}={limits[key]}" for key, word in words if limits.get(key) is not None)])
+            for name, limits in (resources.get("rdma") or {}).items()]
+
+
 def _number(value: int | None) -> str:
     return "*" if value is None or value < 0 else str(value)
 
@@ -115,7 +122,9 @@ def writes_for(resources: dict[str, Any]) -> list[Write]:
     writes += pids(resources.get("pids") or {})
     writes += block_io(resources.get("blockIO") or {})
     for limit in resources.get("hugepageLimits") or []:
-        writes.append(("hugetlb", f"hugetlb.{limit['pageSize']}.limit_in_bytes", str(limit["limit"])))
+        for kind in ("", "rsvd."):
+            writes.append(("hugetlb", f"hugetlb.{limit['pageSize']}.{kind}limit_in_bytes", str(limit["limit"])))
+    writes.extend(("rdma", "rdma.max", value) for value in rdma(resources))
     network = resources.get("network") or {}
     if network.get("classID") is not None:
         writes.append(("net_cls", "net_cls.classid", str(network["classID"])))

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from dolium.linux.cgroup.v1 import rdma
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 Write = tuple[str, str]
+
+CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids", "hugetlb", "rdma", "misc")
+
+# What only v1 has a file for: below ``linux.resources``, and what to say about it.
+_V1_ONLY = {
+    ("memory", "swappiness"): "there is no swappiness of a cgroup",
+    ("memory", "disableOOMKiller"): "the OOM killer cannot be switched off",
+    ("memory", "kernelTCP"): "TCP buffers have no limit of their own",
+    ("cpu", "realtimePeriod"): "realtime tasks are not limited",
+    ("cpu", "realtimeRuntime"): "realtime tasks are not limited",
+    ("blockIO", "leafWeight"): "there are no leaf weights",
+    ("network", "classID"): "packets are not tagged (match on the cgroup's path)",
+    ("network", "priorities"): "packets are not tagged (match on the cgroup's path)",
+}
+
+
+def refused(resources: dict[str, Any]) -> tuple[str, str] | None:
+    """The first field below ``linux.resources`` that v2 cannot hold, and why; None when all are fine."""
+    for (room, key), why in _V1_ONLY.items():
+        value = (resources.get(room) or {}).get(key)
+        if value or (value == 0 and key == "swappiness"):
+            return f"{room}.{key}", why
+    for index, device in enumerate((resources.get("blockIO") or {}).get("weightDevice") or []):
+        if device.get("leafWeight"):
+            return f"blockIO.weightDevice[{index}].leafWeight", "there are no leaf weights"
+    limits = resources.get("memory") or {}
+    if (limits.get("swap") or 0) > 0 and (limits.get("limit") or 0) <= 0:
+        return "memory.swap", "it counts memory and swap together, so it needs memory.limit beside it"
+    return None
 
 
 def weight_of_shares(shares: int) -> int:
@@ -34,6 +65,8 @@ def memory(limits: dict[str, Any]) -> list[Write]:
             writes.append(("memory.swap.max", "max"))
         elif limit and limit > 0:
             writes.append(("memory.swap.max", str(max(swap - limit, 0))))
+    elif limit and limit < 0:
+        writes.append(("memory.swap.max", "max"))
     if limits.get("reservation"):
         writes.append(("memory.low", _limit(limits["reservation"])))
     return writes
@@ -45,7 +78,8 @@ def cpu(limits: dict[str, Any]) -> list[Write]:
     if limits.get("shares"):
         writes.append(("cpu.weight", str(weight_of_shares(limits["shares"]))))
     if limits.get("idle") is not None:
-        writes.append(("cpu.idle", str(limits["idle"])))
+        # an idle group has no weight: it is written before the group becomes idle, or after it ceased to be
+        writes.insert(0 if limits["idle"] == 0 else len(writes), ("cpu.idle", str(limits["idle"])))
     quota, period = limits.get("quota"), limits.get("period")
     if quota or period:
         writes.append(("cpu.max", f"{quota if quota and quota > 0 else 'max'} {period or 100000}"))
@@ -81,7 +115,8 @@ def writes_for(resources: dict[str, Any]) -> list[Write]:
         writes.append(("pids.max", str(limit) if limit > 0 else "max"))
     writes += block_io(resources.get("blockIO") or {})
     for entry in resources.get("hugepageLimits") or []:
-        writes.append((f"hugetlb.{entry['pageSize']}.max", str(entry["limit"])))
+        writes += [(f"hugetlb.{entry['pageSize']}.{kind}max", str(entry["limit"])) for kind in ("", "rsvd.")]
+    writes.extend(("rdma.max", value) for value in rdma(resources))
     writes.extend((file, str(value)) for file, value in (resources.get("unified") or {}).items())
     return writes
 
@@ -89,4 +124,4 @@ def writes_for(resources: dict[str, Any]) -> list[Write]:
 def controllers_needed(writes: list[Write]) -> list[str]:
     """Controllers that must be in the parents' cgroup.subtree_control for these files to exist."""
     found = dict.fromkeys(file.split(".")[0] for file, _ in writes)
-    return [name for name in found if name in ("cpu", "cpuset", "io", "memory", "pids", "hugetlb", "rdma")]
+    return [name for name in found if name in CONTROLLERS]
