@@ -62,7 +62,8 @@ class Launch:
     """
 
     __slots__ = ("bundle", "console_socket", "driver", "hidden", "identity", "joined", "layout", "listener", "new_keyring",
-                 "no_pivot", "preserve_fds", "root_in_slot", "seccomp", "seccomp_flags", "start_socket", "stdio", "uid", "unit")
+                 "no_pivot", "preserve_fds", "root_in_slot", "seccomp", "seccomp_flags", "start_socket", "stdio", "uid",
+                 "unit")
 
     def __init__(self, identity: str, bundle: str, layout: tree.Layout, uid: int = 0) -> None:
         self.identity = identity
