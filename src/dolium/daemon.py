@@ -16,6 +16,7 @@ import sys
 
 from aiohttp import web
 
+from dolium import memory
 from dolium.api import native
 from dolium.api.docker.app import Handler, make_app
 from dolium.engine.containers import Containers
@@ -30,6 +31,8 @@ GROUP = "docker"
 SHUTDOWN_GRACE = 1.0
 """Seconds for requests under way to end by themselves, then as long for them to end when told to: `wait`, `logs -f` and
 clients that read nothing would go on for ever."""
+QUIET = 3.0
+"""Seconds without a request after which memory that is free goes back to the kernel."""
 _log = logging.getLogger("doliumd")
 
 
@@ -99,6 +102,14 @@ def _notify(state: str) -> None:
             sock.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
 
 
+def _give_memory_back(server: web.Server, served: int, worked: bool) -> None:
+    """When no request came for a while after some work, and again then. On the loop: nobody is waiting."""
+    idle = server.requests_count == served
+    if idle and worked:
+        memory.give_back()
+    asyncio.get_running_loop().call_later(QUIET, _give_memory_back, server, server.requests_count, not idle)
+
+
 async def serve(paths: Paths, host: str) -> None:
     """Run until SIGTERM, SIGINT or a stop request. Raises DoliumError when it cannot start."""
     lock = _lock(f"{paths.data}/doliumd.lock")
@@ -118,7 +129,8 @@ async def serve(paths: Paths, host: str) -> None:
     inner = runner.server
     assert inner is not None
     server = await loop.create_unix_server(lambda: Handler(inner, loop=loop, **inner._kwargs), sock=sock, backlog=1024)
-    gc.collect()
+    memory.give_back()
+    _give_memory_back(inner, 0, False)
     gc.freeze()  # what is there now stays: later collections need not look at it, in the middle of a start
     _log.info("listening on %s, instance %s, pid %d", host, engine.instance, os.getpid())
     _notify("READY=1")
@@ -155,6 +167,7 @@ def entry() -> int:
     if os.geteuid() != 0:
         print("doliumd: needs root", file=sys.stderr)
         return 1
+    memory.one_heap()
     paths = Paths(os.path.abspath(options.data_root), os.path.abspath(options.run_root))
     try:
         os.makedirs(paths.data, mode=0o711, exist_ok=True)
