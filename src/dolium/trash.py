@@ -8,13 +8,14 @@ of work makes all that follows slower. So nothing is, as long as more keeps comi
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import secrets
 import shutil
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
 
 _log = logging.getLogger(__name__)
 QUIET, LATEST = 1.0, 10.0
@@ -30,15 +31,17 @@ class Trash:
         """Use ``folder``, made if it is missing."""
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self._folder = folder
-        self._closing = threading.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trash")
-        self._waiting = 0
+        self._word, self._numbers = secrets.token_hex(4), itertools.count()  # names that no earlier process gave
+        self._waiting: deque[tuple[str, float]] = deque()  # path, when it was thrown away
         self._last = 0.0
+        self._some, self._closing = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
 
     def discard(self, path: str) -> bool:
         """Rename into the trash and leave: the name is free when this returns. False when there was nothing. Raises
         OSError."""
-        aside = f"{self._folder}/{os.path.basename(path)}-{secrets.token_hex(6)}"
+        aside = f"{self._folder}/{os.path.basename(path)}-{self._word}-{next(self._numbers)}"
         try:
             os.rename(path, aside)
         except FileNotFoundError:
@@ -49,29 +52,49 @@ class Trash:
             shutil.rmtree(path)  # somebody gave it a file system of its own
             return True
         self._last = time.monotonic()
-        self._waiting += 1
-        self._thread.submit(self._delete, aside, self._last)
+        self._add(aside, self._last)
         return True
 
     def recover(self) -> None:
         """What an earlier process left."""
         for name in os.listdir(self._folder):
-            self._waiting += 1
-            self._thread.submit(self._delete, f"{self._folder}/{name}", 0.0)
+            self._add(f"{self._folder}/{name}", 0.0)
 
-    def _delete(self, path: str, given: float) -> None:
-        """What cannot be deleted now is tried again at the next start, by ``recover``."""
-        while self._waiting <= MOST:
-            left = min(self._last + QUIET, given + LATEST) - time.monotonic()
-            if left <= 0 or self._closing.wait(left):
-                break
-        self._waiting -= 1
-        try:
-            shutil.rmtree(path)
-        except OSError as error:
-            _log.warning("delete %s: %s", path, error)
+    def _add(self, path: str, given: float) -> None:
+        self._waiting.append((path, given))
+        if not self._some.is_set():  # the thread is woken once for many
+            self._some.set()
+            with self._starting:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._work, name="trash", daemon=True)
+                    self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            self._some.wait()
+            self._some.clear()
+            while self._waiting:
+                path, given = self._waiting[0]
+                while len(self._waiting) <= MOST:
+                    left = min(self._last + QUIET, given + LATEST) - time.monotonic()
+                    if left <= 0 or self._closing.wait(left):
+                        break
+                self._waiting.popleft()
+                _delete(path)
+            if self._closing.is_set() and not self._waiting:
+                return
 
     def close(self) -> None:
-        """Delete what is left, and wait for it."""
+        """Delete what is left, and wait for it. Nothing is thrown away any more."""
         self._closing.set()
-        self._thread.shutdown(wait=True)
+        self._some.set()
+        if self._thread is not None:
+            self._thread.join()
+
+
+def _delete(path: str) -> None:
+    """What cannot be deleted now is tried again at the next start, by ``recover``."""
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        _log.warning("delete %s: %s", path, error)

@@ -208,9 +208,8 @@ class Containers:
                 raise type(error)(container.error, errno=error.errno) from error
             raise
         finally:
-            # letting go of a mount waits for a grace period of RCU: not on the loop
             if root >= 0:
-                asyncio.get_running_loop().run_in_executor(None, os.close, root)
+                engine.roots.release(container, root)
         if network is not None:
             os.close(network.result().fd)
         faults.point("start.launched")

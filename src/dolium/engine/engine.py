@@ -78,10 +78,11 @@ class Engine:
         self.roots = Roots(self.images.snapshots, f"{paths.data}/mountpoints")
         self.volumes = Volumes(f"{paths.data}/volumes", self.store)
         self.network = make_network(self.instance, self.store)
-        self.isolation = ProcessIsolation(self.layout, f"{paths.data}/cache/seccomp", f"{paths.run}/shims", ETC_FILES)
+        self.trash, self.run_trash = Trash(f"{paths.data}/trash"), Trash(f"{paths.run}/trash")
+        self.isolation = ProcessIsolation(self.layout, f"{paths.data}/cache/seccomp", f"{paths.run}/shims", ETC_FILES,
+                                          self.run_trash.discard)
         self.containers = {doc["id"]: Container.from_doc(doc) for doc in self.store.containers()}
         self.names = {container.name: container.id for container in self.containers.values()}
-        self.trash = Trash(f"{paths.data}/trash")
         self._locks: dict[str, asyncio.Lock] = {}
         self._unsaved: set[str] = set()
         self._retry: asyncio.TimerHandle | None = None
@@ -230,6 +231,7 @@ class Engine:
             if identity not in self.containers:
                 shutil.rmtree(self.paths.container(identity), ignore_errors=True)
         self.trash.recover()
+        self.run_trash.recover()
 
     async def close(self) -> None:
         """Containers and shims live on. Nothing may be under way."""
@@ -243,7 +245,8 @@ class Engine:
         await self.network.close()
         await self.roots.close()
         await asyncio.to_thread(self.images.close)
-        await asyncio.to_thread(self.trash.close)
+        for trash in (self.trash, self.run_trash):
+            await asyncio.to_thread(trash.close)
         self._connection.close()
 
     def remove_groups(self) -> None:

@@ -101,6 +101,14 @@ class Roots:
         finally:
             os.close(root)
 
+    def release(self, container: Container, root: int) -> None:
+        """Close an fd of ``mount``. When it is the last one of a root that is not volatile, the file system below is synced
+        whole: not on the loop."""
+        if _volatile(container):
+            os.close(root)
+        else:
+            asyncio.get_running_loop().run_in_executor(None, os.close, root)
+
     def remove(self, container_id: str) -> None:
         """Remove the writable layer; idempotent."""
         self._unmount(container_id)

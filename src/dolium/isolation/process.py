@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -134,9 +133,12 @@ async def _attached(shim: Shim, process: str, attachments: list[Attachment], lau
 class ProcessIsolation:
     """Implements the backend interface (create and start as one, exec, signal, adopt, delete) with namespaces."""
 
-    def __init__(self, layout: tree.Layout, cache: str, shims: str, files: Sequence[str]) -> None:
+    def __init__(self, layout: tree.Layout, cache: str, shims: str, files: Sequence[str],
+                 discard: Callable[[str], object]) -> None:
         """``cache``: folder of compiled profiles; ``shims``: the folder that has the shims' folders; ``files``: what the
-        engine keeps beside a shim, made in a spare's folder beforehand."""
+        engine keeps beside a shim, made in a spare's folder beforehand; ``discard``: takes a folder away, if it is there.
+        """
+        self._discard = discard
         self._layout = layout
         self._cache = cache
         self._spawner = Spawner()
@@ -213,8 +215,7 @@ class ProcessIsolation:
 
     def prepare(self, folder: str, on_event: Callable[[Event], None]) -> asyncio.Future[Shim]:
         """The sandbox's shim, waiting for a launch; its folder is there when this returns. The future raises Unavailable."""
-        if os.path.exists(folder):
-            shutil.rmtree(folder)
+        self._discard(folder)
         loop = asyncio.get_running_loop()
         spare = self._spares.take(folder, on_event)
         if spare is None:
@@ -274,7 +275,7 @@ class ProcessIsolation:
             with contextlib.suppress(DoliumError):
                 await shim.end()
             shim.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        self._discard(folder)
 
     async def exec(self, shim: Shim, identity: str, config: dict[str, Any], process: dict[str, Any], exec_id: str, *,
                    pid: int, start_time: int, stdio: Stdio, attachments: list[Attachment]) -> Launched:
