@@ -245,7 +245,7 @@ class ProcessIsolation:
                 folders = tree.parse_membership(file.read(), self._layout)
         except OSError as error:
             raise NotFound(f"the init of {identity} is gone") from error
-        plan = compile_exec(config, process, pid, start_time, launch, folders)
+        plan = compile_exec(config, process, HostFacts(), pid, start_time, launch, folders)
         try:
             for attachment in attachments:
                 await shim.attach(exec_id, attachment.fd, **attachment.options)

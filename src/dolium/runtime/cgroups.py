@@ -67,6 +67,9 @@ def add_limits(plan: Plan, stage: int, where: tree.Layout, group: str, resources
             path = f"{folder or f'{tree.ROOT}/{controller}{group}'}/{file}"
             plan.add(stage, "cg_write", f"set {file} of cgroup {group} to {value}", path, value, 0)
     elif where.unified:
+        for field in v2.inconvertible(resources):
+            raise InvalidArgument(f"config.json: linux.resources.{field}: cgroup v2 has nothing like it",
+                                  hint="leave it out on this host, or name v2's own files under linux.resources.unified")
         for file, value in v2.writes_for(resources):
             plan.add(stage, "cg_write", f"set {file} of cgroup {group} to {value}", f"{where.unified}{group}/{file}",
                      value, 0)

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-OCI_VERSION = "1.0.2"
+OCI_VERSION = "1.3.0"
 
 NAMESPACES = {
     "user": 0x10000000,
@@ -199,8 +199,8 @@ def _process(process: dict[str, Any], field: str) -> None:
         from dolium.runtime import attributes
 
         attributes.check(process, field)
-    if process.get("selinuxLabel"):
-        raise wrong(f"{field}.selinuxLabel", "is not supported in this version")
+    for key in ("apparmorProfile", "selinuxLabel"):
+        take(process, key, "string", field)
 
 
 def validate_process(process: dict[str, Any]) -> None:
@@ -265,8 +265,13 @@ def _linux(linux: dict[str, Any]) -> None:
             if value is not None and value < 0:
                 raise wrong(f"{field}.{key}", "is out of range")
     resources = take(linux, "resources", "object", "linux") or {}
-    for key in ("memory", "cpu", "pids", "blockIO", "network", "unified"):
+    for key in ("memory", "cpu", "pids", "blockIO", "network", "unified", "rdma"):
         take(resources, key, "object", "linux.resources")
+    for name, device in (resources.get("rdma") or {}).items():
+        if not isinstance(device, dict) or not device.keys() & {"hcaHandles", "hcaObjects"}:
+            raise wrong(f"linux.resources.rdma.{name}", "must be an object with hcaHandles, hcaObjects or both")
+        for key in ("hcaHandles", "hcaObjects"):
+            take(device, key, "integer", f"linux.resources.rdma.{name}")
     for index, rule in enumerate(objects(resources, "devices", "linux.resources")):
         field = f"linux.resources.devices[{index}]"
         if take(rule, "type", "string", field) not in (None, "", "a", "b", "c"):
@@ -298,11 +303,15 @@ def _linux(linux: dict[str, Any]) -> None:
         for key, read in (("memoryPolicy", attributes.memory_policy), ("personality", attributes.personality)):
             if linux.get(key) is not None:
                 read(linux[key], f"linux.{key}")
-    for key in ("intelRdt", "netDevices"):
-        if linux.get(key):
-            raise wrong(f"linux.{key}", "is not supported in this version")
-    if linux.get("mountLabel"):
-        raise wrong("linux.mountLabel", "is not supported in this version")
+    take(linux, "mountLabel", "string", "linux")
+    if linux.get("netDevices") is not None:
+        from dolium.runtime import net_devices
+
+        net_devices.check(linux)
+    if take(linux, "intelRdt", "object", "linux") is not None:
+        from dolium.runtime import rdt
+
+        rdt.check(linux["intelRdt"])
 
 
 def _validate_seccomp(seccomp: dict[str, Any]) -> None:

@@ -70,8 +70,9 @@ def pids(limits: dict[str, Any]) -> list[Write]:
 def block_io(limits: dict[str, Any]) -> list[Write]:
     """``linux.resources.blockIO``: weight (10 to 1000) and throttles in bytes or operations a second."""
     writes: list[Write] = []
-    if limits.get("weight"):
-        writes.append(("blkio", "blkio.weight", str(limits["weight"])))
+    for key, file in (("weight", "blkio.weight"), ("leafWeight", "blkio.leaf_weight")):
+        if limits.get(key):
+            writes.append(("blkio", file, str(limits[key])))
     for device in limits.get("weightDevice") or []:
         if device.get("weight"):
             writes.append(("blkio", "blkio.weight_device", f"{device['major']}:{device['minor']} {device['weight']}"))
@@ -84,6 +85,13 @@ def block_io(limits: dict[str, Any]) -> list[Write]:
         writes.extend(("blkio", file, f"{device['major']}:{device['minor']} {device['rate']}")
                       for device in limits.get(key) or [])
     return writes
+
+
+def rdma(devices: dict[str, Any]) -> list[str]:
+    """``linux.resources.rdma``: a line of rdma.max, which both versions have, for each device."""
+    words = (("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object"))
+    return [" ".join([name, *(f"{word}={device[key]}" for key, word in words if device.get(key) is not None)])
+            for name, device in devices.items()]
 
 
 def devices(rules: list[dict[str, Any]]) -> list[Write]:
@@ -116,6 +124,7 @@ def writes_for(resources: dict[str, Any]) -> list[Write]:
     writes += block_io(resources.get("blockIO") or {})
     for limit in resources.get("hugepageLimits") or []:
         writes.append(("hugetlb", f"hugetlb.{limit['pageSize']}.limit_in_bytes", str(limit["limit"])))
+    writes.extend(("rdma", "rdma.max", limit) for limit in rdma(resources.get("rdma") or {}))
     network = resources.get("network") or {}
     if network.get("classID") is not None:
         writes.append(("net_cls", "net_cls.classid", str(network["classID"])))

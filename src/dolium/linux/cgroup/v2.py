@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dolium.linux.cgroup.v1 import rdma
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -82,8 +84,19 @@ def writes_for(resources: dict[str, Any]) -> list[Write]:
     writes += block_io(resources.get("blockIO") or {})
     for entry in resources.get("hugepageLimits") or []:
         writes.append((f"hugetlb.{entry['pageSize']}.max", str(entry["limit"])))
+    writes.extend(("rdma.max", line) for line in rdma(resources.get("rdma") or {}))
     writes.extend((file, str(value)) for file, value in (resources.get("unified") or {}).items())
     return writes
+
+
+# What v1 alone has: no file of v2 means the same.
+_GONE = (("memory", "swappiness"), ("memory", "disableOOMKiller"), ("memory", "kernelTCP"), ("cpu", "realtimePeriod"),
+         ("cpu", "realtimeRuntime"), ("blockIO", "leafWeight"), ("network", "classID"), ("network", "priorities"))
+
+
+def inconvertible(resources: dict[str, Any]) -> list[str]:
+    """Fields of ``linux.resources`` that are set and that v2 cannot hold (config-linux.md, Unified: an error)."""
+    return [f"{room}.{key}" for room, key in _GONE if (resources.get(room) or {}).get(key)]
 
 
 def controllers_needed(writes: list[Write]) -> list[str]:
