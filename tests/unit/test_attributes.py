@@ -53,7 +53,7 @@ def test_where_they_stand_in_a_plan() -> None:
     names = [op.name for op in compile_container(made, FakeFacts(), Launch("c", "/b", V1)).ops]
     assert names.index("scheduler") < names.index("io_priority") < names.index("user")
     assert "personality" in names and "memory_policy" in names and "affinity" not in names  # init is not placed
-    plan = compile_exec(made, made["process"], 5, 6, Launch("c", "/b", V1), V1.paths("/x"))
+    plan = compile_exec(made, made["process"], FakeFacts(), 5, 6, Launch("c", "/b", V1), V1.paths("/x"))
     names = [op.name for op in plan.ops]
     first, second = (number for number, name in enumerate(names) if name == "affinity")
     joins = [number for number, name in enumerate(names) if name == "cg_join"]

@@ -446,7 +446,7 @@ def test_the_plan_of_the_default_configuration_reads_well_and_encodes() -> None:
 def test_exec_joins_what_the_container_declared_and_checks_its_init() -> None:
     made = config(linux={"namespaces": namespaces(mount="", uts="", pid="", user="/u", network="/n")})
     process = {"args": ["x"], "cwd": "/", "env": ["A=1"], "user": {"uid": 1}}
-    plan = compile_exec(made, process, 77, 88, Launch("box", "/b", V1), ["/sys/fs/cgroup/pids/g", "/sys/fs/cgroup/memory/g"])
+    plan = compile_exec(made, process, FakeFacts(), 77, 88, Launch("box", "/b", V1), ["/sys/fs/cgroup/pids/g", "/sys/fs/cgroup/memory/g"])
     assert [op.args[1] for op in plan.named("ns_open")] == [f"/proc/77/ns/{name}" for name in ("user", "uts", "net", "pid",
                                                                                               "mnt")]
     names = order(plan, P.PARENT_BEFORE_CLONE)
@@ -463,7 +463,7 @@ def test_exec_joins_what_the_container_declared_and_checks_its_init() -> None:
 def test_who_joined_a_user_namespace_moves_by_the_file_that_was_opened_before(user: bool) -> None:
     made = config(linux={"namespaces": namespaces(mount="", pid="", **({"user": "/u"} if user else {})), "cgroupsPath": "/g"})
     process = {"args": ["x"], "cwd": "/"}
-    for plan in (compile_exec(made, process, 7, 8, Launch("box", "/b", V2), V2.paths("/g")), compiled(made, V2)):
+    for plan in (compile_exec(made, process, FakeFacts(), 7, 8, Launch("box", "/b", V2), V2.paths("/g")), compiled(made, V2)):
         assert len(plan.named("cg_clone")) == (not user) and len(plan.named("cg_join")) == user
         first = order(plan, P.PARENT_BEFORE_CLONE)
         assert user or first.index("cg_clone") < first.index("clone")
@@ -473,7 +473,7 @@ def test_exec_has_the_filter_and_the_capabilities_too() -> None:
     process = {"args": ["x"], "cwd": "/", "noNewPrivileges": True, "capabilities": CAPS}
     launch = Launch("box", "/b", V1)
     launch.seccomp = b"\0" * 8
-    plan = compile_exec(config(), process, 1, 2, launch, [])
+    plan = compile_exec(config(), process, FakeFacts(), 1, 2, launch, [])
     assert order(plan, P.AFTER_START) == ["seccomp", "exec"] and only(plan, "drop_bounding").args == (0b100001,)
 
 

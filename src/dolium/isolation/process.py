@@ -290,7 +290,7 @@ class ProcessIsolation:
                 folders = tree.parse_membership(file.read(), self._layout)
         except OSError as error:
             raise NotFound(f"the init of {identity} is gone") from error
-        plan = compile_exec(config, process, pid, start_time, launch, folders)
+        plan = compile_exec(config, process, HostFacts(), pid, start_time, launch, folders)
         try:
             return await _attached(shim, exec_id, attachments, shim.launch(
                 exec_id, plan.encode(), tty=stdio.tty, stdin=stdio.stdin, stdin_once=int(stdio.stdin_once)))

@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RTM_NEWLINK, RTM_NEWADDR = 16, 20
+RTM_NEWLINK, RTM_GETLINK, RTM_NEWADDR, RTM_GETADDR = 16, 18, 20, 22
 _REQUEST, _ACK, _CREATE, _EXCL = 1, 4, 0x400, 0x200
 _IFLA_IFNAME, _IFLA_NET_NS_PID = 3, 19
 _IFA_LOCAL, _IFA_BROADCAST, _IFA_ANYCAST, _IFA_FLAGS = 2, 4, 5, 8
@@ -52,12 +52,12 @@ def address(told: bytes) -> tuple[int, bytes]:
 
 
 def _messages(data: bytes, kind: int) -> Iterator[bytes]:
-    at = 0
+    at, head = 0, {RTM_NEWLINK: 16, RTM_NEWADDR: 8}[kind]
     while at + 16 <= len(data):
         size = int.from_bytes(data[at : at + 4], "little")
         if size < 16:
             return
-        if int.from_bytes(data[at + 4 : at + 6], "little") == kind:
+        if int.from_bytes(data[at + 4 : at + 6], "little") == kind and size >= 16 + head and at + size <= len(data):
             yield data[at + 16 : at + size]
         at += (size + 3) & ~3
 

@@ -12,6 +12,7 @@ from dolium.runtime.default_spec import default_spec, rootless_spec
 from dolium.runtime.features import features
 from dolium.runtime.lifecycle import Context
 from dolium.runtime.plan import Plan
+from dolium.runtime.spec import OCI_VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -304,7 +305,7 @@ def compile_request(request: dict[str, list[bytes]], facts: Facts) -> tuple[Plan
         if words.globals.get("version"):
             from dolium import __version__
 
-            return _print(f"dolium-runtime version {__version__}\nspec: 1.0.2\n"), None
+            return _print(f"dolium-runtime version {__version__}\nspec: {OCI_VERSION}\n"), None
         if words.globals.get("help") or words.command in ("", "help"):
             return _print(_usage(words.arguments[0] if words.arguments else "")), None
         uid = int(request["uid"][0])

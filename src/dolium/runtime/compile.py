@@ -265,7 +265,12 @@ class _Compiler:
         source = entry.get("source") or kind
         copy_up = options.copy_up and kind == "tmpfs"
         late = km.ATTR_RDONLY if copy_up else 0  # it is filled first
-        self.plan.add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"mount {kind} on {target}", kind, source, options.data,
+        data = options.data
+        if self.linux.get("mountLabel"):
+            from dolium.runtime import lsm
+
+            data = data + lsm.mount_options(self.linux["mountLabel"], kind, self.facts)
+        self.plan.add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"mount {kind} on {target}", kind, source, data,
                       options.set & ~late, target, P.MOUNT_COPY_UP if copy_up else 0)
         if options.set & late:
             self.plan.add(P.CHILD_BEFORE_PIVOT, "remount", f"make {target} read-only", target, late, 0)
@@ -392,6 +397,10 @@ class _Compiler:
             add(P.CHILD_AFTER_PIVOT, "domainname", f"set domainname {config['domainname']}", config["domainname"])
         if self.namespaces.get("network") == "" and "network" not in self.launch.joined:
             add(P.CHILD_AFTER_PIVOT, "netlink", "bring the loopback interface up", "lo", *LINK_UP)
+        if linux.get("netDevices"):
+            from dolium.runtime import net_devices
+
+            net_devices.add(self.plan, linux, self.facts)
         if linux.get("readonlyPaths"):
             add(P.CHILD_AFTER_PIVOT, "readonly", "make linux.readonlyPaths read-only", linux["readonlyPaths"])
         if linux.get("maskedPaths"):
@@ -415,6 +424,10 @@ class _Compiler:
     def run(self) -> Plan:
         launch = self.launch
         _seccomp(self.plan, self.config, launch, "creating")
+        if self.linux.get("intelRdt") is not None:
+            from dolium.runtime import rdt
+
+            rdt.add(self.plan, self.linux["intelRdt"], launch.identity, self.facts)
         self.cgroups()
         self.root()
         flags = self.namespace_fds()
@@ -426,7 +439,7 @@ class _Compiler:
         self.pivot()
         if self.process:
             _add_linux_attributes(self.plan, self.linux)
-            add_process(self.plan, self.process, launch)
+            add_process(self.plan, self.process, launch, self.facts)
             if launch.start_socket:
                 self.plan.add(P.AFTER_START, "wait_start", "wait for start", SLOT_START)
             add_hooks(self.plan, P.AFTER_START, self.config, "startContainer",
@@ -457,7 +470,7 @@ def _map_text(entries: list[dict[str, int]]) -> str:
     return "".join(f"{entry['containerID']} {entry['hostID']} {entry['size']}\n" for entry in entries)
 
 
-def add_process(plan: Plan, process: dict[str, Any], launch: Launch) -> None:
+def add_process(plan: Plan, process: dict[str, Any], launch: Launch, facts: Facts) -> None:
     """Identity and limits of a process, the same for init and exec."""
     add, stage = plan.add, P.CHILD_AFTER_PIVOT
     user = process.get("user") or {}
@@ -470,9 +483,10 @@ def add_process(plan: Plan, process: dict[str, Any], launch: Launch) -> None:
         from dolium.runtime import attributes
 
         attributes.add(plan, stage, process)
-    if process.get("apparmorProfile"):
-        add(stage, "lsm", f"process.apparmorProfile {process['apparmorProfile']}", "self/attr/exec",
-            f"exec {process['apparmorProfile']}")
+    if process.get("apparmorProfile") or process.get("selinuxLabel"):
+        from dolium.runtime import lsm
+
+        lsm.add(plan, stage, process, facts)
     if process.get("noNewPrivileges"):
         add(stage, "no_new_privs", "set no_new_privs")
     elif launch.seccomp is not None:
@@ -550,7 +564,7 @@ def compile_container(config: dict[str, Any], facts: Facts, launch: Launch) -> P
     return _Compiler(config, facts, launch).run()
 
 
-def compile_exec(config: dict[str, Any], process: dict[str, Any], pid: int, start_time: int, launch: Launch,
+def compile_exec(config: dict[str, Any], process: dict[str, Any], facts: Facts, pid: int, start_time: int, launch: Launch,
                  folders: list[str]) -> Plan:
     """The plan of one more process in a running container: join what init has, take its limits, exec.
 
@@ -573,6 +587,10 @@ def compile_exec(config: dict[str, Any], process: dict[str, Any], pid: int, star
     born = "user" not in declared
     cgroups.open_existing(plan, launch.layout, folders, FIRST_CGROUP_SLOT, born=born)
     plan.add(P.PARENT_BEFORE_CLONE, "pidns_init_alive", "check the container's init", pid, start_time)
+    if (config.get("linux") or {}).get("intelRdt") is not None:
+        from dolium.runtime import rdt
+
+        rdt.join(plan, config["linux"]["intelRdt"], launch.identity)
     if process.get("terminal") and launch.console_socket:
         plan.add(P.PARENT_BEFORE_CLONE, "connect", f"connect to console socket {launch.console_socket}", SLOT_CONSOLE,
                  launch.console_socket)
@@ -602,6 +620,6 @@ def compile_exec(config: dict[str, Any], process: dict[str, Any], pid: int, star
     elif launch.stdio:
         plan.add(P.CHILD_AFTER_PIVOT, "stdio", "standard input and output", P.SLOT_STDIN, P.SLOT_STDOUT, P.SLOT_STDERR)
     _add_linux_attributes(plan, config.get("linux") or {})
-    add_process(plan, process, launch)
+    add_process(plan, process, launch, facts)
     add_exec(plan, process, launch)
     return plan

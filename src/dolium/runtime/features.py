@@ -22,6 +22,8 @@ SECCOMP_FLAGS = ("SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "S
 
 def features(facts: Facts) -> dict[str, Any]:
     """The features object for this build on this host."""
+    from dolium.runtime import attributes, lsm, rdt
+
     layout = cgroups.layout(facts)
     options = sorted({*mounts.ATTRIBUTES, *(f"r{name}" for name in mounts.ATTRIBUTES), *mounts.PROPAGATIONS, "bind",
                       "rbind", "defaults", "idmap", "ridmap", "tmpcopyup"})
@@ -34,14 +36,16 @@ def features(facts: Facts) -> dict[str, Any]:
             "namespaces": list(NAMESPACES),
             "capabilities": list(capabilities.NAMES),
             "cgroup": {"v1": bool(layout.v1), "v2": layout.unified is not None, "systemd": layout.pure_v2,
-                       "systemdUser": layout.pure_v2},
+                       "systemdUser": layout.pure_v2, "rdma": True},
             "seccomp": {"enabled": True, "actions": list(SECCOMP_ACTIONS), "operators": list(SECCOMP_OPERATORS),
                         "knownFlags": list(SECCOMP_FLAGS), "supportedFlags": list(SECCOMP_FLAGS),
                         "archs": ["SCMP_ARCH_X86", "SCMP_ARCH_X86_64", "SCMP_ARCH_X32", "SCMP_ARCH_ARM",
                                   "SCMP_ARCH_AARCH64"]},
-            "apparmor": {"enabled": facts.stat("/sys/module/apparmor") is not None},
-            "selinux": {"enabled": False},
-            "intelRdt": {"enabled": False},
+            "apparmor": {"enabled": lsm.apparmor_enabled(facts)},
+            "selinux": {"enabled": lsm.selinux_enabled(facts)},
+            "intelRdt": dict.fromkeys(("enabled", "schemata", "monitoring"), facts.stat(f"{rdt.ROOT}/schemata") is not None),
+            "memoryPolicy": {"modes": list(attributes.MEMORY_MODES), "flags": list(attributes.MEMORY_FLAGS)},
             "mountExtensions": {"idmap": {"enabled": True}},
+            "netDevices": {"enabled": True},
         },
     }

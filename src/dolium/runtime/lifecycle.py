@@ -177,6 +177,10 @@ def _driver(context: Context) -> Driver:
 def _remove(plan: Plan, stage: int, folders: list[str], folder: str, config: dict[str, Any], identity: str,
             bundle: str, unit: str, driver: Driver | None) -> None:
     cgroups.remove(plan, stage, folders, unit, driver)
+    if (config.get("linux") or {}).get("intelRdt") is not None:
+        from dolium.runtime import rdt
+
+        rdt.remove(plan, stage, config["linux"]["intelRdt"], identity)
     add_hooks(plan, stage, config, "poststop", state_json(config, identity, bundle, "stopped", 0), optional=True)
     _remove_folder(plan, stage, folder)
 
@@ -405,7 +409,7 @@ def execute(context: Context, facts: Facts, identity: str, process: dict[str, An
     if launch.seccomp is not None:
         seccomp_cache.keep(plan, cache, keep, launch.seccomp)
     folders = _sub_cgroups(facts, layout, tree.parse_membership(membership, layout), options.get("cgroup") or [])
-    compiled = compile_exec(config, process, where.pid, where.start_time, launch, folders)
+    compiled = compile_exec(config, process, facts, where.pid, where.start_time, launch, folders)
     plan.ops += compiled.ops
     if options.get("pid-file"):
         path = absolute(context.cwd, options["pid-file"])

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-OCI_VERSION = "1.0.2"
+OCI_VERSION = "1.3.0"
 
 NAMESPACES = {
     "user": 0x10000000,
@@ -200,8 +200,8 @@ def _process(process: dict[str, Any], field: str) -> None:
         from dolium.runtime import attributes
 
         attributes.check(process, field)
-    if process.get("selinuxLabel"):
-        raise wrong(f"{field}.selinuxLabel", "is not supported in this version")
+    for key in ("apparmorProfile", "selinuxLabel"):
+        take(process, key, "string", field)
 
 
 def validate_process(process: dict[str, Any]) -> None:
@@ -281,11 +281,15 @@ def _linux(linux: dict[str, Any]) -> None:
         for key, read in (("memoryPolicy", attributes.memory_policy), ("personality", attributes.personality)):
             if linux.get(key) is not None:
                 read(linux[key], f"linux.{key}")
-    for key in ("intelRdt", "netDevices"):
-        if linux.get(key):
-            raise wrong(f"linux.{key}", "is not supported in this version")
-    if linux.get("mountLabel"):
-        raise wrong("linux.mountLabel", "is not supported in this version")
+    take(linux, "mountLabel", "string", "linux")
+    if linux.get("netDevices") is not None:
+        from dolium.runtime import net_devices
+
+        net_devices.check(linux)
+    if take(linux, "intelRdt", "object", "linux") is not None:
+        from dolium.runtime import rdt
+
+        rdt.check(linux["intelRdt"])
 
 
 def _numbers(parent: dict[str, Any], field: str, lowest: int, highest: int, *keys: str) -> None:
@@ -333,6 +337,8 @@ def _resources(resources: dict[str, Any]) -> None:
     for device, limits in rooms["rdma"].items():
         if not isinstance(limits, dict) or not device or set(device) & set(" \n="):
             raise wrong(f"{field}.rdma.{device}", "must be the name of a device, with an object")
+        if not limits.keys() & {"hcaHandles", "hcaObjects"}:
+            raise wrong(f"{field}.rdma.{device}", "must be an object with hcaHandles, hcaObjects or both")
         _numbers(limits, f"{field}.rdma.{device}", 0, 0xFFFFFFFF, "hcaHandles", "hcaObjects")
 
 
