@@ -145,6 +145,8 @@ def test_too_much_trash_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 class FakeShim:
     """What Spares uses of a Shim."""
 
+    connected = True
+
     def __init__(self, folder: str, on_event: Any) -> None:
         self.handle, self.on_event, self.ended = ShimHandle(folder, "", 1, 1, "boot", "nonce"), on_event, False
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from dolium import policy
 from dolium.engine.model import Container
-from dolium.engine.spare_roots import Kind, SpareRoots
+from dolium.engine.spare_roots import Kind, SpareRoots, let_go
 from dolium.errors import FailedPrecondition, Internal, NotFound, ResourceExhausted
 from dolium.images.snapshots.base import Snapshotter
 from dolium.isolation.process import HostFacts
@@ -55,7 +55,7 @@ class Roots:
     def _unmount(self, container_id: str) -> None:
         fd = self._mounted.pop(container_id, None)
         if fd is not None:
-            os.close(fd)
+            let_go(fd)
 
     def mount(self, container: Container) -> int:
         """An fd of the container's overlay, detached. Raises Internal, NotFound, ResourceExhausted.
@@ -102,12 +102,11 @@ class Roots:
             os.close(root)
 
     def release(self, container: Container, root: int) -> None:
-        """Close an fd of ``mount``. When it is the last one of a root that is not volatile, the file system below is synced
-        whole: not on the loop."""
+        """Close an fd of ``mount``."""
         if _volatile(container):
             os.close(root)
         else:
-            asyncio.get_running_loop().run_in_executor(None, os.close, root)
+            let_go(root)
 
     def remove(self, container_id: str) -> None:
         """Remove the writable layer; idempotent."""

@@ -36,6 +36,11 @@ class Spare:
     fd: int
 
 
+def let_go(root: int) -> None:
+    """Close a root's fd in a thread: when it is the last one, and the root not volatile, the file system below is synced."""
+    asyncio.get_running_loop().run_in_executor(None, os.close, root)
+
+
 class SpareRoots:
     """``mount``: (key, kind) to an fd; raises DoliumError, OSError. Used on one event loop; its work is done in a thread."""
 
@@ -105,7 +110,7 @@ class SpareRoots:
 
     def _discard(self, spares: list[Spare]) -> None:
         for spare in spares:
-            os.close(spare.fd)
+            let_go(spare.fd)
             with contextlib.suppress(OSError):  # with the orphans, then
                 self._snapshots.remove(spare.key)
 

@@ -44,6 +44,8 @@ class Spares:
         found = None
         while self._ready and found is None:
             shim = self._ready.pop(0)
+            if not shim.connected:
+                continue
             try:
                 os.rename(shim.handle.dir, folder)
             except FileNotFoundError:
