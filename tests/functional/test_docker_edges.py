@@ -6,11 +6,12 @@ import json
 import os
 import socket
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemon import DOCKER, DOLIUM, Daemon, eventually
+from daemon import DOCKER, DOLIUM, Daemon, base_tar, eventually
 
 pytestmark = pytest.mark.leaves("links", "nft")  # the daemon's pool of prepared networks fills in the background
 
@@ -271,3 +272,44 @@ def test_a_client_that_waits_for_the_removal_is_told_when_the_daemon_is_killed(t
         eventually(lambda: daemon.docker("ps", "-aq").stdout == "", "the new daemon removes it")
     finally:
         daemon.close()
+
+
+def test_files_go_into_a_created_container_with_rm_before_its_start(engine: Daemon, tmp_path: Path) -> None:
+    """Its root is mounted for each, and such a root refuses a second mount until its mark is gone."""
+    (tmp_path / "in").write_text("from outside\n")
+    for number in range(3):  # the first finds no spare root, the others do
+        name = f"filled{number}"
+        engine.docker("create", "--rm", "--name", name, "base:1", "cat", "/in")
+        engine.docker("cp", str(tmp_path / "in"), f"{name}:/in")
+        engine.docker("cp", f"{name}:/in", str(tmp_path / f"out{number}"))
+        assert (tmp_path / f"out{number}").read_text() == "from outside\n"
+        assert engine.docker("start", "-a", name).stdout == "from outside\n"
+        eventually(lambda: engine.docker("ps", "-aq", "--filter", f"name={name}").stdout == "", "it is removed")
+
+
+def test_a_container_that_wrote_nothing_has_an_empty_layer(engine: Daemon) -> None:
+    """The image has no /proc, /sys, /dev and /etc/hosts: what is mounted there is not made in the container's own layer."""
+    engine.docker("run", "--name", "clean", "base:1", "sh", "-c", "cat /etc/hosts /etc/hostname /proc/uptime > /dev/null")
+    try:
+        upper = engine.folder / "data" / "snapshots" / "active" / engine.inspect("clean")["Id"] / "upper"
+        assert list(upper.iterdir()) == []
+        assert engine.docker("start", "-a", "clean").stdout == ""  # its root is no volatile one: it starts again
+    finally:
+        engine.docker("rm", "clean")
+
+
+def test_an_image_goes_though_roots_were_made_ahead_of_it(engine: Daemon, tmp_path: Path) -> None:
+    layers = engine.folder / "data" / "snapshots" / "layers"
+    before = set(os.listdir(layers))
+    (tmp_path / "ahead.tar").write_bytes(base_tar())
+    with tarfile.open(tmp_path / "ahead.tar", "a") as archive:
+        archive.addfile(tarfile.TarInfo("ahead"))
+    engine.docker("import", str(tmp_path / "ahead.tar"), "ahead:1")
+    (own,) = set(os.listdir(layers)) - before
+    engine.docker("run", "--rm", "ahead:1", "true")
+    active = engine.folder / "data" / "snapshots" / "active"
+    eventually(lambda: any(name.startswith("spare-") for name in os.listdir(active)), "one is made ahead")
+    engine.docker("rmi", "ahead:1")
+    assert set(os.listdir(layers)) == before, own
+    eventually(lambda: not any(name.startswith("spare-") for name in os.listdir(active)), "none holds its layers")
+    engine.docker("run", "--rm", "base:1", "true")
