@@ -284,7 +284,7 @@ def test_files_go_into_a_created_container_with_rm_before_its_start(engine: Daem
         engine.docker("cp", f"{name}:/in", str(tmp_path / f"out{number}"))
         assert (tmp_path / f"out{number}").read_text() == "from outside\n"
         assert engine.docker("start", "-a", name).stdout == "from outside\n"
-        eventually(lambda: engine.docker("ps", "-aq", "--filter", f"name={name}").stdout == "", "it is removed")
+    eventually(lambda: engine.docker("ps", "-aq", "--filter", "name=filled").stdout == "", "they are removed")
 
 
 def test_a_container_that_wrote_nothing_has_an_empty_layer(engine: Daemon) -> None:
