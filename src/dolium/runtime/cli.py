@@ -6,7 +6,7 @@ import json
 
 from dolium.errors import DoliumError, InvalidArgument
 from dolium.linux.capabilities import NUMBERS
-from dolium.runtime import lifecycle, state
+from dolium.runtime import cgroups, lifecycle, state
 from dolium.runtime import plan as P
 from dolium.runtime.default_spec import default_spec, rootless_spec
 from dolium.runtime.features import features
@@ -287,6 +287,14 @@ def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
     return simple[command](context, facts, identity)
 
 
+def _default_root(facts: Facts, env: dict[str, str], uid: int) -> str:
+    """As runc has it: below XDG_RUNTIME_DIR for an ordinary user, and for a user namespace's root of another name."""
+    folder = env.get("XDG_RUNTIME_DIR")
+    if uid == 0 and not (folder and env.get("USER") != "root" and cgroups.rootless(facts, uid)):
+        return DEFAULT_ROOT
+    return f"{folder or f'/run/user/{uid}'}/dolium-runtime"
+
+
 def compile_request(request: dict[str, list[bytes]], facts: Facts) -> tuple[Plan, None] | tuple[None, tuple[str, str, str]]:
     """A plan, or (message, log file, log format). Raises Need when facts are missing.
 
@@ -309,8 +317,7 @@ def compile_request(request: dict[str, list[bytes]], facts: Facts) -> tuple[Plan
         if words.globals.get("help") or words.command in ("", "help"):
             return _print(_usage(words.arguments[0] if words.arguments else "")), None
         uid = int(request["uid"][0])
-        root = words.globals.get("root") or (
-            DEFAULT_ROOT if uid == 0 else f"{env.get('XDG_RUNTIME_DIR') or f'/run/user/{uid}'}/dolium-runtime")
+        root = words.globals.get("root") or _default_root(facts, env, uid)
         context = Context(cwd, env, lifecycle.absolute(cwd, root).rstrip("/"), uid, int(request["gid"][0]),
                           int(request["now"][0]), request["machine"][0].decode())
         context.systemd = bool(words.globals.get("systemd-cgroup"))
