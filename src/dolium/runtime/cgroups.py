@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dolium.errors import InvalidArgument
+from dolium.errors import FailedPrecondition, InvalidArgument
 from dolium.linux.cgroup import bpf_devices, tree, v1, v2
 from dolium.runtime import plan as P
 
@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
 O_WRONLY, O_DIRECTORY = 1, 0o200000
 
-LAYOUT_QUERIES = ("read:/proc/self/cgroup", f"list:{tree.ROOT}", f"stat:{tree.ROOT}/cgroup.controllers")
+LAYOUT_QUERIES = ("read:/proc/self/cgroup", "read:/proc/self/uid_map", f"list:{tree.ROOT}",
+                  f"stat:{tree.ROOT}/cgroup.controllers")
+
+
+WHOLE_MAP = b"0 0 4294967295"
+
+
+def rootless(facts: Facts, uid: int) -> bool:
+    """Is the caller without rights over the host: no root, or root of a user namespace?"""
+    return uid != 0 or b" ".join((facts.read("/proc/self/uid_map") or WHOLE_MAP).split()) != WHOLE_MAP
 
 
 def layout(facts: Facts) -> tree.Layout:
@@ -204,4 +213,4 @@ def freeze(plan: Plan, stage: int, where: tree.Layout, group_folders: list[str],
         if where.unified and folder.startswith(f"{where.unified}/"):
             plan.add(stage, "cg_write", f"{word} cgroup {folder}", f"{folder}/cgroup.freeze", str(int(frozen)), 0)
             return f"{folder}/cgroup.events"
-    raise ValueError("no hierarchy here can freeze")
+    raise FailedPrecondition("no cgroup of this container can be frozen", hint="it was started without one of its own")

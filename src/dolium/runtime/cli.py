@@ -6,7 +6,7 @@ import json
 
 from dolium.errors import DoliumError, InvalidArgument
 from dolium.linux.capabilities import NUMBERS
-from dolium.runtime import lifecycle, state
+from dolium.runtime import cgroups, lifecycle, state
 from dolium.runtime import plan as P
 from dolium.runtime.default_spec import default_spec, rootless_spec
 from dolium.runtime.features import features
@@ -33,6 +33,8 @@ GLOBAL = {"root": True, "log": True, "log-format": True, "debug": False, "system
 SHORT_GLOBAL = {"h": "help", "v": "version"}
 CREATE = {"bundle": True, "console-socket": True, "pid-file": True, "no-pivot": False, "no-new-keyring": False,
           "preserve-fds": True}
+CRIU = {"tcp-established": False, "ext-unix-sk": False, "shell-job": False, "lazy-pages": False, "status-fd": True,
+        "file-locks": False, "manage-cgroups-mode": True, "empty-ns": True, "auto-dedup": False}
 COMMANDS: dict[str, tuple[dict[str, bool], dict[str, str], str, str]] = {
     "spec": ({"bundle": True, "rootless": False}, {"b": "bundle"}, "", "write a configuration to start from"),
     "create": (CREATE, {"b": "bundle"}, "ID", "create a container"),
@@ -57,6 +59,11 @@ COMMANDS: dict[str, tuple[dict[str, bool], dict[str, str], str, str]] = {
         "kernel-memory", "kernel-memory-tcp", "l3-cache-schema", "mem-bw-schema"), True)}, {"r": "resources"}, "ID",
         "change the limits of a running container"),
     "events": ({"interval": True, "stats": False}, {}, "ID", "print what a container uses and its OOM kills until it ends"),
+    "checkpoint": ({"image-path": True, "work-path": True, "parent-path": True, "leave-running": False, "pre-dump": False,
+                    "page-server": True, **CRIU}, {}, "ID", "write a running container's processes to a folder, by CRIU"),
+    "restore": ({"image-path": True, "work-path": True, "bundle": True, "detach": False, "pid-file": True,
+                 "console-socket": True, "no-subreaper": False, "no-pivot": False, "keep": False, **CRIU},
+                {"b": "bundle", "d": "detach"}, "ID", "make a container of what checkpoint has written"),
     "features": ({}, {}, "", "print what this runtime can do, as JSON"),
 }
 REPEATED = {"env", "cap", "additional-gids", "cgroup"}
@@ -283,8 +290,20 @@ def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
 
         return resources.events(context, facts, identity, interval=resources.milliseconds(options.get("interval") or "5s"),
                                 once=bool(options.get("stats")), cursor=context.cursor)
+    if command in ("checkpoint", "restore"):
+        from dolium.runtime import checkpoint
+
+        return (checkpoint.checkpoint if command == "checkpoint" else checkpoint.restore)(context, facts, identity, options)
     simple: dict[str, Callable[[Context, Facts, str], Plan]] = {"start": lifecycle.start, "state": lifecycle.query}
     return simple[command](context, facts, identity)
+
+
+def _default_root(facts: Facts, env: dict[str, str], uid: int) -> str:
+    """As runc has it: below XDG_RUNTIME_DIR for an ordinary user, and for a user namespace's root of another name."""
+    folder = env.get("XDG_RUNTIME_DIR")
+    if uid == 0 and not (folder and env.get("USER") != "root" and cgroups.rootless(facts, uid)):
+        return DEFAULT_ROOT
+    return f"{folder or f'/run/user/{uid}'}/dolium-runtime"
 
 
 def compile_request(request: dict[str, list[bytes]], facts: Facts) -> tuple[Plan, None] | tuple[None, tuple[str, str, str]]:
@@ -309,10 +328,11 @@ def compile_request(request: dict[str, list[bytes]], facts: Facts) -> tuple[Plan
         if words.globals.get("help") or words.command in ("", "help"):
             return _print(_usage(words.arguments[0] if words.arguments else "")), None
         uid = int(request["uid"][0])
-        root = words.globals.get("root") or (
-            DEFAULT_ROOT if uid == 0 else f"{env.get('XDG_RUNTIME_DIR') or f'/run/user/{uid}'}/dolium-runtime")
+        root = words.globals.get("root") or _default_root(facts, env, uid)
         context = Context(cwd, env, lifecycle.absolute(cwd, root).rstrip("/"), uid, int(request["gid"][0]),
                           int(request["now"][0]), request["machine"][0].decode())
+        criu = words.globals.get("criu") or ""
+        context.criu = lifecycle.absolute(cwd, criu) if "/" in criu else criu
         context.systemd = bool(words.globals.get("systemd-cgroup"))
         context.cursor = request["again"][0] if "again" in request else b""
         plan = _run_command(words, context, facts)

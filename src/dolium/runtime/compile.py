@@ -58,12 +58,14 @@ class Launch:
     ``joined``: namespace type to a slot filled by the launcher; ``seccomp``: the program for ``linux.seccomp``, None to
     have none; ``listener``: what goes to ``linux.seccomp.listenerPath`` with the filter's listener, "" when none is asked
     for; ``hidden``: host folders never visible inside; ``unit``: the systemd scope to make, by ``driver``; None for the
-    cgroupfs driver.
+    cgroupfs driver; ``groups``: the hierarchies in which the container gets a group, None for all of ``layout``;
+    ``map_tools``: paths of newuidmap and newgidmap, None to write the maps; ``trees_in_child``:
+    the caller has no right to clone mounts, so the child does, in its own namespaces.
     """
 
-    __slots__ = ("bundle", "console_socket", "driver", "hidden", "identity", "joined", "layout", "listener", "new_keyring",
-                 "no_pivot", "preserve_fds", "root_in_slot", "seccomp", "seccomp_flags", "start_socket", "stdio", "uid",
-                 "unit")
+    __slots__ = ("bundle", "console_socket", "driver", "groups", "hidden", "identity", "joined", "layout", "listener",
+                 "map_tools", "new_keyring", "no_pivot", "preserve_fds", "root_in_slot", "seccomp", "seccomp_flags",
+                 "start_socket", "stdio", "trees_in_child", "uid", "unit")
 
     def __init__(self, identity: str, bundle: str, layout: tree.Layout, uid: int = 0) -> None:
         self.identity = identity
@@ -82,6 +84,9 @@ class Launch:
         self.seccomp_flags = 0
         self.listener = ""
         self.hidden: list[str] = []
+        self.groups: tree.Layout | None = None
+        self.map_tools: tuple[str, str] | None = None
+        self.trees_in_child = False
         self.unit: Unit | None = None
         self.driver: Driver | None = None
 
@@ -115,10 +120,12 @@ class _Compiler:
         self.namespaces = namespaces(config)
         path = self.linux.get("cgroupsPath") or ""
         self.group = launch.unit.group if launch.unit else tree.group_of(path, launch.identity)
-        self.folders = launch.layout.paths(self.group)
+        self.groups = launch.layout if launch.groups is None else launch.groups
+        self.folders = self.groups.paths(self.group)
         self.new_user = "user" in self.namespaces and not self.namespaces["user"]
         self.in_user = "user" in self.namespaces
         self.born = not self.namespaces.get("user")
+        self.opens = P.CHILD_BEFORE_PIVOT if launch.trees_in_child else P.PARENT_BEFORE_CLONE  # stage of bind sources
 
     # -- the parent, before clone --
 
@@ -133,13 +140,13 @@ class _Compiler:
         if not launch.root_in_slot:
             path = self.config["root"]["path"]
             path = path if path.startswith("/") else f"{launch.bundle}/{path}"
-            add(P.PARENT_BEFORE_CLONE, "open_tree", f"root.path {path}", SLOT_ROOT, path, 1, 1)
-            add(P.PARENT_BEFORE_CLONE, "mount_attr", "cut the root off the host's mounts", SLOT_ROOT, 0, 0, km.MS_SLAVE, 1,
+            add(self.opens, "open_tree", f"root.path {path}", SLOT_ROOT, path, 1, 1)
+            add(self.opens, "mount_attr", "cut the root off the host's mounts", SLOT_ROOT, 0, 0, km.MS_SLAVE, 1,
                 -1)
         if self.linux.get("maskedPaths"):
-            add(P.PARENT_BEFORE_CLONE, "open_tree", "open /dev/null", SLOT_NULL, "/dev/null", 0, 2)
+            add(self.opens, "open_tree", "open /dev/null", SLOT_NULL, "/dev/null", 0, 2)
             # a copy of a shared mount is its peer: what is mounted over a mask would be mounted over the host's /dev/null
-            add(P.PARENT_BEFORE_CLONE, "mount_attr", "cut /dev/null off the host's mounts", SLOT_NULL, 0, 0, km.MS_PRIVATE,
+            add(self.opens, "mount_attr", "cut /dev/null off the host's mounts", SLOT_NULL, 0, 0, km.MS_PRIVATE,
                 0, -1)
 
     def namespace_fds(self) -> int:
@@ -172,7 +179,11 @@ class _Compiler:
 
     def maps(self) -> None:
         add = self.plan.add
-        if self.new_user:
+        if self.new_user and self.launch.map_tools:
+            from dolium.runtime.rootless import map_by_tools
+
+            map_by_tools(self.plan, self.launch.map_tools, self.linux)
+        elif self.new_user:
             for kind in ("gid", "uid"):
                 text = _map_text(self.linux[f"{kind}Mappings"])
                 if kind == "gid" and self.launch.uid != 0:  # without rights setgroups must be denied first
@@ -193,7 +204,7 @@ class _Compiler:
     def enter(self, flags: int) -> None:
         add = self.plan.add
         if not self.launch.unit:
-            cgroups.join(self.plan, self.launch.layout, self.folders, FIRST_CGROUP_SLOT, born=self.born)
+            cgroups.join(self.plan, self.groups, self.folders, FIRST_CGROUP_SLOT, born=self.born)
         if flags & CLONE_NEWCGROUP:
             add(P.CHILD_BEFORE_PIVOT, "unshare", "new cgroup namespace", CLONE_NEWCGROUP)
         if self.in_user:
@@ -203,6 +214,8 @@ class _Compiler:
         # Whatever rootfsPropagation says of the root later: attached to a shared mount it would lie on the host's "/" too.
         # Never private at this point: mounts that the host unmounts later must go away here too.
         add(P.CHILD_BEFORE_PIVOT, "propagation", "cut off from the host's mounts", km.MS_REC | km.MS_SLAVE)
+        if self.launch.trees_in_child:
+            self.root()
         add(P.CHILD_BEFORE_PIVOT, "root_attach", "attach the root", SLOT_ROOT)
 
     def mounts(self) -> None:
@@ -234,19 +247,19 @@ class _Compiler:
         folder = found[0] & S_IFMT == S_IFDIR
         slot = self.tree_slot()
         recursive = options.bind == "rbind"
-        add(P.PARENT_BEFORE_CLONE, "open_tree", f"mounts[{index}].source {source}", slot, source, int(recursive),
+        add(self.opens, "open_tree", f"mounts[{index}].source {source}", slot, source, int(recursive),
             1 if folder else 2)
         self.idmap(entry, options, slot, index)
         # A copy of a shared mount is its peer: unless asked for, nothing mounted inside may reach the host.
         propagation = options.propagation or km.MS_SLAVE | km.MS_REC
-        add(P.PARENT_BEFORE_CLONE, "mount_attr", f"attributes of {target}", slot, options.set, options.clear,
+        add(self.opens, "mount_attr", f"attributes of {target}", slot, options.set, options.clear,
             propagation & ~km.MS_REC, int(bool(propagation & km.MS_REC) and not (options.set or options.clear)),
             -1)
         if propagation & km.MS_REC and (options.set or options.clear):
-            add(P.PARENT_BEFORE_CLONE, "mount_attr", f"propagation of {target}", slot, 0, 0,
+            add(self.opens, "mount_attr", f"propagation of {target}", slot, 0, 0,
                 propagation & ~km.MS_REC, 1, -1)
         if options.recursive_set or options.recursive_clear:
-            add(P.PARENT_BEFORE_CLONE, "mount_attr", f"recursive attributes of {target}", slot, options.recursive_set,
+            add(self.opens, "mount_attr", f"recursive attributes of {target}", slot, options.recursive_set,
                 options.recursive_clear, 0, 1, -1)
         add(P.CHILD_BEFORE_PIVOT, "mount_tree", f"bind {source} on {target}", slot, target, 1 if folder else 0, 0)
 
@@ -322,7 +335,7 @@ class _Compiler:
         slot = self.tree_slot()
         attributes = km.ATTR_NOSUID | km.ATTR_NODEV | km.ATTR_NOEXEC | options.set & km.ATTR_RDONLY
         add = self.plan.add
-        stage = P.CHILD_BEFORE_PIVOT if self.launch.unit else P.PARENT_BEFORE_CLONE  # systemd makes the group after clone
+        stage = P.CHILD_BEFORE_PIVOT if self.launch.unit else self.opens  # systemd makes the group after clone
         add(stage, "open_tree", f"open {source}", slot, source, 0, 1)
         add(stage, "mount_attr", f"attributes of {target}", slot, attributes, 0, km.MS_PRIVATE, 0, -1)
         add(P.CHILD_BEFORE_PIVOT, "mount_tree", f"bind {source} on {target}", slot, target, 1, 0)
@@ -344,8 +357,8 @@ class _Compiler:
             if self.in_user:
                 # mknod(2) is the initial user namespace's alone: show the host's node
                 slot = self.tree_slot()
-                add(P.PARENT_BEFORE_CLONE, "open_tree", f"open device {path}", slot, path, 0, 2)
-                add(P.PARENT_BEFORE_CLONE, "mount_attr", f"cut device {path} off the host's mounts", slot, 0, 0,
+                add(self.opens, "open_tree", f"open device {path}", slot, path, 0, 2)
+                add(self.opens, "mount_attr", f"cut device {path} off the host's mounts", slot, 0, 0,
                     km.MS_PRIVATE, 0, -1)
                 add(P.CHILD_BEFORE_PIVOT, "mount_tree", f"bind device {path}", slot, path, 0, 0o666)
                 continue
@@ -416,7 +429,7 @@ class _Compiler:
             cgroups.enable_controllers(self.plan, P.PARENT_AFTER_CLONE, self.group, resources)
             cgroups.add_limits(self.plan, P.PARENT_AFTER_CLONE, launch.layout, self.group, resources)
             return
-        slots = cgroups.make(self.plan, launch.layout, self.group, resources, FIRST_CGROUP_SLOT, born=self.born)
+        slots = cgroups.make(self.plan, self.groups, self.group, resources, FIRST_CGROUP_SLOT, born=self.born)
         if slots > SLOT_START - FIRST_CGROUP_SLOT:
             raise InvalidArgument("this host has more cgroup hierarchies than a plan holds")
         cgroups.remove(self.plan, P.ON_FAILURE, self.folders)
@@ -429,7 +442,8 @@ class _Compiler:
 
             rdt.add(self.plan, self.linux["intelRdt"], launch.identity, self.facts)
         self.cgroups()
-        self.root()
+        if not launch.trees_in_child:
+            self.root()
         flags = self.namespace_fds()
         self.maps()
         self.enter(flags)

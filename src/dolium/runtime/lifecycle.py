@@ -31,7 +31,7 @@ FREEZE_SECONDS = 10
 class Context:
     """The caller's context, as the front sent it. ``now``: seconds since 1970."""
 
-    __slots__ = ("cursor", "cwd", "env", "gid", "machine", "now", "root", "systemd", "uid")
+    __slots__ = ("criu", "cursor", "cwd", "env", "gid", "machine", "now", "root", "systemd", "uid")
 
     def __init__(self, cwd: str, env: dict[str, str], root: str, uid: int, gid: int, now: int, machine: str) -> None:
         self.cwd = cwd
@@ -41,6 +41,7 @@ class Context:
         self.gid = gid
         self.now = now
         self.machine = machine
+        self.criu = ""  # the program that --criu names
         self.systemd = False  # the systemd cgroup driver is asked for; later commands look at the state
         self.cursor = b""  # what this command's plan before handed on, by `again`
 
@@ -111,10 +112,15 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
 
         require(facts, launch.layout)
         launch.unit, launch.driver = unit_of(cgroups_path, identity, context.uid), _driver(context)
+    if cgroups.rootless(facts, context.uid):
+        from dolium.runtime import rootless
+
+        rootless.prepare(context, facts, launch, config)
     compiled = compile_container(config, facts, launch)
     root_path = config["root"]["path"]
     unit = launch.unit.name if launch.unit else ""
-    folders = launch.layout.paths(launch.unit.group if launch.unit else tree.group_of(cgroups_path, identity))
+    groups = launch.layout if launch.groups is None else launch.groups
+    folders = groups.paths(launch.unit.group if launch.unit else tree.group_of(cgroups_path, identity))
     record = state.template(identity, bundle, root_path if root_path.startswith("/") else f"{bundle}/{root_path}",
                             rfc3339(context.now), context.uid, folders, config["ociVersion"], unit)
 
@@ -185,7 +191,14 @@ def _remove(plan: Plan, stage: int, folders: list[str], folder: str, config: dic
     _remove_folder(plan, stage, folder)
 
 
-def _config(facts: Facts, where: state.State) -> dict[str, Any]:
+def remove(context: Context, plan: Plan, stage: int, where: state.State, config: dict[str, Any]) -> None:
+    """All that a container leaves: its groups, its poststop hooks' turn, its state folder."""
+    _remove(plan, stage, where.folders, where.folder, config, where.identity, where.bundle, where.unit,
+            _driver(context) if where.unit else None)
+
+
+def read_config(facts: Facts, where: state.State) -> dict[str, Any]:
+    """The configuration a container was created with."""
     text = facts.read(f"{where.folder}/config.json")
     if text is None:
         raise FailedPrecondition(f"{where.folder}/config.json is missing", hint="`delete --force` removes the container")
@@ -202,7 +215,7 @@ def start(context: Context, facts: Facts, identity: str) -> Plan:
         raise FailedPrecondition(f"cannot start a container that has stopped: {identity}")
     if status != "created":
         raise FailedPrecondition(f"cannot start an already running container: {identity}")
-    config = _config(facts, where)
+    config = read_config(facts, where)
     plan = Plan()
     plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {where.folder}", where.folder)
     plan.add(P.PARENT_BEFORE_CLONE, "pidns_init_alive", f"start {identity}", where.pid, where.start_time)
@@ -225,7 +238,7 @@ def query(context: Context, facts: Facts, identity: str) -> Plan:
                f"read:{context.root}/{identity}/config.json")
     where = state.load(facts, context.root, identity)
     status = state.status(facts, where)
-    config = _config(facts, where)
+    config = read_config(facts, where)
     shown = {"ociVersion": where.oci_version, "id": identity, "pid": 0 if status == "stopped" else where.pid,
              "status": status, "bundle": where.bundle, "rootfs": where.rootfs, "created": where.created,
              "owner": "root" if where.owner == 0 else str(where.owner)}
@@ -273,8 +286,7 @@ def delete(context: Context, facts: Facts, identity: str, *, force: bool) -> Pla
         plan.add(P.PARENT_BEFORE_CLONE, "cg_kill", f"kill all of {identity}", where.folders)
         plan.add(P.PARENT_BEFORE_CLONE, "wait_gone", f"wait for the init of {identity}", where.pid, where.start_time,
                  KILL_WAIT_MS)
-    _remove(plan, P.PARENT_BEFORE_CLONE, where.folders, folder, _config(facts, where), identity, where.bundle, where.unit,
-            _driver(context) if where.unit else None)
+    remove(context, plan, P.PARENT_BEFORE_CLONE, where, read_config(facts, where))
     return plan
 
 
@@ -394,7 +406,7 @@ def execute(context: Context, facts: Facts, identity: str, process: dict[str, An
         raise FailedPrecondition("cannot exec in a stopped container")
     if status == "paused" and not options.get("ignore-paused"):
         raise FailedPrecondition("cannot exec in a paused container", hint="use --ignore-paused to override")
-    config = _config(facts, where)
+    config = read_config(facts, where)
     validate_process(process)
     _check_terminal_exec(process, options)
     cache = f"{context.root}/.cache"
@@ -408,7 +420,12 @@ def execute(context: Context, facts: Facts, identity: str, process: dict[str, An
     plan = Plan()
     if launch.seccomp is not None:
         seccomp_cache.keep(plan, cache, keep, launch.seccomp)
-    folders = _sub_cgroups(facts, layout, tree.parse_membership(membership, layout), options.get("cgroup") or [])
+    # a hierarchy in which the container has no group of its own is not for this caller to join
+    bases = [base for base in (*layout.folders, layout.unified) if base
+             and any(folder.startswith(f"{base}/") for folder in where.folders)]
+    present = [folder for folder in tree.parse_membership(membership, layout)
+               if any(folder == base or folder.startswith(f"{base}/") for base in bases)]
+    folders = _sub_cgroups(facts, layout, present, options.get("cgroup") or [])
     compiled = compile_exec(config, process, facts, where.pid, where.start_time, launch, folders)
     plan.ops += compiled.ops
     if options.get("pid-file"):

@@ -116,6 +116,8 @@ def update(context: Context, facts: Facts, identity: str, resources: dict[str, A
     where = state.load(facts, context.root, identity)
     if state.status(facts, where) == "stopped":
         raise FailedPrecondition(f"container not running: {identity}")
+    if not where.folders:
+        raise FailedPrecondition(f"container {identity} has no cgroup of its own: its caller had no right to make one")
     text = facts.read(f"{where.folder}/config.json")
     if text is None:
         raise FailedPrecondition(f"{where.folder}/config.json is missing")

@@ -1,0 +1,218 @@
+"""Running CRIU for one container: a program of its own, run by a plan's operation as ``python -I -S -E``.
+
+The request is JSON on standard input; what came of it is JSON too, in the file it names, for the compiler's next look:
+``{"pid": N}`` of a restored init, ``{"exit": N}`` when that has ended, ``{"error": text}``, or ``{}`` for a dump.
+
+A restore takes place in a mount namespace of its own, where the root is bound on itself (CRIU wants a mount point) and goes
+away with it. The restored init is this program's child, by CRIU's --restore-sibling: this waits for it, or leaves it to the
+caller's sub-reaper. The caller's standard streams are the front's, which is this program's parent: they are fetched from it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+
+from dolium.linux.criu import errors, external_fd, mounts
+from dolium.linux.syscalls import make_dirs_in_root, open_in_root
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PIDFD_GETFD = 438
+_CLONE_NEWNS, _MS_BIND, _MS_REC, _MS_SLAVE = 0x20000, 0x1000, 0x4000, 0x80000
+FIRST_FD = 100  # far from what CRIU opens before it looks
+
+
+class Failed(Exception):
+    """The text is what a person reads."""
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        raise Failed(f"{what}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def _from_front(number: int) -> int:
+    """A copy of one of the front's descriptors: the same open file, not one opened again."""
+    front = os.pidfd_open(os.getppid())
+    try:
+        return _check(_LIBC.syscall(_PIDFD_GETFD, front, number, 0), f"get the caller's file descriptor {number}")
+    finally:
+        os.close(front)
+
+
+def _stream(own: int, key: str, path: str) -> int:
+    """What takes the place of a stream: the caller's; but that file again, where a file was and the caller has none that can
+    be positioned, as CRIU does."""
+    fd = _from_front(own)
+    if key.startswith("pipe"):
+        return fd
+    try:
+        os.lseek(fd, 0, os.SEEK_CUR)
+        return fd
+    except OSError:
+        os.close(fd)
+    try:
+        return os.open(path, os.O_RDWR)
+    except OSError as error:
+        raise Failed(f"file descriptor {own} was {path} ({error.strerror}), and the caller's is no file") from None
+
+
+def _own_root(rootfs: str) -> None:
+    """``rootfs`` as a mount at its own place, in a mount namespace of this process."""
+    _check(_LIBC.unshare(_CLONE_NEWNS), "unshare the mount namespace")
+    _check(_LIBC.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None), "cut off from the host's mounts")
+    path = os.fsencode(rootfs)
+    _check(_LIBC.mount(path, path, None, _MS_BIND | _MS_REC, None), f"bind {rootfs}")
+
+
+def _make_targets(rootfs: str, targets: list[str]) -> None:
+    """Folders to mount on, in a root that is not the one the container was dumped from. Files are there, or CRIU says so."""
+    root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY)
+    try:
+        for path in targets:
+            try:
+                os.close(open_in_root(root, path, os.O_PATH))
+            except FileNotFoundError:
+                make_dirs_in_root(root, path)
+    finally:
+        os.close(root)
+
+
+def _keep(fd: int, number: int) -> None:
+    os.dup2(fd, number, inheritable=True)
+    os.close(fd)
+
+
+def _program(request: dict[str, Any]) -> str:
+    name = request["program"]
+    folders = [""] if "/" in name else [f"{folder}/" for folder in request["path"].split(":")]
+    for folder in folders:
+        if os.access(f"{folder}{name}", os.X_OK):
+            return f"{folder}{name}"
+    raise Failed(f"{name} is not installed (Debian's package criu)")
+
+
+def _run(program: str, request: dict[str, Any]) -> int:
+    """CRIU's exit code. Its own words go to its log, or, before it has one, to standard error: kept for the error."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for folder in request.get("join") or []:
+                with open(f"{folder}/cgroup.procs", "w") as file:
+                    file.write("0")
+            os.chdir("/")
+            os.execve(program, [program, *request["arguments"]], {"PATH": request["path"], "LANG": "C.UTF-8"})
+        finally:
+            os._exit(127)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _explain(code: int, request: dict[str, Any]) -> Failed:
+    """What CRIU said last, and where all of it is."""
+    log = request["log"]
+    try:
+        with open(log, encoding="utf-8", errors="replace") as file:
+            said = errors(file.read())
+    except OSError:
+        return Failed(f"CRIU ended with {code} before it wrote its log {log}")
+    return Failed(f"CRIU said: {'; '.join(said) or f'nothing, and ended with {code}'} (its log: {log})")
+
+
+def _outside(pid: int, shared: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """What restore will have to give back, by CRIU's names: init's streams, and namespaces of others (type to its name in
+    /proc and the key)."""
+    with open(f"/proc/{pid}/mountinfo", errors="surrogateescape") as file:
+        known = {mount.identity for mount in mounts(file.read())}
+    files = {}
+    for fd in range(3):
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{fd}")
+        except FileNotFoundError:  # init has closed it
+            continue
+        with open(f"/proc/{pid}/fdinfo/{fd}") as file:
+            try:
+                key = external_fd(target, file.read(), known)
+            except ValueError as error:
+                raise Failed(f"file descriptor {fd} ({target}): {error}") from None
+        if key:
+            files[str(fd)] = [key, target]
+    own = {kind: os.readlink(f"/proc/{pid}/ns/{name}").replace(":[", "[") for kind, (name, _) in shared.items()}
+    return {"files": files, "namespaces": {kind: f"{own[kind]}:{key}" for kind, (_, key) in shared.items()}}
+
+
+def _dump(request: dict[str, Any]) -> dict[str, int]:
+    program = _program(request)
+    if request["status_fd"] is not None:
+        _keep(_from_front(request["status_fd"]), FIRST_FD)
+        request["arguments"].append(f"--status-fd={FIRST_FD}")
+    notes = {**request["notes"], **_outside(request["pid"], request["shared"])}
+    request["arguments"] += [f"--external={key}" for key, _ in notes["files"].values() if key.startswith("file[")]
+    request["arguments"] += [f"--external={key}" for key in notes["namespaces"].values()]
+    code = _run(program, request)
+    if code != 0:
+        raise _explain(code, request)
+    if request["notes_path"]:
+        _replace(request["notes_path"], json.dumps(notes), 0o600)
+    return {}
+
+
+def _restore(request: dict[str, Any]) -> dict[str, int]:
+    program = _program(request)
+    number = FIRST_FD
+    for own, key, path in request["streams"]:
+        _keep(_stream(own, key, path), number)
+        request["arguments"].append(f"--inherit-fd=fd[{number}]:{key}")
+        number += 1
+    for path, key in request["opened"]:
+        _keep(os.open(path, os.O_RDONLY), number)
+        request["arguments"].append(f"--inherit-fd=fd[{number}]:{key}")
+        number += 1
+    _make_targets(request["rootfs"], request["targets"])
+    _own_root(request["rootfs"])
+    code = _run(program, request)
+    for fd in range(FIRST_FD, number):
+        os.close(fd)
+    if code != 0:
+        raise _explain(code, request)
+    with open(request["pid_file"]) as file:
+        pid = int(file.read())
+    record = request["record"].replace("\x01p", str(pid)).replace("\x01s", str(_start_time(pid)))
+    _replace(request["state"], record, 0o600)
+    if request["told"]:
+        _replace(request["told"], str(pid), 0o644)
+    if request["detach"]:
+        return {"pid": pid}
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return {"exit": 128 - code if code < 0 else code}
+
+
+def _start_time(pid: int) -> int:
+    """In clock ticks after boot, as the executor records it."""
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[19])
+
+
+def _replace(path: str, text: str, mode: int) -> None:
+    with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode), "w") as file:
+        file.write(text)
+    os.rename(f"{path}.new", path)
+
+
+def main() -> int:
+    """The program; returns its exit code."""
+    with open(0) as file:
+        request = json.load(file)
+    outcome: dict[str, Any]
+    try:
+        outcome = _dump(request) if request["verb"] == "dump" else _restore(request)
+    except (Failed, OSError) as error:
+        outcome = {"error": str(error)}
+    if "exit" not in outcome or os.path.isdir(os.path.dirname(request["outcome"])):  # `delete --force` may have been here
+        _replace(request["outcome"], json.dumps(outcome), 0o600)
+    return 1 if "error" in outcome else 0

@@ -1,0 +1,158 @@
+"""checkpoint and restore, by a CRIU that works (`make test-vm`: Debian's kernel) and by one that does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from bundles import Bundle, Runtime, alive, bundle, needs, runtime, until
+
+__all__ = ["bundle", "runtime"]
+CRIU = shutil.which("criu")
+WORKS = CRIU is not None and subprocess.run([CRIU, "check"], capture_output=True, check=False, timeout=60).returncode == 0
+pytestmark = [*needs, pytest.mark.skipif(CRIU is None, reason="needs the package criu")]
+works = pytest.mark.skipif(not WORKS, reason="needs a kernel on which `criu check` passes (the VM of make test-vm has one)")
+COUNTS = "i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.1; done"
+
+
+def count(bundle: Bundle) -> int:
+    file = bundle.rootfs / "tmp/count"
+    return int(file.read_text() or 0) if file.exists() else 0
+
+
+@pytest.fixture
+def counter(bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A bundle that counts, with a volume, a limit and a masked path."""
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume/file").write_text("first")
+    bundle.mount("/data", "bind", str(tmp_path / "volume"), "rbind", "rw")
+    bundle.linux["resources"]["pids"] = {"limit": 40}
+    bundle.config["hostname"] = "counter"
+    return bundle.sh(COUNTS)
+
+
+@works
+def test_a_counter_goes_on_counting(runtime: Runtime, counter: Bundle, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    runtime.started(counter)
+    until(lambda: count(counter) > 3, "it counts")
+    pid = runtime.state()["pid"]
+    runtime("checkpoint", "--image-path", str(images), "c")
+    assert runtime.left() == [] and counter.groups() == [] and not alive(pid)
+    reached = count(counter)
+    assert reached > 3
+    runtime("restore", "-d", "-b", str(counter.path), "--image-path", str(images), "--pid-file", str(tmp_path / "pid"), "c")
+    until(lambda: count(counter) > reached + 3, "it goes on")
+    state = runtime.state()
+    pid = state["pid"]
+    assert state["status"] == "running" and int((tmp_path / "pid").read_text()) == pid
+    # as it was made the first time: namespaces, groups, limits, volume, masks, identity
+    for kind in ("mnt", "pid", "net", "ipc", "uts", "cgroup"):
+        assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"), kind
+    group = Path(counter.group("pids"))
+    assert (group / "pids.max").read_text() == "40\n" and str(pid) in (group / "cgroup.procs").read_text().split()
+    script = "cat /data/file; echo second > /data/file; hostname; cat /proc/kcore | wc -c; cat /proc/self/cgroup; cat /proc/1/comm"
+    assert runtime("exec", "c", "sh", "-c", script).out.split() == ["firstcounter", "0", "0::/", "sh"]
+    assert (tmp_path / "volume/file").read_text() == "second\n"
+    assert [row["status"] for row in json.loads(runtime("list", "-f", "json").out)] == ["running"]
+    runtime("pause", "c")
+    still = count(counter)
+    assert runtime.state()["status"] == "paused"
+    runtime("resume", "c")
+    until(lambda: count(counter) > still, "and on")
+    runtime("kill", "c", "KILL")
+    until(lambda: not alive(pid), "it ends")
+    runtime("delete", "c")
+    assert runtime.left() == [] and counter.groups() == []
+
+
+@works
+def test_leave_running_pre_dump_and_a_second_life_beside_the_first(runtime: Runtime, counter: Bundle, tmp_path: Path) -> None:
+    """The images of a container that stays: another one, with another bundle, id and group, begins where they were made."""
+    runtime.started(counter)
+    until(lambda: count(counter) > 3, "it counts")
+    runtime("checkpoint", "--image-path", str(tmp_path / "images/first"), "--pre-dump", "c")
+    assert runtime.state()["status"] == "running"
+    runtime("checkpoint", "--image-path", str(tmp_path / "images/second"), "--parent-path", "../first", "--leave-running",
+            "--work-path", str(tmp_path / "work"), "--file-locks", "--tcp-established", "--ext-unix-sk", "c")
+    assert (tmp_path / "work/dump.log").exists() and runtime.state()["status"] == "running"
+    reached = count(counter)
+    until(lambda: count(counter) > reached, "the first goes on")
+    second = Bundle(tmp_path / "second", "true")
+    config = counter.copy_config()
+    config["linux"]["cgroupsPath"], config["linux"]["resources"]["pids"] = second.linux["cgroupsPath"], {"limit": 30}
+    second.config = config
+    runtime.ids.append("other")
+    runtime("restore", "-d", "-b", str(second.write()), "--image-path", str(tmp_path / "images/second"), "--file-locks",
+            "--tcp-established", "--ext-unix-sk", "other")
+    until(lambda: count(second) > 3, "the second counts in its own root")
+    assert Path(second.group("pids"), "pids.max").read_text() == "30\n"
+    assert str(runtime.state("other")["pid"]) in Path(second.group("pids"), "cgroup.procs").read_text().split()
+    assert Path(counter.group("pids"), "pids.max").read_text() == "40\n"
+    runtime("delete", "--force", "other")
+    assert runtime.left() == ["c"] and second.groups() == [] and runtime.state()["status"] == "running"
+
+
+@works
+def test_restored_in_the_foreground_with_the_callers_streams(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    images = str(tmp_path / "images")
+    bundle.sh("touch /tmp/ready; while [ ! -e /tmp/go ]; do sleep 0.1; done; read word; echo said $word; exit 7")
+    bundle.write()
+    first = runtime.popen("run", "--bundle", str(bundle.path), "c", stdin=subprocess.PIPE)
+    until(lambda: (bundle.rootfs / "tmp/ready").exists(), "it runs")
+    runtime("checkpoint", "--image-path", images, "c")
+    first.communicate(timeout=60)
+    (bundle.rootfs / "tmp/go").touch()
+    result = runtime("restore", "-b", str(bundle.path), "--image-path", images, "c", stdin="hello\n", code=7)
+    assert result.out == "said hello\n" and runtime.left() == [] and bundle.groups() == []
+
+
+@works
+def test_what_criu_says_of_images_that_are_damaged(runtime: Runtime, counter: Bundle, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    runtime.started(counter)
+    until(lambda: count(counter) > 1, "it counts")
+    runtime("checkpoint", "--image-path", str(images), "c")
+    (images / "pstree.img").write_bytes(b"no image")
+    result = runtime("restore", "-d", "-b", str(counter.path), "--image-path", str(images), "c", code=1)
+    assert "CRIU said: " in result.err and f"{images}/restore.log" in result.err and result.err.count("\n") == 1
+    assert runtime.left() == [] and counter.groups() == []
+
+
+@pytest.mark.skipif(WORKS, reason="needs a kernel on which CRIU does not work: the host's 6.18")
+def test_where_criu_does_not_work_it_is_told_what_it_said(runtime: Runtime, counter: Bundle, tmp_path: Path) -> None:
+    runtime.started(counter)
+    result = runtime("checkpoint", "--image-path", str(tmp_path / "images"), "c", code=1)
+    assert "checkpoint of c: CRIU " in result.err and "dump.log" in result.err and result.err.count("\n") == 1
+    assert runtime.state()["status"] == "running" and sorted(os.listdir(runtime.root / "c")) == ["config.json", "state.json"]
+    before = count(counter)
+    until(lambda: count(counter) > before, "it goes on")
+
+
+def test_what_is_refused_before_criu_runs(runtime: Runtime, counter: Bundle, tmp_path: Path) -> None:
+    images = str(tmp_path / "images")
+    runtime.create(counter)
+    assert "cannot be checkpointed in created state" in runtime("checkpoint", "--image-path", images, "c", code=1).err
+    runtime("start", "c")
+    for words, why in ((["--lazy-pages"], "--lazy-pages is not supported"), (["--manage-cgroups-mode", "x"], "'x' is not one of"),
+                       (["--parent-path", "/abs"], "must be relative"), (["--parent-path", "../no"], "does not exist"),
+                       (["--empty-ns", "ipc"], "--empty-ns"), (["--page-server", "x"], "--page-server"),
+                       (["--status-fd", "x"], "--status-fd")):
+        result = runtime("checkpoint", "--image-path", images, *words, "c", code=1)
+        assert why in result.err and result.err.count("\n") == 1
+    assert "there is no dolium.json" in runtime("restore", "-b", str(counter.path), "--image-path", images, "d", code=1).err
+    counter.hook("createRuntime", "/bin/true").write()
+    assert "hooks.createRuntime" in runtime("restore", "-b", str(counter.path), "--image-path", images, "d", code=1).err
+    assert runtime.state()["status"] == "running" and runtime.left() == ["c"]
+
+
+def test_a_criu_that_is_not_there(runtime: Runtime, counter: Bundle, tmp_path: Path) -> None:
+    runtime.started(counter)
+    for words, env in ((["--criu", "/no/such/criu"], os.environ), ([], {**os.environ, "PATH": "/nowhere"})):
+        result = runtime(*words, "checkpoint", "--image-path", str(tmp_path / "images"), "c", code=1, env=env)
+        assert "is not installed (Debian's package criu)" in result.err and result.err.count("\n") == 1
+    assert runtime.state()["status"] == "running"

@@ -1,0 +1,148 @@
+"""What CRIU is told of a container, over made-up facts; and what becomes of its answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hosts import config
+from test_runtime_cli import PID, Host, ask
+
+from dolium.errors import InvalidArgument
+from dolium.linux import criu
+from dolium.runtime import plan as P
+
+MOUNTINFO = ("95 97 254:0 /root\\040fs / rw - ext4 /dev/vda rw\n128 95 0:40 / /dev rw,nosuid master:1 - tmpfs tmpfs rw\n"
+             "96 127 0:5 /null /proc/kcore rw - devtmpfs devtmpfs rw\n97 95 0:6 /v /data rw - ext4 /dev/vda rw\n")
+
+
+def test_mountinfo() -> None:
+    found = criu.mounts(MOUNTINFO)
+    assert [(mount.identity, mount.root, mount.place, mount.kind) for mount in found][:2] == [
+        (95, "/root fs", "/", "ext4"), (128, "/", "/dev", "tmpfs")]
+
+
+@pytest.mark.parametrize(("target", "fdinfo", "key"), [
+    ("pipe:[5]", "", "pipe:[5]"), ("/dev/null", "pos:\t0\nmnt_id:\t26\nino:\t4\n", "file[1a:4]"),
+    ("/inside", "mnt_id:\t95\nino:\t4\n", None), ("socket:[7]", "", None), ("anon_inode:[eventfd]", "", None)])
+def test_names_of_open_files(target: str, fdinfo: str, key: str | None) -> None:
+    assert criu.external_fd(target, fdinfo, {95}) == key
+
+
+def test_a_kernel_that_does_not_tell_the_inode() -> None:
+    with pytest.raises(ValueError, match="inodes"):
+        criu.external_fd("/x", "mnt_id:\t26\n", set())
+
+
+def test_the_last_errors_of_a_log() -> None:
+    log = ("(00.1) Warn  (a.c:1): no\n(00.1) Error (a.c:1): first\n(00.2)      1: Error (b.c:22): second: why\n"
+           "(00.3) Error (a.c:1): third\n(00.4) Error (c.c:9): first\n(00.5) Error (c.c:9): fourth\n")
+    assert criu.errors(log) == ["third", "first", "fourth"] and criu.errors("") == []
+
+
+def running(**changes: Any) -> Host:
+    made = config(mounts=[{"destination": "/data/", "type": "bind", "source": "vol", "options": ["rbind"]}], **changes)
+    host = Host("running", made)
+    host.files[f"/proc/{PID}/mountinfo"] = MOUNTINFO
+    return host
+
+
+def request(plan: P.Plan) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(str(plan.named("hook")[0].args[4]))
+    return value
+
+
+def test_what_is_dumped() -> None:
+    host = running()
+    host.stats["/work"] = b"16877 0 0 0"
+    plan = ask(host, "checkpoint", "--leave-running", "--file-locks", "--parent-path", "..", "--page-server", "10.0.0.1:99",
+               "box")
+    asked = request(plan)
+    assert asked["arguments"][:3] == ["dump", f"--tree={PID}", "--root=/real/bundle/rootfs"]
+    assert {"--images-dir=/work/checkpoint", "--manage-cgroups=soft", "--leave-running", "--file-locks", "--track-mem",
+            "--prev-images-dir=..", "--address=10.0.0.1", "--port=99", "--freeze-cgroup=/sys/fs/cgroup/freezer/dolium/box",
+            "--external=mnt[/data]:/data", "--external=mnt[/proc/kcore]:/proc/kcore"} <= set(asked["arguments"])
+    assert asked["notes"] == {"version": 1, "masks": ["/proc/kcore"], "binds": ["/data"]} and asked["pid"] == PID
+    assert plan.named("hook")[0].flags == P.OPTIONAL and plan.named("again")[0].args == (0, "done")
+
+
+@pytest.mark.parametrize(("outcome", "flags", "wanted"), [
+    ("{}", [], ["lock", "unlink", "cg_kill"]), ("{}", ["--leave-running"], ["lock", "unlink"]),
+    ("{}", ["--pre-dump"], ["lock", "unlink"]), ('{"error": "CRIU said: no"}', [], ["lock", "unlink", "again"]),
+    ("", [], ["lock", "unlink", "again"])])
+def test_after_the_dump(outcome: str, flags: list[str], wanted: list[str]) -> None:
+    host = running()
+    host.files["/run/box/criu.outcome"] = outcome
+    assert [op.name for op in ask(host, "checkpoint", *flags, "box", cursor=b"done").ops][:3] == wanted
+
+
+def test_errors_are_told_last() -> None:
+    with pytest.raises(InvalidArgument, match="checkpoint of box: CRIU said: no"):
+        ask(running(), "checkpoint", "box", cursor=b"CRIU said: no")
+    with pytest.raises(InvalidArgument, match="restore of new: CRIU said: no"):
+        ask(Host(), "restore", "new", cursor=b"failed CRIU said: no")
+
+
+def test_a_mount_through_a_link_and_a_terminal_are_refused() -> None:
+    host = running()
+    host.files[f"/proc/{PID}/mountinfo"] = MOUNTINFO.replace("/data", "/elsewhere")
+    with pytest.raises(InvalidArgument, match="nothing is mounted on /data"):
+        ask(host, "checkpoint", "box")
+    with pytest.raises(InvalidArgument, match=r"process\.terminal"):
+        ask(running(process={"terminal": True}), "checkpoint", "box")
+
+
+NOTES = {"version": 1, "masks": ["/proc/kcore", "/dev/tty9"], "binds": ["/data"], "namespaces": {},
+         "files": {"0": ["file[1a:4]", "/dev/null"], "1": ["pipe:[8]", "pipe:[8]"], "2": ["pipe:[8]", "pipe:[8]"]}}
+
+
+def fresh(**changes: Any) -> Host:
+    made = config(mounts=[{"destination": "/data", "type": "bind", "source": "vol", "options": ["rbind"]}], **changes)
+    host = Host("", made)
+    host.files["/work/images/dolium.json"] = json.dumps(NOTES)
+    return host
+
+
+def test_what_is_restored() -> None:
+    plan = ask(fresh(), "restore", "-b", "bundle", "--image-path", "images", "-d", "new")
+    asked = request(plan)
+    assert {"--restore-sibling", "--root=/real/bundle/rootfs", "--cgroup-root=/dolium/new", "--external=mnt[/data]:/real/bundle/vol",
+            "--external=mnt[/proc/kcore]:/dev/null", "--external=mnt[/dev/tty9]:/dev/tty9"} <= set(asked["arguments"])
+    assert sorted(asked["streams"]) == [[0, "file[1a:4]", "/dev/null"], [1, "pipe:[8]", "pipe:[8]"]]
+    assert json.loads(asked["record"].replace(P.PID, "1").replace(P.START_TIME, "2"))["id"] == "new"
+    names = [op.name for op in plan.stage(P.PARENT_BEFORE_CLONE)]
+    assert names[:3] == ["mkdir", "lock", "write_file"] and names[-2:] == ["hook", "again"] and "cg_mkdir" in names
+    assert not any(op.name == "lock" for op in ask(fresh(), "restore", "-b", "bundle", "--image-path", "images", "new").ops)
+
+
+@pytest.mark.parametrize(("notes", "why"), [
+    (None, "there is no dolium.json"), ("{", "is damaged"), ('{"version": 2}', "of version 2"), ('{"version": 1}', "is damaged"),
+    (json.dumps({**NOTES, "binds": ["/other"]}), "a mount at /other"),
+    (json.dumps({**NOTES, "namespaces": {"network": "net[4]:extRootNetNS"}}), "network namespace of others")])
+def test_notes_that_do_not_fit(notes: str | None, why: str) -> None:
+    host = fresh()
+    if notes is None:
+        del host.files["/work/images/dolium.json"]
+    else:
+        host.files["/work/images/dolium.json"] = notes
+    with pytest.raises(InvalidArgument, match=why):
+        ask(host, "restore", "-b", "bundle", "--image-path", "images", "new")
+
+
+def test_after_the_restore() -> None:
+    host = fresh()
+    host.stats["/run/new"] = b"16832 0 0 0"
+    host.files["/run/new/config.json"] = json.dumps(config(hooks={"poststart": [{"path": "/a"}], "poststop": [{"path": "/b"}]}))
+    words = ("restore", "-b", "bundle", "new")
+    host.files["/run/new/criu.outcome"] = '{"pid": 77}'
+    assert [op.name for op in ask(host, *words, cursor=b"done 1").ops] == ["lock", "unlink", "unlink", "hook"]
+    host.files["/run/new/criu.outcome"] = '{"exit": 7}'
+    ended = ask(host, *words, cursor=b"done 1")
+    assert [op.name for op in ended.ops if op.name != "cg_rmdir"] == ["lock", "cg_kill", "hook", "remove_dir", "exit_code"]
+    assert ended.named("exit_code")[0].args == (7,)
+    host.files["/run/new/criu.outcome"] = '{"error": "why"}'
+    failed = ask(host, *words, cursor=b"done 1")
+    assert failed.named("again")[0].args == (0, "failed why") and not failed.named("hook") and failed.named("remove_dir")
+    del host.stats["/run/new"]
+    assert ask(host, *words, cursor=b"done 1").named("exit_code")[0].args == (137,)
