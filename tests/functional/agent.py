@@ -76,26 +76,27 @@ class Agent:
 
     def _serve(self) -> None:
         while True:
-            watched = self.listeners if self.answer else []
-            ready, _, _ = select.select([self._ends, self._socket, *watched], [], [])
-            if self._ends in ready:
-                return
-            for one in ready:
-                if one is self._socket:
+            waiting = select.poll()
+            for fd in (self._ends, self._socket.fileno(), *(self.listeners if self.answer else [])):
+                waiting.register(fd, select.POLLIN)
+            for fd, events in waiting.poll():
+                if fd == self._ends:
+                    return
+                if fd == self._socket.fileno():
                     self._take()
-                elif isinstance(one, int):
-                    self._notified(one)
+                elif events & select.POLLIN:
+                    self._notified(fd)
+                else:  # the last process with the filter is gone; on Linux 6.1 taking a notification would wait for ever
+                    self.listeners.remove(fd)
+                    os.close(fd)
 
     def _notified(self, listener: int) -> None:
         notice = bytearray(80)
-        try:
+        with contextlib.suppress(FileNotFoundError):  # killed meanwhile
             fcntl.ioctl(listener, RECV, notice)
-        except OSError:  # the last process with the filter is gone, or this one is
-            if select.select([listener], [], [], 0)[0]:
-                self.listeners.remove(listener)
-                os.close(listener)
-            return
         identity, number = struct.unpack("Q8xi60x", notice)
+        if not identity:
+            return
         self.calls.append(number)
         assert self.answer
         with contextlib.suppress(FileNotFoundError):  # killed meanwhile

@@ -65,6 +65,19 @@ def test_a_profile_that_is_not_loaded(runtime: Runtime, bundle: Bundle, profile:
     assert runtime.left() == [] and bundle.groups() == []
 
 
+def test_a_label_is_written_to_a_true_proc_alone(runtime: Runtime, bundle: Bundle, profile: str) -> None:
+    """CVE-2025-52881: an exec's label, where the container has files of its own for /proc."""
+    bundle.config["mounts"] = [entry for entry in bundle.config["mounts"] if entry["destination"] != "/proc"]
+    bundle.linux.update(maskedPaths=[], readonlyPaths=[])
+    files = [bundle.rootfs / "proc/self/attr" / name for name in ("exec", "apparmor/exec")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("untouched")
+    runtime.started(bundle.sh("exec sleep 1000"))
+    assert "/proc is no proc file system" in runtime("exec", "--apparmor", profile, "c", "true", code=1).err
+    assert all(file.read_text() == "untouched" for file in files)
+
+
 @pytest.mark.parametrize(("field", "value", "there"), [
     ("process.apparmorProfile", "docker-default", APPARMOR),
     ("process.selinuxLabel", "system_u:system_r:container_t:s0", os.path.exists("/sys/fs/selinux/enforce")),

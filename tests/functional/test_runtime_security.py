@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import os
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -188,3 +192,155 @@ def test_own_fds_are_not_preserved(runtime: Runtime, bundle: Bundle, tmp_path: P
                                "--bundle", str(bundle.path), "c"], capture_output=True, text=True, timeout=60, check=True,
                               pass_fds=[given.fileno()] if given.fileno() != 3 else [3], stdin=subprocess.DEVNULL)
     assert "/given" in done.stdout
+
+
+# -- what the runtime opens, mounts and writes while somebody exchanges names under its hands --
+
+RENAME_EXCHANGE, AT_FDCWD = 2, -100
+
+
+@contextmanager
+def exchanging(one: Path, other: Path) -> Iterator[None]:
+    """Two names change places all the time."""
+    libc, end = ctypes.CDLL(None, use_errno=True), threading.Event()
+
+    def work() -> None:
+        names = os.fsencode(one), os.fsencode(other)
+        while not end.is_set():
+            libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "bind"])
+def test_links_exchanged_in_a_volume(runtime: Runtime, bundle: Bundle, tmp_path: Path, kind: str) -> None:
+    """CVE-2021-30465: the target of a mount is in a volume where another container swaps a folder for a link to the host."""
+    volume, outside, data = tmp_path / "volume", tmp_path / "outside", tmp_path / "data"
+    for folder in (volume / "target", outside, data):
+        folder.mkdir(parents=True)
+    (volume / "link").symlink_to(outside)
+    bundle.mount("/vol", "bind", str(volume), "rbind")
+    if kind == "bind":
+        bundle.mount("/vol/target/sub", "bind", str(data), "bind")
+    else:
+        bundle.mount("/vol/target/sub", "tmpfs", "tmpfs")
+    bundle.sh("for f in /vol/*/sub; do echo x > $f/inside; done; ls /vol")
+    ends = set()
+    with exchanging(volume / "target", volume / "link"):
+        for _ in range(12):
+            ends.add(runtime.run(bundle, code=None).code)
+    assert list(outside.iterdir()) == [] and ends & {0, 1} == ends and 0 in ends
+
+
+def test_masks_with_a_null_device_of_the_images(runtime: Runtime, bundle: Bundle) -> None:
+    """CVE-2025-31133: a mask is the host's /dev/null, opened by the runtime, whatever the container's /dev/null is."""
+    bundle.config["mounts"] = [entry for entry in bundle.config["mounts"] if not entry["destination"].startswith("/dev")]
+    (bundle.rootfs / "dev/null").symlink_to("/proc/sys/kernel/core_pattern")
+    before = Path("/proc/sys/kernel/core_pattern").read_text()
+    result = runtime.run(bundle.sh("stat -L -c %t:%T:%F /proc/kcore; echo pwned > /proc/kcore"), code=None)
+    assert result.code != 0 or result.out == "1:3:character special file\n", result
+    assert Path("/proc/sys/kernel/core_pattern").read_text() == before
+
+
+def test_masks_while_the_null_device_is_exchanged(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    volume = tmp_path / "dev"
+    volume.mkdir()
+    for name, minor in (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)):
+        os.mknod(volume / name, 0o20666, os.makedev(1, minor))
+    (volume / "link").symlink_to("/proc/sys/kernel/core_pattern")
+    bundle.config["mounts"] = [entry for entry in bundle.config["mounts"] if not entry["destination"].startswith("/dev")]
+    bundle.mount("/dev", "bind", str(volume), "rbind")
+    bundle.sh("stat -L -c %t:%T:%F /proc/kcore")
+    with exchanging(volume / "null", volume / "link"):
+        for _ in range(8):
+            result = runtime.run(bundle, code=None)
+            assert result.code != 0 or result.out == "1:3:character special file\n", result
+
+
+@pytest.mark.parametrize("link", ["/proc/sys/kernel/core_pattern", "/proc/self/fd/0", "../../../../../outside/file"])
+def test_a_console_that_is_a_link(runtime: Runtime, bundle: Bundle, tmp_path: Path, link: str) -> None:
+    """CVE-2025-52565: what is bound on /dev/console is the pty itself, and it is bound inside the root."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    before = Path("/proc/sys/kernel/core_pattern").read_text()
+    bundle.config["mounts"] = [entry for entry in bundle.config["mounts"] if entry["destination"] not in ("/dev", "/dev/shm", "/dev/mqueue")]
+    (bundle.rootfs / "dev/console").symlink_to(link)
+    (bundle.rootfs / "dev/pts").mkdir()
+    bundle.process["terminal"] = True
+    done = subprocess.run(["script", "-qec", f"{FRONT} --root {runtime.root} run --bundle {bundle.sh('tty; echo end').write()} c",
+                           "/dev/null"], capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
+    assert "/dev/pts/0" in done.stdout or "dolium-runtime: " in done.stdout, done
+    assert list(outside.iterdir()) == [] and Path("/proc/sys/kernel/core_pattern").read_text() == before
+
+
+def test_a_terminal_comes_from_a_true_devpts_alone(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    """CVE-2025-52565, the other side: a folder of the attacker's with a ptmx that is no pty."""
+    false = tmp_path / "pts"
+    false.mkdir()
+    (false / "ptmx").symlink_to("/dev/zero")
+    bundle.config["mounts"] = [entry for entry in bundle.config["mounts"] if entry["destination"] != "/dev/pts"]
+    bundle.mount("/dev/pts", "bind", str(false), "bind")
+    bundle.process["terminal"] = True
+    result = runtime.run(bundle.sh("echo never"), code=1)
+    assert result.out == "" and "/dev/pts/ptmx" in result.err and runtime.left() == []
+
+
+def test_sysctls_are_not_written_to_what_lies_on_proc(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    """CVE-2025-52881: a volume over /proc/sys, with links where the runtime writes."""
+    false, victim = tmp_path / "sys", tmp_path / "victim"
+    (false / "net/ipv4").mkdir(parents=True)
+    victim.write_text("untouched")
+    (false / "net/ipv4/ip_forward").symlink_to("/tmp/victim")
+    bundle.mount("/proc/sys", "bind", str(false), "bind")
+    bundle.mount("/tmp/victim", "bind", str(victim), "bind")
+    bundle.linux["sysctl"] = {"net.ipv4.ip_forward": "1"}
+    runtime.started(bundle.sh("exec sleep 1000"))
+    pid = runtime.state()["pid"]
+    real = subprocess.run(["nsenter", "-t", str(pid), "-n", "cat", "/proc/sys/net/ipv4/ip_forward"], capture_output=True, text=True,
+                          check=True)
+    assert real.stdout == "1\n" and victim.read_text() == "untouched"
+
+
+def test_a_false_proc_gets_nothing_written(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    """CVE-2025-52881: no proc at all inside but files of the image with its names."""
+    bundle.config["mounts"] = [entry for entry in bundle.config["mounts"] if entry["destination"] != "/proc"]
+    bundle.linux.update(maskedPaths=[], readonlyPaths=[], sysctl={"net.ipv4.ip_forward": "1"})
+    names = ("sys/net/ipv4/ip_forward", "self/attr/exec", "self/attr/apparmor/exec", "self/oom_score_adj", "self/setgroups")
+    for name in names:
+        (bundle.rootfs / "proc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (bundle.rootfs / "proc" / name).write_text("untouched")
+    bundle.process["oomScoreAdj"] = 500
+    runtime.started(bundle.sh("exec sleep 1000"))
+    runtime("exec", "c", "true")
+    runtime("exec", "--apparmor", "whatever", "c", "true", code=None)
+    assert all((bundle.rootfs / "proc" / name).read_text() == "untouched" for name in names)
+
+
+SPY = ("while [ ! -e /tmp/end ]; do for p in /proc/[0-9]*; do e=$(readlink $p/exe) || { [ -e $p ] && echo hidden >> /tmp/seen; continue; };"
+       " case $e in /bin/busybox) ;; *) echo exe $e >> /tmp/seen; echo x > $p/exe; head -c 1 $p/mem; esac; done; done 2> /dev/null")
+
+
+def test_with_sys_ptrace_nothing_of_the_runtime_is_reached(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    """A process with every right in its user namespace watches what comes in: execs, and inits that wait for their start."""
+    bundle.namespace("user", "")
+    bundle.linux["uidMappings"] = bundle.linux["gidMappings"] = [{"containerID": 0, "hostID": 0, "size": 65536}]
+    bundle.capabilities("CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN", "CAP_KILL")
+    before = digest()
+    runtime.started(bundle.sh(SPY), identity="spy")
+    pid = runtime.state("spy")["pid"]
+    second = Bundle(tmp_path / "second").namespace("pid", f"/proc/{pid}/ns/pid").namespace("user", f"/proc/{pid}/ns/user")
+    runtime.create(second, identity="waiting")
+    waiting = runtime.state("waiting")["pid"]
+    for _ in range(20):
+        runtime("exec", "spy", "true")
+    state = runtime.state("waiting")
+    (bundle.rootfs / "tmp/end").touch()
+    seen = (bundle.rootfs / "tmp/seen").read_text().splitlines()
+    assert "hidden" in seen and set(seen) == {"hidden"}, set(seen)  # it met them, and could look into none
+    assert digest() == before and (state["status"], state["pid"]) == ("created", waiting)
