@@ -1,4 +1,4 @@
-"""What two choices on the way of a start are worth: daemons with and without each, in turn, with quiet between.
+"""What choices on the way of a start are worth: daemons with and without each, in turn, with quiet between.
 
 The quiet is the point: only the first cgroup move in a while waits for a grace period of RCU, and the pool of namespaces is full.
 """
@@ -20,6 +20,11 @@ VARIANTS = {
     "as shipped": "",
     "groups joined by cgroup.procs": "import dolium.runtime.cgroups as c; c._kind = lambda *rest: c.PROCS; ",
     "pool refilled at once": "import dolium.network.drivers.bridge as b; b.FILL_PAUSE = 0; ",
+    "no spare shims": "import dolium.isolation.spares as s; s.Spares.take = lambda *rest: None; ",
+    "no spare roots": "import dolium.engine.spare_roots as s; s.SpareRoots.take = lambda *rest: None; ",
+    "roots not volatile": "import dolium.engine.rootfs as r; r._volatile = lambda container: False; ",
+    "plans compiled anew": "import dolium.isolation.templates as t; t.ID = 0; ",
+    "deleted at once": "import dolium.trash as t; t.MOST = -1; ",
 }
 """What is run before the daemon, by the name that is printed."""
 
