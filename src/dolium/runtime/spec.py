@@ -85,8 +85,26 @@ def load(text: bytes, path: str) -> dict[str, Any]:
         raise InvalidArgument(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise InvalidArgument(f"{path}: the top level must be an object")
+    if b"\\u" in text:  # what no path, name or argument of the kernel's can hold is written as an escape
+        _check_text(config, "")
     validate(config)
     return config
+
+
+def _check_text(value: Any, field: str) -> None:
+    """No NUL, which would end a text where it stands, and no half of a surrogate pair in any string."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise wrong(field or "a key", "must not contain a NUL byte")
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise wrong(field or "a key", "is not valid Unicode")
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            _check_text(key, "")
+            _check_text(entry, f"{field}.{key}" if field else key)
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            _check_text(entry, f"{field}[{index}]")
 
 
 def validate(config: dict[str, Any]) -> None:
@@ -265,29 +283,27 @@ def _linux(linux: dict[str, Any]) -> None:
             if value is not None and value < 0:
                 raise wrong(f"{field}.{key}", "is out of range")
     resources = take(linux, "resources", "object", "linux") or {}
-    for key in ("memory", "cpu", "pids", "blockIO", "network", "unified", "rdma"):
-        take(resources, key, "object", "linux.resources")
-    for name, device in (resources.get("rdma") or {}).items():
-        if not isinstance(device, dict) or not device.keys() & {"hcaHandles", "hcaObjects"}:
-            raise wrong(f"linux.resources.rdma.{name}", "must be an object with hcaHandles, hcaObjects or both")
-        for key in ("hcaHandles", "hcaObjects"):
-            take(device, key, "integer", f"linux.resources.rdma.{name}")
+    take(resources, "unified", "object", "linux.resources")
+    if resources.keys() - {"devices", "unified"} or linux.get("timeOffsets") is not None:
+        from dolium.runtime import limits
+
+        limits.check_resources(resources)
+        limits.check_offsets(linux)
     for index, rule in enumerate(objects(resources, "devices", "linux.resources")):
         field = f"linux.resources.devices[{index}]"
         if take(rule, "type", "string", field) not in (None, "", "a", "b", "c"):
             raise wrong(f"{field}.type", f"{rule['type']!r} is not a, b or c")
         if set(take(rule, "access", "string", field) or "") - set("rwm"):
             raise wrong(f"{field}.access", "may hold only r, w and m")
+        take(rule, "allow", "boolean", field)
+        for key in ("major", "minor"):
+            take(rule, key, "integer", field)
     for name, value in (resources.get("unified") or {}).items():
         if "/" in name or not name or not isinstance(value, str):
             raise wrong(f"linux.resources.unified.{name}", "must be the name of a file in the cgroup, with a string")
     memory = resources.get("memory") or {}
-    for key in ("limit", "swap", "reservation"):
-        take(memory, key, "integer", "linux.resources.memory")
     if memory.get("limit") and memory.get("swap") and 0 < memory["swap"] < memory["limit"]:
         raise wrong("linux.resources.memory.swap", "is below memory.limit; it counts memory and swap together")
-    for key in ("shares", "quota", "period"):
-        take(resources.get("cpu") or {}, key, "integer", "linux.resources.cpu")
     path = take(linux, "cgroupsPath", "string", "linux")
     if path and ".." in path.split("/"):
         raise wrong("linux.cgroupsPath", "must not contain '..'")
