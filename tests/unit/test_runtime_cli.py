@@ -342,7 +342,7 @@ def test_a_rootless_spec_maps_the_caller_alone() -> None:
     assert linux["uidMappings"] == [{"containerID": 0, "hostID": 5, "size": 1}] and linux["gidMappings"][0]["hostID"] == 6
     kinds = {entry["type"] for entry in linux["namespaces"]}
     assert "user" in kinds and "network" not in kinds and "resources" not in linux
-    load(json.dumps(spec), "config.json")
+    load(json.dumps(spec).encode(), "config.json")
     options = {mount["destination"]: mount["options"] for mount in spec["mounts"]}
     assert "rbind" in options["/sys"] and "gid=5" not in options["/dev/pts"]
     assert "/sys/fs/cgroup" in options

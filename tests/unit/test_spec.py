@@ -129,6 +129,14 @@ WRONG: list[tuple[str, object, str]] = [
     ("linux.netDevices", {"a" * 16: {}}, "linux.netDevices.aaaaaaaaaaaaaaaa.name: 'aaaaaaaaaaaaaaaa' is not the name of a link"),
     ("linux.netDevices", {"a": {"name": "e%d"}}, "linux.netDevices.a.name: "),
     ("linux.netDevices", {"a": {"name": "x"}, "b": {"name": "x"}}, "linux.netDevices.b: another device is to be called"),
+    ("linux.resources.blockIO", {"weight": "x"}, "linux.resources.blockIO.weight: must be an integer"),
+    ("linux.resources.blockIO", {"weightDevice": [{"major": 1}]}, "linux.resources.blockIO.weightDevice[0].minor: is required"),
+    ("linux.resources.blockIO", {"throttleReadBpsDevice": True}, "linux.resources.blockIO.throttleReadBpsDevice: must be an array"),
+    ("linux.resources.hugepageLimits", [{"pageSize": "2/B", "limit": 1}], "linux.resources.hugepageLimits[0].pageSize: must not contain"),
+    ("linux.resources.pids", {"limit": "5"}, "linux.resources.pids.limit: must be an integer"),
+    ("linux.resources.devices", [{"major": "x"}], "linux.resources.devices[0].major: must be an integer"),
+    ("linux.resources.network", {"priorities": [{"name": "x"}]}, "linux.resources.network.priorities[0].priority: is required"),
+    ("process.scheduler", {"policy": []}, "process.scheduler.policy: [] is none of"),
     ("linux.resources.rdma", {"mlx": {}}, "linux.resources.rdma.mlx: must be an object with hcaHandles"),
     ("linux.personality", {"domain": "BSD"}, "linux.personality.domain: 'BSD' is none of LINUX, LINUX32"),
     ("linux.memoryPolicy", {"mode": "MPOL_BIND"}, "linux.memoryPolicy.nodes: MPOL_BIND needs nodes"),
@@ -185,3 +193,13 @@ def test_an_execs_process_is_checked_the_same() -> None:
                              ({"args": [], "cwd": "/"}, "must name a program")):
         with pytest.raises(InvalidArgument, match=message):
             spec.validate_process(process)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (r'{"ociVersion": "1.0.0", "root": {"path": "a\u0000b"}}', "root.path: must not contain a NUL byte"),
+    (r'{"ociVersion": "1.0.0", "mounts": [{"destination": "\ud800"}]}', r"mounts\[0\].destination: is not valid Unicode"),
+    (r'{"a\u0000": 1}', "a key: must not contain a NUL byte"),
+])
+def test_text_that_no_call_can_take_is_named(text: str, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        spec.load(text.encode(), "config.json")

@@ -127,12 +127,12 @@ def _groups(arguments: list[dict[str, Any]], field: str) -> list[list[Comparison
     """
     made: list[Comparison] = []
     for argument in arguments:
-        operator, index = argument.get("op", ""), argument.get("index", 0)
+        operator, index = argument.get("op", ""), argument.get("index") or 0
         if operator not in _OPERATORS:
             raise InvalidArgument(f"{field}.args: {operator!r} is not an operator")
         if not 0 <= index <= 5:
             raise InvalidArgument(f"{field}.args: index {index}: a system call has arguments 0 to 5")
-        value, other = argument.get("value", 0), argument.get("valueTwo", 0)
+        value, other = argument.get("value") or 0, argument.get("valueTwo") or 0
         if not (0 <= value <= _MAX_VALUE and 0 <= other <= _MAX_VALUE):
             raise InvalidArgument(f"{field}.args: a value does not fit 64 bits")
         made.append((index, operator.removeprefix("SCMP_CMP_"), value, other))

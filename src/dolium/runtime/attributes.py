@@ -26,9 +26,9 @@ NODES_MAX = 1024
 
 
 def _word(words: dict[str, int], value: object, field: str) -> int:
-    if value not in words:
+    if not isinstance(value, str) or value not in words:
         raise wrong(field, f"{value!r} is none of {', '.join(words)}")
-    return words[str(value)]
+    return words[value]
 
 
 def _number(value: object, field: str, low: int, high: int) -> int:

@@ -86,8 +86,26 @@ def load(text: bytes, path: str) -> dict[str, Any]:
         raise InvalidArgument(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise InvalidArgument(f"{path}: the top level must be an object")
+    if b"\\u" in text:  # what no path, name or argument of the kernel's can hold is written as an escape
+        _check_text(config, "")
     validate(config)
     return config
+
+
+def _check_text(value: Any, field: str) -> None:
+    """No NUL, which would end a text where it stands, and no half of a surrogate pair in any string."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise wrong(field or "a key", "must not contain a NUL byte")
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise wrong(field or "a key", "is not valid Unicode")
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            _check_text(key, "")
+            _check_text(entry, f"{field}.{key}" if field else key)
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            _check_text(entry, f"{field}[{index}]")
 
 
 def validate(config: dict[str, Any]) -> None:
@@ -266,6 +284,7 @@ def _linux(linux: dict[str, Any]) -> None:
             if value is not None and value < 0:
                 raise wrong(f"{field}.{key}", "is out of range")
     _resources(take(linux, "resources", "object", "linux") or {})
+    _offsets(linux)
     path = take(linux, "cgroupsPath", "string", "linux")
     if path and ".." in path.split("/"):
         raise wrong("linux.cgroupsPath", "must not contain '..'")
@@ -360,6 +379,17 @@ def _block_io(block: dict[str, Any], field: str) -> None:
             take(entry, key, "integer", f"{field}{part}", required=True)
 
 
+def _offsets(linux: dict[str, Any]) -> None:
+    for clock, offset in (take(linux, "timeOffsets", "object", "linux") or {}).items():
+        field = f"linux.timeOffsets.{clock}"
+        if clock not in ("monotonic", "boottime"):
+            raise wrong(field, "the clocks of a time namespace are monotonic and boottime")
+        if not isinstance(offset, dict):
+            raise wrong(field, "must be an object")
+        for key in ("secs", "nanosecs"):
+            take(offset, key, "integer", field)
+
+
 def _devices(resources: dict[str, Any]) -> None:
     for index, rule in enumerate(objects(resources, "devices", "linux.resources")):
         field = f"linux.resources.devices[{index}]"
@@ -367,6 +397,9 @@ def _devices(resources: dict[str, Any]) -> None:
             raise wrong(f"{field}.type", f"{rule['type']!r} is not a, b or c")
         if set(take(rule, "access", "string", field) or "") - set("rwm"):
             raise wrong(f"{field}.access", "may hold only r, w and m")
+        take(rule, "allow", "boolean", field)
+        for key in ("major", "minor"):
+            take(rule, key, "integer", field)
 
 
 def _validate_seccomp(seccomp: dict[str, Any]) -> None:
