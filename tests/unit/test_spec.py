@@ -132,7 +132,7 @@ WRONG: list[tuple[str, object, str]] = [
     ("linux.resources.blockIO", {"weight": "x"}, "linux.resources.blockIO.weight: must be an integer"),
     ("linux.resources.blockIO", {"weightDevice": [{"major": 1}]}, "linux.resources.blockIO.weightDevice[0].minor: is required"),
     ("linux.resources.blockIO", {"throttleReadBpsDevice": True}, "linux.resources.blockIO.throttleReadBpsDevice: must be an array"),
-    ("linux.resources.hugepageLimits", [{"pageSize": "2/B", "limit": 1}], "linux.resources.hugepageLimits[0].pageSize: must not contain"),
+    ("linux.resources.hugepageLimits", [{"pageSize": "2/B", "limit": 1}], "linux.resources.hugepageLimits[0].pageSize: '2/B' is not a size"),
     ("linux.resources.pids", {"limit": "5"}, "linux.resources.pids.limit: must be an integer"),
     ("linux.resources.devices", [{"major": "x"}], "linux.resources.devices[0].major: must be an integer"),
     ("linux.resources.network", {"priorities": [{"name": "x"}]}, "linux.resources.network.priorities[0].priority: is required"),
