@@ -34,7 +34,8 @@ class Trash:
         self._word, self._numbers = secrets.token_hex(4), itertools.count()  # names that no earlier process gave
         self._waiting: deque[tuple[str, float]] = deque()  # path, when it was thrown away
         self._last = 0.0
-        self._some, self._closing = threading.Event(), threading.Event()
+        self._some, self._now = threading.Event(), threading.Event()
+        self._closing = False
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
@@ -75,18 +76,25 @@ class Trash:
             self._some.clear()
             while self._waiting:
                 path, given = self._waiting[0]
-                while len(self._waiting) <= MOST:
+                while len(self._waiting) <= MOST and not self._closing:
                     left = min(self._last + QUIET, given + LATEST) - time.monotonic()
-                    if left <= 0 or self._closing.wait(left):
+                    if left <= 0 or self._now.wait(left):
                         break
                 self._waiting.popleft()
                 _delete(path)
-            if self._closing.is_set() and not self._waiting:
+            if self._closing:
                 return
+            self._now.clear()
+
+    def hurry(self) -> None:
+        """Delete what is there now without waiting for quiet: the disk is full."""
+        if self._waiting:
+            self._now.set()
 
     def close(self) -> None:
         """Delete what is left, and wait for it. Nothing is thrown away any more."""
-        self._closing.set()
+        self._closing = True
+        self._now.set()
         self._some.set()
         if self._thread is not None:
             self._thread.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,22 @@ def test_trash_frees_the_name_at_once_and_deletes_when_it_is_quiet(tmp_path: Pat
     assert [path.name.split("-")[0] for path in (tmp_path / "trash").iterdir()] == ["thing"]
     bin.close()
     assert list((tmp_path / "trash").iterdir()) == []
+
+
+def test_trash_goes_at_once_when_room_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trash, "QUIET", 3600.0)
+    monkeypatch.setattr(trash, "LATEST", 3600.0)
+    bin = Trash(str(tmp_path / "trash"))
+    for number in range(2):
+        (tmp_path / "thing").mkdir()
+        bin.discard(str(tmp_path / "thing"))
+        bin.hurry()
+        deadline = time.monotonic() + 10
+        while list((tmp_path / "trash").iterdir()):
+            assert time.monotonic() < deadline, number
+            bin.hurry()
+            time.sleep(0.001)
+    bin.close()
 
 
 def test_too_much_trash_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

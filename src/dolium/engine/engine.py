@@ -108,20 +108,30 @@ class Engine:
         return self._locks.setdefault(identity, asyncio.Lock())
 
     def save(self, container: Container) -> None:
-        """Store the record. A short transaction; on the loop."""
-        self.store.put_container(container.to_doc())
+        """Store the record. A short transaction; on the loop. Raises ResourceExhausted."""
+        try:
+            self.store.put_container(container.to_doc())
+        except ResourceExhausted:
+            self.trash.hurry()
+            self.roots.hurry()
+            raise
         self.containers[container.id] = container
+        self._unsaved.discard(container.id)
+        if self._unsaved and self._retry is not None:  # there is room again
+            self._retry.cancel()
+            self._save_unsaved()
 
     def record(self, container: Container) -> None:
         """``save`` what has happened already or what makes room: a full disk does not stop it. It is tried again every
         second until it is stored."""
         try:
             self.save(container)
-            self._unsaved.discard(container.id)
         except ResourceExhausted as error:
             self._again(container.id, error)
 
     def _again(self, identity: str, error: ResourceExhausted) -> None:
+        self.trash.hurry()
+        self.roots.hurry()
         if identity not in self._unsaved:
             _log.warning("container %s: %s; trying again until it is stored", identity, error)
         self._unsaved.add(identity)

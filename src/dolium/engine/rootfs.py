@@ -113,6 +113,10 @@ class Roots:
         self._unmount(container_id)
         self._snapshots.remove(container_id)
 
+    def hurry(self) -> None:
+        """Room is wanted: delete at once what was removed."""
+        self._snapshots.hurry()
+
     def drop_spares(self) -> None:
         """An image is going: nothing shall hold its layers."""
         self._spares.drop()

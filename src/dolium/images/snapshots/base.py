@@ -73,6 +73,9 @@ class Snapshotter(Protocol):
     def usage(self, key: str) -> Usage:
         """What the snapshot itself takes, layers not counted. Raises NotFound."""
 
+    def hurry(self) -> None:
+        """Room is wanted: delete at once what was removed."""
+
     def active(self) -> list[str]:
         """Keys of all snapshots."""
 

@@ -148,6 +148,10 @@ class OverlaySnapshotter:
             raise NotFound(f"no snapshot {key}")
         return tree_usage(path)
 
+    def hurry(self) -> None:
+        """See ``Snapshotter``."""
+        self._trash.hurry()
+
     def active(self) -> list[str]:
         """See ``Snapshotter``."""
         return os.listdir(self._active)
