@@ -199,6 +199,18 @@ def bundle(folder: Path, *command: str) -> Path:
     return folder
 
 
+def floor(folder: Path, rootfs: Path) -> Callable[[], float]:
+    """The bare C program (``bench/floor``), compiled as dolium's own are, on the bundle's root."""
+    program, state = folder / "floor", folder / "floor-state"
+    sys.path.insert(0, str(ROOT / "packaging"))
+    from build_native import FLAGS, compiler
+    subprocess.run([*compiler(), *FLAGS, "-Wno-shadow", "-o", str(program), str(ROOT / "bench/floor/floor.c")], check=True)
+    hierarchies = [str(path) for path in sorted(Path("/sys/fs/cgroup").iterdir()) if path.is_dir() and not path.is_symlink()]
+    for one in hierarchies:
+        os.makedirs(f"{one}/dolium", exist_ok=True)
+    return lambda: timed([str(program), str(rootfs), str(state), *hierarchies], dict(os.environ))
+
+
 @contextlib.contextmanager
 def hugetlb() -> Iterator[None]:
     """Debian's crun refuses this layout without it; taken away after."""
@@ -337,13 +349,16 @@ def measure(report: Report, ours: Daemon, dockerd: Dockerd, podman: list[str], l
     counter = iter(range(10**9))
     runtimes = {"dolium-runtime": (RUNTIME, env), "dolium-runtime, cold": (RUNTIME, cold), "crun": ("crun", env),
                 "runc": ("runc", env)}
-    bundles = interleaved({
+    jobs: dict[str, Callable[[], float]] = {
         name: lambda program=program, where=where: timed([str(program), "run", "--bundle", str(path), f"bench{next(counter)}"],
                                                          where)
-        for name, (program, where) in runtimes.items()})
+        for name, (program, where) in runtimes.items()}
+    jobs["a bare C program, the same calls"] = floor(folder, path / "rootfs")
+    bundles = interleaved(jobs)
     report.table("`run` of a bundle, whole", bundles)
     report.budget(bundles, "dolium-runtime", "crun", 0.6, "dolium-runtime against crun")
     report.budget(bundles, "dolium-runtime, cold", "crun", 3.0, "dolium-runtime, cold, against crun")
+    report.budget(bundles, "dolium-runtime", "a bare C program, the same calls", 2.0, "dolium-runtime against the bare program")
     sleeper = bundle(folder / "sleeper", "sleep", "1000")
     lives = interleaved({name: lambda program=program, where=where: life(str(program), sleeper, f"bench{next(counter)}", where)
                          for name, (program, where) in runtimes.items()})
