@@ -29,10 +29,10 @@ static int python_at(char python[PATH_MAX], const char *prefix, int length, cons
 	return !format_path(python, "%.*s%s/python3", length, prefix, middle) && access(python, R_OK) == 0;
 }
 
-/* A Python beside a program. */
+/* A Python beside a program of ours. (What a shell has typed may be `timeout dolium`.) */
 static int python_beside(char python[PATH_MAX], const char *program) {
 	const char *slash = program && *program == '/' ? strrchr(program, '/') : NULL;
-	return slash && python_at(python, program, (int)(slash - program), "");
+	return slash && !strncmp(slash + 1, "dolium", 6) && python_at(python, program, (int)(slash - program), "");
 }
 
 /* The Python of the environment dolium is installed in, else the system's: the cold path needs only its library. */

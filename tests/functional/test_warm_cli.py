@@ -306,3 +306,12 @@ def test_the_compiler_is_killed_between_two_deeds(engine: Daemon, compiler: Comp
     assert (out, err, one.returncode) == (b"box\nbox2\n", b"", 0)
     assert engine.docker("logs", "box").stdout == "up\nasked\n"
     engine.docker("rm", "-f", "box", "box2")
+
+
+def test_the_python_beside_a_wrapper_is_not_ours(tmp_path: Path) -> None:
+    """A shell names `timeout` in "_" for `timeout dolium`; only beside a dolium is a Python that has dolium."""
+    (tmp_path / "python3").write_text("#!/bin/sh\nexit 42\n")
+    (tmp_path / "python3").chmod(0o755)
+    for name, code in (("timeout", 0), ("dolium", 42)):
+        env = {**os.environ, "_": str(tmp_path / name), "DOLIUM_WARM": "off"}
+        assert subprocess.run([DOLIUM, "--help"], env=env, capture_output=True, check=False, timeout=60).returncode == code
