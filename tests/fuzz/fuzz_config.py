@@ -81,7 +81,10 @@ def mutate(data: bytes, max_size: int, seed: int) -> bytes:
             del where[key]
         else:
             where[key] = chance.choice(SWAPS)
-    made = json.dumps(value).encode()
+    try:
+        made = json.dumps(value).encode()
+    except RecursionError:  # deeper than can be written again
+        return data
     return made if len(made) <= max_size else data
 
 

@@ -70,11 +70,11 @@ def program(target: str, scratch: Path) -> list[str]:
     return [str(made)]
 
 
-def run(target: str, seconds: int) -> str:
-    """"" when nothing failed, or what did, with the input's path."""
+def run(target: str, seconds: int, seed: int = 0) -> str:
+    """"" when nothing failed, or what did, with the input's path. ``seed`` 0: another one each time."""
     kept = Path(tempfile.mkdtemp(prefix=f"dolium-fuzz-{target}-"))
     seeds(target, kept / "corpus")
-    words = [*program(target, kept), f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=2048", "-max_len=65536",
+    words = [*program(target, kept), f"-max_total_time={seconds}", f"-seed={seed}", "-timeout=20", "-rss_limit_mb=2048", "-max_len=65536",
              f"-artifact_prefix={kept}/", "-print_final_stats=1", str(kept / "corpus")]
     env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0" if target == "untar" else "detect_leaks=1"}
     done = subprocess.run(words, capture_output=True, text=True, errors="replace", env=env, check=False)
