@@ -411,7 +411,7 @@ def test_after_exit_operations(run: Run, tmp_path: Path) -> None:
         after.add(p.AFTER_EXIT, "write_file", "write nowhere", "/nonexistent/x", "", 0o600, 0)
         launched = await shim.launch("init", container(it.rootfs, ["true"]).encode(), after_exit=after.encode())
         record = await it.exited("init")
-        assert record.exit_code == 0 and "write nowhere" in record.after_exit_error
+        assert record.exit_code == 0 and "write nowhere" in (record.after_exit_error or "")
         assert not marker.exists() and hook.read_text() == f'{{"pid":{launched.pid}}}'
 
     run(body)
@@ -815,6 +815,45 @@ def test_spawner_leaves_session_and_cgroup(tmp_path: Path, rootfs: Path) -> None
             await Spawner(os.environ.get("DOLIUM_SHIM")).start(["/nonexistent/cgroup.procs"])
         with pytest.raises(NotFound):
             await Spawner("/nonexistent/dolium-shim").start()
+
+    try:
+        asyncio.run(main())
+    finally:
+        group.rmdir()
+
+
+def test_a_clean_up_that_cannot_run_is_no_success(tmp_path: Path, rootfs: Path) -> None:
+    """The shim may fork no more when its process ends; then it does, and says so; without such operations nothing is said."""
+    pids_v1 = Path("/sys/fs/cgroup/pids")
+    group = (pids_v1 if pids_v1.exists() else Path("/sys/fs/cgroup")) / f"dolium-test-{os.getpid()}"
+    group.mkdir()
+    if not (group / "pids.max").exists():
+        group.rmdir()
+        pytest.skip("needs the pids controller")
+    marker = tmp_path / "marker"
+    after = p.Plan()
+    after.add(p.AFTER_EXIT, "unlink", "remove the marker", str(marker))
+
+    async def main() -> None:
+        it = Bench(tmp_path, rootfs)
+        await it.spawner.start([str(group / "cgroup.procs")])
+        try:
+            shim = await it.spawn()
+            for most, error, left in (("0", "the clean-up did not run", True), ("max", "", False)):
+                marker.touch()
+                await shim.launch("init", container(it.rootfs, ["sleep", "1000"]).encode(), after_exit=after.encode())
+                (group / "pids.max").write_text(most)
+                await shim.signal("init", signal.SIGKILL)
+                record = await it.exited("init")
+                (group / "pids.max").write_text("max")
+                assert (record.after_exit_error, marker.exists()) == (error, left)
+                await shim.forget("init")
+            await shim.launch("init", container(it.rootfs, ["true"]).encode())
+            assert (await it.exited("init")).after_exit_error is None
+            await shim.end()
+            await it.event(lambda event: isinstance(event, Closed))
+        finally:
+            await it.spawner.close()
 
     try:
         asyncio.run(main())

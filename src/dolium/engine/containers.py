@@ -387,7 +387,7 @@ class Containers:
             container = self._engine.containers.get(identity)
             if container is None or not container.live or container.pid != record.pid:
                 return
-            if not record.after_exit_error:
+            if record.after_exit_error == "":
                 self._groupless.add(identity)
             await self.ended(container, record.exit_code, record.exited_at_ns / 1e9, oom=record.oom)
 

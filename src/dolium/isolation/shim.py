@@ -95,7 +95,8 @@ class ExitRecord:
     """How a process ended. ``exit_code`` is 128 + ``signal`` when a signal ended it; times are CLOCK_REALTIME.
 
     ``oom``: the kernel killed something in its cgroups for want of memory while it ran. ``after_exit_error`` is what
-    went wrong in the plan's after-exit operations; only the event has it.
+    went wrong in the plan's after-exit operations: empty when they ran and none failed, None when nobody says so; only the
+    event has it.
     """
 
     id: str
@@ -106,7 +107,7 @@ class ExitRecord:
     oom: bool
     started_at_ns: int
     exited_at_ns: int
-    after_exit_error: str = ""
+    after_exit_error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -621,7 +622,7 @@ def _exit_record(fields: Fields) -> ExitRecord:
     return ExitRecord(
         _text(fields, "id"), _number(fields, "pid"), _number(fields, "start_time"), _number(fields, "exit_code"),
         _number(fields, "signal"), _number(fields, "oom") != 0, _number(fields, "started_at_ns"),
-        _number(fields, "exited_at_ns"), _text(fields, "after_exit_error"),
+        _number(fields, "exited_at_ns"), _text(fields, "after_exit_error") if "after_exit_error" in fields else None,
     )
 
 
