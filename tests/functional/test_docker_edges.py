@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -313,3 +314,42 @@ def test_an_image_goes_though_roots_were_made_ahead_of_it(engine: Daemon, tmp_pa
     assert set(os.listdir(layers)) == before, own
     eventually(lambda: not any(name.startswith("spare-") for name in os.listdir(active)), "none holds its layers")
     engine.docker("run", "--rm", "base:1", "true")
+
+
+BROKEN_CONNECT = """
+import sys
+from dolium.daemon import entry
+from dolium.isolation import shim, spares
+connect, left = shim.Shim.connect.__func__, [2]
+async def fails(cls, folder, on_event, *rest):
+    if left[0]:
+        left[0] -= 1
+        raise OSError(24, "Too many open files")
+    return await connect(cls, folder, on_event, *rest)
+shim.Shim.connect = classmethod(fails)
+spares.Spares.fill = lambda self: None
+sys.exit(entry())
+"""
+
+
+def test_a_start_without_fds_leaves_nothing_and_can_be_tried_again(tmp_path: Path) -> None:
+    """Twice the daemon has no descriptor left to talk to a shim that it has made: to a container, and to one with --rm."""
+    one = Daemon(tmp_path)
+    with open(one.log, "wb") as log:
+        one.process = subprocess.Popen(
+            [sys.executable, "-c", BROKEN_CONNECT, "-H", f"unix://{one.socket}", "--data-root", str(tmp_path / "data"),
+             "--run-root", str(tmp_path / "run")], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    eventually(one.listening, "it listens")
+    try:
+        one.import_base()
+        one.docker("create", "--name", "again", "base:1", "echo", "started")
+        refused = one.docker("start", "-a", "again", check=False, timeout=20)
+        assert refused.returncode == 1 and "prepare a shim: Too many open files" in refused.stderr
+        refused = one.dolium("run", "--rm", "base:1", "true", check=False, timeout=20)
+        assert refused.returncode == 125 and "prepare a shim: Too many open files" in refused.stderr
+        eventually(lambda: one.docker("ps", "-aq").stdout.split() == [one.inspect("again")["Id"][:12]], "--rm removes")
+        assert one.shims() == set()
+        assert one.docker("start", "-a", "again", timeout=20).stdout == "started\n"
+        one.docker("rm", "again")
+    finally:
+        one.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -30,8 +31,10 @@ from dolium.errors import (
     DeadlineExceeded,
     DoliumError,
     FailedPrecondition,
+    Internal,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     Unavailable,
 )
 from dolium.isolation.process import INIT, Attachment, Started, Stdio
@@ -201,11 +204,13 @@ class Containers:
                 spec = specs.build(container, around)
             started = await self._run(container, spec, around, root, network, shim, timings)
         except BaseException as error:
-            await self._drop_prepared(container, shim)
-            await self._drop_network(container, network)
-            await self._launch_failed(container, error)
-            if isinstance(error, DoliumError):
-                raise type(error)(container.error, errno=error.errno) from error
+            async with contextlib.AsyncExitStack() as undo:  # the last first, and one that fails keeps no other back
+                undo.push_async_callback(self._launch_failed, container, error)
+                undo.push_async_callback(self._drop_network, container, network)
+                undo.push_async_callback(self._drop_prepared, container, shim)
+            if isinstance(error, (DoliumError, OSError)):
+                kind = type(error) if isinstance(error, DoliumError) else _kind_of(error)
+                raise kind(container.error, errno=error.errno) from error
             raise
         finally:
             if root >= 0:
@@ -258,7 +263,11 @@ class Containers:
             NetworkRequest(container.id, "bridge" if mode == "default" else mode, tuple(ports),
                            container.config.get("MacAddress") or ""), known.set_result))
         either: set[asyncio.Future[Any]] = {known, making}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            making.cancel()  # it undoes what it did
+            raise
         container.network = known.result() if known.done() else (await making).endpoint
         return making
 
@@ -671,6 +680,11 @@ class Containers:
         for attachments in self._pending.values():
             for attachment in attachments:
                 attachment.close()
+
+
+def _kind_of(error: OSError) -> type[DoliumError]:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return ResourceExhausted if full else Internal
 
 
 def _make_source(path: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from dolium.errors import DoliumError, NotFound, Unavailable
 from dolium.isolation import shim as shims
-from dolium.isolation.shim import Event, Launched, Shim, Spawner
+from dolium.isolation.shim import Event, Launched, Shim, ShimHandle, Spawner
 from dolium.isolation.spares import Spares
 from dolium.isolation.templates import Compiled, Templates
 from dolium.linux.cgroup import tree
@@ -226,17 +226,27 @@ class ProcessIsolation:
         return ready
 
     async def _make(self, folder: str, on_event: Callable[[Event], None]) -> Shim:
-        """In a folder that exists."""
+        """In a folder that exists. Raises Unavailable; then there is no shim."""
+        made: ShimHandle | None = None
         try:
-            await self._spawner.spawn("", folder)
-        except Unavailable:
-            # the spawner was killed: one more, then again
-            self._spawner = Spawner()
-            await self._spawner.start(self._groups)
-            await self._spawner.spawn("", folder)
-        return await Shim.connect(folder, on_event)
+            try:
+                made = await self._spawner.spawn("", folder)
+            except Unavailable:
+                # the spawner was killed: one more, then again
+                self._spawner = Spawner()
+                await self._spawner.start(self._groups)
+                made = await self._spawner.spawn("", folder)
+            return await Shim.connect(folder, on_event)
+        except BaseException as error:
+            if made is not None:
+                # it has never heard from us, so it would not end by itself; it was born a moment ago, and the pid is its own
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(made.pid, signal.SIGKILL)
+            if isinstance(error, OSError):
+                raise Unavailable(f"prepare a shim: {error.strerror}", errno=error.errno) from error
+            raise
 
-    async def run(self, preparing: Awaitable[Shim], folder: str, compiled: Compiled, stdio: Stdio, *, root: int,
+    async def run(self, preparing: asyncio.Future[Shim], folder: str, compiled: Compiled, stdio: Stdio, *, root: int,
                   network: int, attachments: list[Attachment], oom_files: list[str], timings: Timings) -> Started:
         """Launch init in the sandbox's shim, which is being prepared. The attachments are taken whatever happens.
 
@@ -244,8 +254,8 @@ class ProcessIsolation:
         """
         try:
             with timings.step("shim"):
-                shim = await preparing
-        except DoliumError:
+                shim = await asyncio.shield(preparing)  # who is cancelled ends it by ``end``
+        except BaseException:
             for attachment in attachments:
                 attachment.close()
             raise

@@ -45,6 +45,7 @@ class Spares:
         while self._ready and found is None:
             shim = self._ready.pop(0)
             if not shim.connected:
+                shutil.rmtree(shim.handle.dir, ignore_errors=True)
                 continue
             try:
                 os.rename(shim.handle.dir, folder)
