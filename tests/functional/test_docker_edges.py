@@ -332,6 +332,10 @@ sys.exit(entry())
 """
 
 
+def _children(pid: int) -> list[int]:
+    return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+
+
 def test_a_start_without_fds_leaves_nothing_and_can_be_tried_again(tmp_path: Path) -> None:
     """Twice the daemon has no descriptor left to talk to a shim that it has made: to a container, and to one with --rm."""
     one = Daemon(tmp_path)
@@ -349,6 +353,8 @@ def test_a_start_without_fds_leaves_nothing_and_can_be_tried_again(tmp_path: Pat
         assert refused.returncode == 125 and "prepare a shim: Too many open files" in refused.stderr
         eventually(lambda: one.docker("ps", "-aq").stdout.split() == [one.inspect("again")["Id"][:12]], "--rm removes")
         assert one.shims() == set()
+        (spawner,) = _children(one.process.pid)
+        eventually(lambda: _children(spawner) == [], "no shim is left")
         assert one.docker("start", "-a", "again", timeout=20).stdout == "started\n"
         one.docker("rm", "again")
     finally:
