@@ -12,6 +12,7 @@ import os
 import time
 from typing import Any
 
+from dolium import faults
 from dolium.engine import model, specs
 from dolium.engine.containers import Containers
 from dolium.engine.engine import Engine
@@ -19,10 +20,11 @@ from dolium.engine.model import Container
 from dolium.engine.users import User
 from dolium.errors import DoliumError
 from dolium.isolation.process import INIT
-from dolium.isolation.shim import ExitRecord, Shim, read_exit
+from dolium.isolation.shim import ExitRecord, read_exit
 from dolium.linux.cgroup import manage
 
 _log = logging.getLogger(__name__)
+faults.register("reconcile.cleaned")
 AFTER_REBOOT = 255
 
 
@@ -35,12 +37,13 @@ async def reconcile(engine: Engine, containers: Containers) -> None:
             continue
         if container.live or container.starting:
             record = await _adopt(engine, containers, container)
-            if container.live and container.id in containers.shims:
+            if container.live and record is None and container.id in containers.shims:
                 live[container.id] = container.network
             else:
                 ended.append((container, record))
         elif os.path.isdir(engine.paths.shim(container.id)):
-            await _drop_shim(engine, container)  # its end was recorded, and then the daemon died
+            await _kill(engine, containers, container)  # its end was recorded, and then the daemon died
+            await engine.isolation.end(None, engine.paths.shim(container.id))
     await engine.network.start(live)
     for container, record in ended:
         async with engine.lock(container.id):
@@ -76,9 +79,12 @@ async def _adopt(engine: Engine, containers: Containers, container: Container) -
         await engine.isolation.end(shim, folder)
         return None
     if info.state == "exited":
+        # only the shim's folder tells how it ended, until that is stored
         containers.shims[identity] = shim
         container.status, container.pid = model.RUNNING, info.record.pid
-        return await _give_up(containers, container, shim, info.record)
+        if not container.started_at or container.starting:
+            container.started_at = info.record.started_at_ns / 1e9
+        return info.record
     containers.shims[identity] = shim
     containers.specs[identity] = _spec_for_exec(engine, container)
     frozen = manage.freezer_file(engine.layout.paths(engine.container_group(identity)))
@@ -90,14 +96,6 @@ async def _adopt(engine: Engine, containers: Containers, container: Container) -
     engine.save(container)
     _log.info("adopted container %s, init %d", container.name, container.pid)
     return None
-
-
-async def _give_up(containers: Containers, container: Container, shim: Shim, record: ExitRecord) -> ExitRecord:
-    del containers.shims[container.id]
-    await containers._engine.isolation.end(shim, containers._engine.paths.shim(container.id))
-    if not container.started_at or container.starting:
-        container.started_at = record.started_at_ns / 1e9
-    return record
 
 
 def _reads(path: str, word: str) -> bool:
@@ -121,20 +119,22 @@ def _spec_for_exec(engine: Engine, container: Container) -> dict[str, Any]:
     return {"linux": linux}
 
 
-async def _drop_shim(engine: Engine, container: Container) -> None:
-    """End what is left of a sandbox whose container has ended."""
+async def _kill(engine: Engine, containers: Containers, container: Container) -> None:
+    """End what is left of a sandbox whose container has ended; its shim's folder, with the exit record, stays."""
     await asyncio.to_thread(manage.kill_and_remove, engine.layout.paths(engine.container_group(container.id)))
-    engine.isolation.kill_shim(engine.paths.shim(container.id))
-    await engine.isolation.end(None, engine.paths.shim(container.id))
+    if container.id not in containers.shims:
+        engine.isolation.kill_shim(engine.paths.shim(container.id))
 
 
 async def _ended(engine: Engine, containers: Containers, container: Container, record: ExitRecord | None) -> None:
-    await _drop_shim(engine, container)
+    await _kill(engine, containers, container)
+    faults.point("reconcile.cleaned")
     if container.starting and record is None and not container.live:
         # the start never came to its end: the container is as it was, and says why
         container.starting, container.error = False, "the daemon ended while it was starting"
         container.network = {}
         engine.save(container)
+        await engine.isolation.end(None, engine.paths.shim(container.id))
         return
     if record is not None:
         await containers.ended(container, record.exit_code, record.exited_at_ns / 1e9, oom=record.oom)
