@@ -48,9 +48,11 @@ class Trash:
         except FileNotFoundError:
             return False
         except OSError as error:
-            if error.errno != errno.EXDEV:
+            if error.errno not in (errno.EXDEV, errno.ENOSPC, errno.EDQUOT):
                 raise
-            shutil.rmtree(path)  # somebody gave it a file system of its own
+            # somebody gave it a file system of its own; or there is no room for one more name, and this makes some
+            shutil.rmtree(path)
+            self.hurry()
             return True
         self._last = time.monotonic()
         self._add(aside, self._last)

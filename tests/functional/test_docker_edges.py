@@ -359,3 +359,79 @@ def test_a_start_without_fds_leaves_nothing_and_can_be_tried_again(tmp_path: Pat
         one.docker("rm", "again")
     finally:
         one.close()
+
+
+def test_the_end_of_a_container_that_cannot_be_removed_is_kept(tmp_path: Path) -> None:
+    """With --rm the shim alone knows how it ended, until it is removed; here that fails, and then the daemon is killed."""
+    one = Daemon(tmp_path)
+    one.start()
+    trash = tmp_path / "data" / "trash"
+    try:
+        one.import_base()
+        subprocess.run(["chattr", "+i", str(trash)], check=True)
+        assert one.docker("run", "-d", "--rm", "--name", "stays", "base:1", "sh", "-c", "exit 7").returncode == 0
+        eventually(lambda: "remove container" in one.log.read_text(), "the removal fails")
+        one.kill()
+        one.start()
+        state = one.inspect("stays")["State"]
+        assert (state["Status"], state["ExitCode"]) in (("removing", 7), ("exited", 7)), state
+    finally:
+        subprocess.run(["chattr", "-i", str(trash)], check=True)
+    try:
+        one.stop()
+        one.start()
+        eventually(lambda: one.docker("ps", "-aq").stdout == "", "the next daemon removes it")
+    finally:
+        one.close()
+
+
+def test_what_is_written_to_etc_hosts_is_not_the_hosts_memory(engine: Daemon) -> None:
+    """A container may write to its /etc/hosts as much as it likes, as to its layer: it lies on the same disk."""
+    engine.docker("run", "-d", "--name", "writes", "base:1", "sleep", "600")
+    try:
+        engine.docker("exec", "writes", "sh", "-c", "dd if=/dev/zero bs=1M count=2 >> /etc/hosts")
+        found = engine.inspect("writes")
+        for key in ("HostsPath", "HostnamePath", "ResolvConfPath"):
+            assert Path(found[key]).parent == engine.folder / "data" / "containers" / found["Id"]
+        assert Path(found["HostsPath"]).stat().st_size > 2 << 20
+        engine.docker("restart", "-t", "0", "writes")
+        assert engine.docker("exec", "writes", "cat", "/etc/hosts").stdout == Path(found["HostsPath"]).read_text()
+        assert Path(found["HostsPath"]).stat().st_size < 1000
+    finally:
+        engine.docker("rm", "-f", "writes")
+
+
+def test_cp_follows_links_inside_the_root(engine: Daemon, tmp_path: Path) -> None:
+    links = "echo inside > /data/file; ln -s /two /one; ln -s data/three /two; ln -s ../data/./file /data/three; ln -s /loop /loop"
+    engine.docker("run", "--name", "linked", "base:1", "sh", "-c", links)
+    try:
+        engine.docker("cp", "-L", "linked:/one", str(tmp_path / "out"))
+        assert (tmp_path / "out").read_text() == "inside\n"
+        (tmp_path / "in").write_text("from outside\n")
+        engine.docker("cp", str(tmp_path / "in"), "linked:/two")
+        engine.docker("cp", "linked:/data/file", str(tmp_path / "back"))
+        assert (tmp_path / "back").read_text() == "from outside\n"
+        engine.docker("cp", "linked:/one", str(tmp_path / "link"))
+        assert os.readlink(tmp_path / "link") == "/two"
+        assert engine.api("HEAD", "/containers/linked/archive?path=/loop")[0] == 400
+    finally:
+        engine.docker("rm", "linked")
+
+
+def test_a_container_does_not_start_while_files_are_copied_out_of_it(engine: Daemon) -> None:
+    """Two mounts of one upper folder at once would corrupt it."""
+    engine.docker("run", "--name", "big", "base:1", "dd", "if=/dev/zero", "of=/big", "bs=1M", "count=8")
+    try:
+        with socket.socket(socket.AF_UNIX) as reader:
+            reader.connect(engine.socket)
+            reader.sendall(b"GET /containers/big/archive?path=/big HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")
+            assert reader.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
+            with subprocess.Popen([DOLIUM, "start", "-a", "big"], env=engine.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as start:
+                # a second copy is under way for as long as the first: the request behind both is answered, the start is not
+                engine.docker("ps")
+                assert start.poll() is None and engine.inspect("big")["State"]["Status"] == "exited"
+                while reader.recv(1 << 20):
+                    continue
+                assert start.wait(30) == 0
+    finally:
+        engine.docker("rm", "big")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dolium import trash
+from dolium.engine.model import Container
+from dolium.engine.rootfs import Roots
 from dolium.engine.spare_roots import KINDS, SIZE, Kind, SpareRoots
 from dolium.errors import Internal
 from dolium.images.snapshots.overlay import OverlaySnapshotter
@@ -21,6 +25,7 @@ from dolium.isolation import spares
 from dolium.isolation.shim import Closed, Event, Shim, ShimHandle
 from dolium.isolation.spares import Spares
 from dolium.isolation.templates import KEPT, Compiled, Templates
+from dolium.linux import syscalls
 from dolium.linux.cgroup import tree
 from dolium.runtime import plan as P
 from dolium.runtime.cgroups import remove
@@ -146,6 +151,56 @@ def test_trash_goes_at_once_when_room_is_wanted(tmp_path: Path, monkeypatch: pyt
     bin.close()
 
 
+@pytest.mark.parametrize("refusal", [errno.ENOSPC, errno.EDQUOT, errno.EXDEV])
+def test_what_cannot_be_renamed_aside_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int) -> None:
+    """A full disk has no room for one more name in the trash, and a removal is what makes room."""
+    bin = Trash(str(tmp_path / "trash"))
+    (tmp_path / "thing" / "inside").mkdir(parents=True)
+
+    def refuses(*paths: str) -> None:
+        raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr(os, "rename", refuses)
+    assert bin.discard(str(tmp_path / "thing")) and not (tmp_path / "thing").exists()
+    bin.close()
+
+
+def test_a_root_is_not_mounted_before_its_last_mount_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two overlays with one upper folder corrupt it."""
+    mounted: list[int] = []
+    closing, close = threading.Event(), os.close
+
+    def mount(lowers: list[str], upper: str, work: str, *, volatile: bool) -> int:
+        assert all(not os.path.exists(f"/proc/self/fd/{fd}") for fd in mounted)
+        mounted.append(os.open(upper, os.O_PATH))
+        return mounted[-1]
+
+    def slowly(fd: int) -> None:
+        if fd in mounted:
+            assert closing.wait(10)
+        close(fd)
+
+    monkeypatch.setattr(syscalls, "mount_overlay", mount)
+    monkeypatch.setattr(os, "close", slowly)
+    (tmp_path / "containers").mkdir()
+    snapshots = OverlaySnapshotter(tmp_path / "snapshots")
+    roots = Roots(snapshots, str(tmp_path / "points"), str(tmp_path / "containers"))
+    container = Container("a" * 64, "one", 0.0, "", "", [], "", {}, {}, "true", [], [])
+    snapshots.prepare(container.id, [])
+
+    async def main() -> None:
+        roots.release(container, await roots.mount(container))
+        again = asyncio.ensure_future(roots.mount(container))
+        await asyncio.sleep(0)
+        assert not again.done()
+        closing.set()
+        roots.release(container, await again)
+        await roots.close()
+
+    asyncio.run(main())
+    snapshots.close()
+
+
 def test_too_much_trash_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trash, "QUIET", 0.01)
     monkeypatch.setattr(trash, "LATEST", 3600.0)
@@ -192,7 +247,7 @@ def test_spare_shims_are_used_once_and_end_with_the_daemon(tmp_path: Path, monke
         return made[-1]  # type: ignore[return-value]
 
     async def main() -> None:
-        pool = Spares(str(tmp_path), make, ("hosts",), size=3)
+        pool = Spares(str(tmp_path), make, size=3)
         assert pool.take(str(tmp_path / "none"), nothing) is None
 
         async def full() -> None:
@@ -202,7 +257,7 @@ def test_spare_shims_are_used_once_and_end_with_the_daemon(tmp_path: Path, monke
 
         await full()
         one = pool.take(str(tmp_path / "one"), nothing)
-        assert one is not None and one.handle.id == "one" and sorted(os.listdir(tmp_path / "one")) == ["hosts"]
+        assert one is not None and one.handle.id == "one"
         await full()
         lost = made[-1]
         lost.on_event(Closed("killed"))
@@ -218,7 +273,8 @@ def test_spare_shims_are_used_once_and_end_with_the_daemon(tmp_path: Path, monke
 def test_spare_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dolium.engine.spare_roots.FILL_PAUSE", 0.0)
     snapshots = OverlaySnapshotter(tmp_path / "snapshots")
-    active = tmp_path / "snapshots" / "active"
+    active, folders = tmp_path / "snapshots" / "active", tmp_path / "containers"
+    folders.mkdir()
     for number in range(KINDS):
         (tmp_path / "snapshots" / "layers" / f"{number:064x}" / "fs").mkdir(parents=True)
     broken = False
@@ -230,7 +286,7 @@ def test_spare_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def main() -> None:
         nonlocal broken
-        roots = SpareRoots(snapshots, mount)
+        roots = SpareRoots(snapshots, mount, str(folders))
         kind: Kind = ((), True)
         assert roots.take(kind, "a") is None
 
@@ -242,6 +298,7 @@ def test_spare_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         await until(SIZE)
         fd = roots.take(kind, "b")
         assert fd is not None and os.readlink(f"/proc/self/fd/{fd}") == str(active / "b")
+        assert sorted(os.listdir(folders / "b")) == ["hostname", "hosts", "resolv.conf"]
         os.close(fd)
         await until(SIZE)
         for number in range(KINDS):  # the kind used longest ago goes
@@ -259,7 +316,7 @@ def test_spare_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert roots.take(kind, "e") is None  # tried again after a failure
         await until(SIZE)
         await roots.close()
-        assert list(active.glob("spare-*")) == []
+        assert list(active.glob("spare-*")) == [] and os.listdir(folders) == ["b"]
 
     asyncio.run(main())
     snapshots.close()

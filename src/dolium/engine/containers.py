@@ -193,13 +193,13 @@ class Containers:
             with timings.step("network"):
                 network = await self._begin_network(container)
             with timings.step("snapshot"):
-                root = engine.roots.mount(container)  # a tenth of a millisecond, on the loop
+                root = await engine.roots.mount(container)  # a tenth of a millisecond, on the loop
                 faults.point("start.mounted")
                 await self.fill_volumes(container, root)
             with timings.step("configuration"):
                 around = self._surroundings(container, root)
                 self._prepare_root(container, root)
-                write_etc_files(engine.paths.shim(container.id), container)
+                write_etc_files(engine.paths.container(container.id), container)
                 faults.point("start.files")
                 spec = specs.build(container, around)
             started = await self._run(container, spec, around, root, network, shim, timings)
@@ -266,7 +266,8 @@ class Containers:
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         except BaseException:
-            making.cancel()  # it undoes what it did
+            making.cancel()
+            await asyncio.wait([making])  # it undoes what it did
             raise
         container.network = known.result() if known.done() else (await making).endpoint
         return making
@@ -312,9 +313,9 @@ class Containers:
         user = resolve(container.config.get("User") or "", read, container.host_config.get("GroupAdd") or [])
         mode = container.host_config.get("NetworkMode") or ""
         owner = engine.find(mode.partition(":")[2]).id if mode.startswith("container:") else container.id
-        etc = engine.paths.shim(owner)
+        etc = engine.paths.container(owner)
         if not os.path.exists(f"{etc}/hosts") and owner != container.id:
-            etc = engine.paths.container(owner)  # where dolium 0.1 had them, and the owner is older
+            etc = engine.paths.shim(owner)  # where an earlier daemon has put them, and the owner runs since
         return specs.Surroundings(
             etc_folder=etc, user=user, namespaces=self._namespaces(container),
             group=engine.container_group(container.id), hostname=container.config["Hostname"], layout=engine.layout,
@@ -603,8 +604,11 @@ class Containers:
         with contextlib.suppress(NotFound):
             try:
                 await self.remove(identity, force=True, volumes=True)
-            except FailedPrecondition as error:
+            except (DoliumError, OSError) as error:
                 _log.warning("remove container %s: %s", identity, error)
+                kept = self._engine.containers.get(identity)
+                if kept is not None:  # only the shim knew how it ended, and that goes now
+                    self._engine.record(kept)
             finally:
                 await self._end_shim(identity)
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dolium.engine.etc_files import ETC_FILES
 from dolium.engine.events import Bus
 from dolium.engine.model import Container
 from dolium.engine.rootfs import Roots
@@ -75,11 +74,11 @@ class Engine:
         self.events = Bus()
         self.images = ImageStore(Path(paths.data), SqliteImageRecords(self._connection),
                                  in_use=self._image_users)
-        self.roots = Roots(self.images.snapshots, f"{paths.data}/mountpoints")
+        self.roots = Roots(self.images.snapshots, f"{paths.data}/mountpoints", f"{paths.data}/containers")
         self.volumes = Volumes(f"{paths.data}/volumes", self.store)
         self.network = make_network(self.instance, self.store)
         self.trash, self.run_trash = Trash(f"{paths.data}/trash"), Trash(f"{paths.run}/trash")
-        self.isolation = ProcessIsolation(self.layout, f"{paths.data}/cache/seccomp", f"{paths.run}/shims", ETC_FILES,
+        self.isolation = ProcessIsolation(self.layout, f"{paths.data}/cache/seccomp", f"{paths.run}/shims",
                                           self.run_trash.discard)
         self.containers = {doc["id"]: Container.from_doc(doc) for doc in self.store.containers()}
         self.names = {container.name: container.id for container in self.containers.values()}

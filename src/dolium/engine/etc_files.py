@@ -96,10 +96,14 @@ def write_etc_files(folder: str, container: Container) -> None:
                                    list(host.get("DnsOptions") or []), isolated=not shares_host),
     }
     for name, content in files.items():
-        # Truncated in place: a running container's bind mount shows the same inode.
-        fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        # Written in place: a running container's bind mount shows the same inode. Cut only where it was longer: ext4 writes
+        # a file that was emptied out to the disk when it is closed.
+        fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            _write_all(fd, content.encode())
+            data = content.encode()
+            _write_all(fd, data)
+            if os.fstat(fd).st_size != len(data):
+                os.truncate(fd, len(data))
             os.fchmod(fd, 0o644)
         finally:
             os.close(fd)

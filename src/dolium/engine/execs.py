@@ -84,7 +84,7 @@ class Execs:
         try:
             container, shim = self.check(one)
             config = one.config
-            with self._engine.roots.opened(container) as root:
+            async with self._engine.roots.opened(container) as root:
                 user = resolve(config.get("User") or container.config.get("User") or "",
                                lambda path: syscalls.read_in_root(root, path),
                                [] if config.get("User") else container.host_config.get("GroupAdd") or [])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from dolium import policy
 from dolium.engine.model import Container
@@ -28,12 +28,14 @@ def _volatile(container: Container) -> bool:
 class Roots:
     """Mounts and opens roots. Nothing it mounts has a path on the host."""
 
-    def __init__(self, snapshots: Snapshotter, mount_points: str) -> None:
-        """``mount_points``: the folder for ``policy.MOUNT_POINTS``, made if it is missing."""
+    def __init__(self, snapshots: Snapshotter, mount_points: str, folders: str) -> None:
+        """``mount_points``: the folder for ``policy.MOUNT_POINTS``, made if it is missing; ``folders``: where each container
+        has a folder of its own."""
         self._snapshots = snapshots
         self._lowest = mount_points
-        self._spares = SpareRoots(snapshots, self._mount_spare)
+        self._spares = SpareRoots(snapshots, self._mount_spare, folders)
         self._mounted: dict[str, int] = {}  # of containers that took a spare and have not started
+        self._closing: dict[str, asyncio.Future[None]] = {}
         os.makedirs(mount_points, mode=0o755, exist_ok=True)
         for name in policy.MOUNT_POINTS:
             path = f"{mount_points}/{name}"
@@ -55,16 +57,28 @@ class Roots:
     def _unmount(self, container_id: str) -> None:
         fd = self._mounted.pop(container_id, None)
         if fd is not None:
-            let_go(fd)
+            self._let_go(container_id, fd)
 
-    def mount(self, container: Container) -> int:
-        """An fd of the container's overlay, detached. Raises Internal, NotFound, ResourceExhausted.
+    def _let_go(self, container_id: str, fd: int) -> None:
+        def closed(future: asyncio.Future[None]) -> None:
+            if self._closing.get(container_id) is future:
+                del self._closing[container_id]
 
-        With --rm nothing is synced when it ends: what is removed then need not outlive a power cut.
+        self._closing[container_id] = let_go(fd)
+        self._closing[container_id].add_done_callback(closed)
+
+    async def mount(self, container: Container) -> int:
+        """An fd of the container's overlay, detached; the caller holds the container's lock and has no other. Raises
+        Internal, NotFound, ResourceExhausted.
+
+        Two overlays with one upper folder corrupt it, so one that is still being closed is waited for. With --rm nothing is
+        synced when it ends: what is removed then need not outlive a power cut.
         """
         fd = self._mounted.pop(container.id, None)
         if fd is not None:
             return fd
+        while (closing := self._closing.get(container.id)) is not None:
+            await asyncio.wait([closing])
         return self._mount(container.id, container.chain_ids, container.rootfs, _volatile(container))
 
     def _mount_spare(self, key: str, kind: Kind) -> int:
@@ -83,10 +97,12 @@ class Roots:
             kind = ResourceExhausted if error.errno == 28 else Internal
             raise kind(f"mount the root of container {key[:12]}: {error.strerror}", errno=error.errno) from error
 
-    @contextmanager
-    def opened(self, container: Container) -> Iterator[int]:
-        """The root as an fd, whatever the container's state, closed at the end."""
-        if container.live:
+    @asynccontextmanager
+    async def opened(self, container: Container) -> AsyncIterator[int]:
+        """The root as an fd, whatever the container's state, closed at the end. Who opens that of a container which does
+        not run holds its lock."""
+        live = container.live
+        if live:
             try:
                 root = os.open(f"/proc/{container.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError as error:
@@ -95,18 +111,21 @@ class Roots:
                 os.close(root)  # of whoever has the pid now: it may be the host's
                 raise FailedPrecondition(f"container {container.name} ended just now")
         else:
-            root = self.mount(container)
+            root = await self.mount(container)
         try:
             yield root
         finally:
-            os.close(root)
+            if live:
+                os.close(root)
+            else:
+                self.release(container, root)
 
     def release(self, container: Container, root: int) -> None:
         """Close an fd of ``mount``."""
         if _volatile(container):
             os.close(root)
         else:
-            let_go(root)
+            self._let_go(container.id, root)
 
     def remove(self, container_id: str) -> None:
         """Remove the writable layer; idempotent."""

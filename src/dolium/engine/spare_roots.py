@@ -1,4 +1,5 @@
-"""Spare roots: a writable layer that is made and mounted before its container is known, for images that are in use.
+"""Spare roots: a writable layer that is made and mounted before its container is known, for images that are in use; and
+with it the container's own folder, with the files for its /etc.
 
 Making one is mostly the host's file system at work, which is slow at it just after something was deleted (``trash``).
 What has a spare's name when a daemon starts is an earlier one's, and goes with the other orphans.
@@ -11,10 +12,12 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from dolium import faults
+from dolium.engine.etc_files import ETC_FILES
 from dolium.errors import DoliumError
 from dolium.images.snapshots.base import Snapshotter
 
@@ -36,16 +39,17 @@ class Spare:
     fd: int
 
 
-def let_go(root: int) -> None:
+def let_go(root: int) -> asyncio.Future[None]:
     """Close a root's fd in a thread: when it is the last one, and the root not volatile, the file system below is synced."""
-    asyncio.get_running_loop().run_in_executor(None, os.close, root)
+    return asyncio.get_running_loop().run_in_executor(None, os.close, root)
 
 
 class SpareRoots:
     """``mount``: (key, kind) to an fd; raises DoliumError, OSError. Used on one event loop; its work is done in a thread."""
 
-    def __init__(self, snapshots: Snapshotter, mount: Callable[[str, Kind], int]) -> None:
-        self._snapshots, self._mount = snapshots, mount
+    def __init__(self, snapshots: Snapshotter, mount: Callable[[str, Kind], int], folders: str) -> None:
+        """``folders``: where each container has a folder of its own, named by its id."""
+        self._snapshots, self._mount, self._folders = snapshots, mount, folders
         self._ready: dict[Kind, list[Spare]] = {}
         self._filling: asyncio.Task[None] | None = None
         self._generation = 0
@@ -62,6 +66,7 @@ class SpareRoots:
         if spare is None:
             return None
         try:
+            os.rename(self._folder(spare.key), self._folder(key))
             self._snapshots.rename(spare.key, key)
         except BaseException:
             self._discard([spare])
@@ -101,18 +106,28 @@ class SpareRoots:
 
     def _make(self, kind: Kind) -> Spare:
         key = f"spare-{secrets.token_hex(8)}"
-        self._snapshots.prepare(key, kind[0])
         try:
+            os.mkdir(self._folder(key), 0o710)
+            for name in ETC_FILES:
+                os.close(os.open(f"{self._folder(key)}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            self._snapshots.prepare(key, kind[0])
             return Spare(key, self._mount(key, kind))
         except BaseException:
-            self._snapshots.remove(key)
+            self._remove(key)
             raise
+
+    def _folder(self, key: str) -> str:
+        return f"{self._folders}/{key}"
+
+    def _remove(self, key: str) -> None:
+        shutil.rmtree(self._folder(key), ignore_errors=True)
+        with contextlib.suppress(OSError):  # with the orphans, then
+            self._snapshots.remove(key)
 
     def _discard(self, spares: list[Spare]) -> None:
         for spare in spares:
             let_go(spare.fd)
-            with contextlib.suppress(OSError):  # with the orphans, then
-                self._snapshots.remove(spare.key)
+            self._remove(spare.key)
 
     def drop(self) -> None:
         """Drop all: an image is going."""

@@ -133,10 +133,10 @@ async def _attached(shim: Shim, process: str, attachments: list[Attachment], lau
 class ProcessIsolation:
     """Implements the backend interface (create and start as one, exec, signal, adopt, delete) with namespaces."""
 
-    def __init__(self, layout: tree.Layout, cache: str, shims: str, files: Sequence[str],
+    def __init__(self, layout: tree.Layout, cache: str, shims: str,
                  discard: Callable[[str], object]) -> None:
-        """``cache``: folder of compiled profiles; ``shims``: the folder that has the shims' folders; ``files``: what the
-        engine keeps beside a shim, made in a spare's folder beforehand; ``discard``: takes a folder away, if it is there.
+        """``cache``: folder of compiled profiles; ``shims``: the folder that has the shims' folders; ``discard``: takes a
+        folder away, if it is there.
         """
         self._discard = discard
         self._layout = layout
@@ -146,7 +146,7 @@ class ProcessIsolation:
         self._profiles: dict[int, tuple[dict[str, Any], bytes]] = {}  # by identity: most containers have the same one
         self._groups: list[str] = []
         self._templates = Templates()
-        self._spares = Spares(shims, self._make, files)
+        self._spares = Spares(shims, self._make)
 
     async def start(self, group_files: Sequence[str]) -> None:
         """Start the spawner, in the cgroups whose ``cgroup.procs`` files are given."""

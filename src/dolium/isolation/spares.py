@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from dolium.errors import DoliumError
@@ -29,9 +29,8 @@ class Spares:
     """At most ``size`` shims. ``make``: a shim in the folder that is given, with its events' receiver."""
 
     def __init__(self, folder: str, make: Callable[[str, Callable[[Event], None]], Awaitable[Shim]],
-                 files: Sequence[str] = (), size: int = SIZE) -> None:
-        """``files``: names of empty ones that each folder has from the beginning."""
-        self._folder, self._make, self._files, self._size = folder, make, files, size
+                 size: int = SIZE) -> None:
+        self._folder, self._make, self._size = folder, make, size
         self._ready: list[Shim] = []
         self._filling: asyncio.Task[None] | None = None
         self._closing = False
@@ -79,8 +78,6 @@ class Spares:
             folder = f"{self._folder}/{NAME}{secrets.token_hex(8)}"
             os.mkdir(folder, 0o700)
             try:
-                for name in self._files:
-                    os.close(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
                 shim = await self._make(folder, partial(self._lost, folder))
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)

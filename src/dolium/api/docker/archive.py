@@ -62,9 +62,42 @@ def _open(root: int, path: str, container: Container) -> int:
         raise
 
 
-def _stat_header(fd: int, path: str) -> str:
+LINKS_FOLLOWED = 40
+"""As many as the kernel follows in one path."""
+
+
+def _resolved(root: int, path: str) -> str:
+    """Where a path leads inside the root, all links followed, as text: what is there is opened anew by whoever asks for it.
+    What does not exist leads to itself. Raises InvalidArgument for too many links."""
+    done, left, followed = "", path.split("/"), 0
+    while left:
+        name = left.pop(0)
+        if name in ("", "."):
+            continue
+        if name == "..":
+            done = done.rpartition("/")[0]
+            continue
+        try:
+            parent = syscalls.open_in_root(root, done or "/", os.O_PATH | os.O_DIRECTORY)
+            try:
+                target = os.readlink(name, dir_fd=parent)
+            finally:
+                os.close(parent)
+        except OSError:  # not a link, or nothing there
+            done = f"{done}/{name}"
+            continue
+        followed += 1
+        if followed > LINKS_FOLLOWED:
+            raise InvalidArgument(f"{path}: too many levels of symbolic links")
+        if target.startswith("/"):
+            done = ""
+        left = target.split("/") + left
+    return done or "/"
+
+
+def _stat_header(fd: int, path: str, target: str = "") -> str:
+    """``target``: where a link leads, for who wants to follow it."""
     info = os.fstat(fd)
-    target = os.readlink("", dir_fd=fd) if stat.S_ISLNK(info.st_mode) else ""
     value: dict[str, Any] = {"name": os.path.basename(path.rstrip("/")) or "/", "size": info.st_size,
                              "mode": _go_mode(info.st_mode), "mtime": rfc3339(info.st_mtime), "linkTarget": target}
     return base64.b64encode(json.dumps(value).encode()).decode()
@@ -78,7 +111,11 @@ async def head(request: web.Request) -> web.Response:
     async with _view(request, container, path) as (root, place):
         fd = _open(root, place, container)
         try:
-            header = _stat_header(fd, path)
+            target = ""
+            if stat.S_ISLNK(os.fstat(fd).st_mode):
+                # in a volume of a container that does not run, the root is the volume
+                target = _resolved(root, place) if place == path else os.readlink("", dir_fd=fd)
+            header = _stat_header(fd, path, target)
         finally:
             os.close(fd)
     return web.Response(headers={"X-Docker-Container-Path-Stat": header})
@@ -139,7 +176,12 @@ async def _view(request: web.Request, container: Container, path: str) -> AsyncI
     """(root, the path in it). The volumes and host folders of a container that does not run are not mounted: a path
     below one is looked up in its source."""
     engine = request.app[ENGINE]
-    with engine.roots.opened(container) as root:
+    async with contextlib.AsyncExitStack() as held:
+        if not container.live:  # nobody starts or removes it meanwhile
+            await held.enter_async_context(engine.lock(container.id))
+            if container.id not in engine.containers:
+                raise NotFound(f"No such container: {container.id}")
+        root = await held.enter_async_context(engine.roots.opened(container))
         inside = [mount for mount in container.mounts
                   if mount.kind in ("bind", "volume") and f"{path}/".startswith(f"{mount.target}/")]
         if container.live or not inside:

@@ -104,7 +104,7 @@ def network_settings(container: Container) -> dict[str, Any]:
 
 def inspect(engine: Engine, containers: Containers, container: Container, execs: list[str], *, size: bool) -> dict[str, Any]:
     """The whole of ``docker inspect``, with dolium's phases of the last start under ``Dolium``."""
-    folder = engine.paths.shim(container.id)
+    folder = engine.paths.container(container.id)
     etc = {f"{key}Path": f"{folder}/{name}" if container.live else ""
            for key, name in (("ResolvConf", "resolv.conf"), ("Hostname", "hostname"), ("Hosts", "hosts"))}
     host = {"NetworkMode": "default", "LogConfig": {"Type": "json-file", "Config": {}},

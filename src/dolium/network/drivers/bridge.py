@@ -8,6 +8,7 @@ only the subnet. Blocking work runs in this driver's own threads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import logging
@@ -204,7 +205,13 @@ class BridgeDriver:
                 "ports": [port.as_dict() for port in held.ports]}
             if known is not None:
                 known(endpoint)
-            slot = await self._run(self._connect, container, held)
+            connecting = asyncio.ensure_future(self._run(self._connect, container, held))
+            try:
+                slot = await asyncio.shield(connecting)
+            except asyncio.CancelledError:
+                with contextlib.suppress(DoliumError):
+                    (await connecting).close()  # a thread goes on to its end
+                raise
         except BaseException:
             await self.detach(container)
             raise
@@ -214,13 +221,8 @@ class BridgeDriver:
         return Prepared(slot.fd, endpoint)
 
     def _connect(self, container: str, held: _Held) -> Slot:
+        slot = self._plugged(container, held)
         try:
-            slot = self._pool.take()
-        except OSError as error:
-            raise as_error(error, "cannot make a network namespace with a link") from error
-        held.link = slot.host
-        try:
-            self._plug(slot, container, held)
             if held.ports:
                 self._firewall.add(container, Publication(held.address, held.ports))
                 faults.point("network.ports.added")
@@ -230,22 +232,38 @@ class BridgeDriver:
         except BaseException as error:
             slot.close()
             if isinstance(error, OSError):
-                raise as_error(error, f"cannot join container {container[:12]} to {self._switch.name}") from error
+                raise as_error(error, f"cannot publish ports of container {container[:12]}") from error
             raise
         return slot
 
-    def _plug(self, slot: Slot, container: str, held: _Held) -> None:
-        subnet = self._addresses.subnet
+    def _plugged(self, container: str, held: _Held) -> Slot:
+        """A slot on the bridge, with its address. A bridge that somebody has removed is made anew."""
         try:
-            self._switch.plug(slot, container, held.address, subnet, held.mac, hairpin=bool(held.ports))
-        except OSError:
+            return self._plug(container, held)
+        except OSError as error:
             if self._switch.host.link(index=self._switch.index) is not None:
-                raise
-            _log.warning("the bridge %s was removed: it is made anew", self._switch.name)
-            self._switch.make(subnet, keep=True)
+                raise as_error(error, f"cannot join container {container[:12]} to {self._switch.name}") from error
+        _log.warning("the bridge %s was removed: it is made anew", self._switch.name)
+        try:
+            self._switch.make(self._addresses.subnet, keep=True)
             others = [other for other, it in list(self._held.items()) if it.link and other != container]
             self._switch.sweep(others, remove=False)
-            self._switch.plug(slot, container, held.address, subnet, held.mac, hairpin=bool(held.ports))
+            return self._plug(container, held)
+        except OSError as error:
+            raise as_error(error, f"cannot make the bridge {self._switch.name} anew") from error
+
+    def _plug(self, container: str, held: _Held) -> Slot:
+        try:
+            slot = self._pool.take()
+        except OSError as error:
+            raise as_error(error, "cannot make a network namespace with a link") from error
+        held.link = slot.host
+        try:
+            self._switch.plug(slot, container, held.address, self._addresses.subnet, held.mac, hairpin=bool(held.ports))
+        except BaseException:
+            slot.close()  # whatever half of it was done goes with it
+            raise
+        return slot
 
     def _forget_flows(self, *messages: bytes) -> None:
         if not messages:
