@@ -17,10 +17,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3
 
-.PHONY: bench bench-packages help build native packages test-packages run check test-unit test-functional test-sanitize test test-vm fuzz clean
+.PHONY: bench bench-images bench-packages help build native packages test-packages run check test-unit test-functional test-sanitize test test-vm fuzz clean
 
 help:
-	@echo "make build | run | test | bench | test-vm | fuzz | clean; parts of test: check test-unit test-sanitize test-functional"
+	@echo "make build | run | test | bench | bench-images | test-vm | fuzz | clean; parts of test: check test-unit test-sanitize test-functional"
 
 # $(1): lists of packages. A package that dpkg knows is not asked for again.
 define install_packages
@@ -109,3 +109,7 @@ bench-packages:
 # dolium beside its peers, in one run; writes docs/benchmarks.md
 bench: build bench-packages
 	@$(BIN)/python bench/spine.py
+
+# pull and unpack of a Debian image beside the peers; writes docs/benchmarks-images.md
+bench-images: build bench-packages
+	@$(BIN)/python bench/images.py

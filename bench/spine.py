@@ -86,15 +86,16 @@ def interleaved(jobs: dict[str, Callable[[], float]], n: int = N) -> dict[str, F
 
 
 class Dockerd:
-    """Debian's dockerd with its own folders, in its own network namespace."""
+    """Debian's dockerd with its own folders, in its own network namespace; or in the host's, without networks."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, private_network: bool = True) -> None:
         self.folder = folder
         self.env = {**os.environ, "DOCKER_HOST": f"unix://{folder}/docker.sock", "DOCKER_CONFIG": str(folder / "config")}
+        inside = ["unshare", "-n", "sh", "-c", "ip link set lo up; exec dockerd \"$@\"", "dockerd"]
+        outside = ["dockerd", "--iptables=false", "--ip-forward=false", "--bridge=none"]
         self.process = subprocess.Popen(
-            ["unshare", "-n", "sh", "-c", "ip link set lo up; exec dockerd \"$@\"", "dockerd", "--data-root",
-             str(folder / "data"), "--exec-root", str(folder / "exec"), "--pidfile", str(folder / "pid"), "-H",
-             f"unix://{folder}/docker.sock"],
+            [*(inside if private_network else outside), "--data-root", str(folder / "data"), "--exec-root",
+             str(folder / "exec"), "--pidfile", str(folder / "pid"), "-H", f"unix://{folder}/docker.sock"],
             stdout=open(folder / "log", "wb"), stderr=subprocess.STDOUT, start_new_session=True)
 
     def wait(self) -> None:
