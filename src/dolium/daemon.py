@@ -24,6 +24,7 @@ from dolium.engine.engine import Engine, Paths
 from dolium.engine.execs import Execs
 from dolium.engine.reconcile import reconcile
 from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument
+from dolium.images.snapshots.drivers import DRIVERS
 from dolium.network.manager import Networks
 
 DATA, RUN, SOCKET = "/var/lib/dolium", "/run/dolium", "/run/dolium/dolium.sock"
@@ -44,6 +45,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--data-root", default=DATA, help="folder of images, containers, volumes (default %(default)s)")
     parser.add_argument("--run-root", default=RUN, help="folder of sockets and shims (default %(default)s)")
     parser.add_argument("--log-file", default="", help="write the log there instead of standard error")
+    parser.add_argument("--snapshotter", "--storage-driver", choices=DRIVERS, default=DRIVERS[0], help="how container roots "
+                        "are made of layers (default %(default)s): native copies, erofs keeps layers as sealed files")
     parser.add_argument("-D", "--debug", action="store_true", help="log more")
     return parser
 
@@ -110,7 +113,7 @@ def _give_memory_back(server: web.Server, served: int, worked: bool) -> None:
     asyncio.get_running_loop().call_later(QUIET, _give_memory_back, server, server.requests_count, not idle)
 
 
-async def serve(paths: Paths, host: str) -> None:
+async def serve(paths: Paths, host: str, snapshotter: str) -> None:
     """Run until SIGTERM, SIGINT or a stop request. Raises DoliumError when it cannot start."""
     lock = _lock(f"{paths.data}/doliumd.lock")
     sock = _bind(host)  # before anything is made: a daemon that cannot listen leaves nothing
@@ -118,7 +121,7 @@ async def serve(paths: Paths, host: str) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    engine = Engine(paths, lambda instance, store: Networks(instance, store, run_dir=paths.run))
+    engine = Engine(paths, lambda instance, store: Networks(instance, store, run_dir=paths.run), snapshotter)
     life = Containers(engine)
     await engine.open()
     await reconcile(engine, life)
@@ -171,7 +174,7 @@ def entry() -> int:
     paths = Paths(os.path.abspath(options.data_root), os.path.abspath(options.run_root))
     try:
         os.makedirs(paths.data, mode=0o711, exist_ok=True)
-        asyncio.run(serve(paths, options.host))
+        asyncio.run(serve(paths, options.host, options.snapshotter))
     except (DoliumError, OSError) as error:
         print(f"doliumd: {error}", file=sys.stderr)
         return 1

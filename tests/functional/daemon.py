@@ -66,8 +66,8 @@ def base_tar() -> bytes:
 class Daemon:
     """One instance. ``run`` and ``data`` are under ``folder``; stopped by ``stop``, killed by ``kill``."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder, self.options = folder, options
         self.socket = str(folder / "d.sock")
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / "doliumd.log"
@@ -87,7 +87,7 @@ class Daemon:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [*((*AFTER_BOOT, str(boot_id)) if boot_id else ()), sys.executable, "-I", "-m", "dolium.daemon", "-H", f"unix://{self.socket}", "--data-root",
-                 str(self.folder / "data"), "--run-root", str(self.folder / "run")],
+                 str(self.folder / "data"), "--run-root", str(self.folder / "run"), *self.options],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True)
         if wait:
             eventually(lambda: self.listening() or self.process is None or self.process.poll() is not None,
@@ -139,7 +139,7 @@ class Daemon:
         self.stop()
         shims = self.folder / "run" / "shims"
         assert not list(shims.iterdir()), "shims are left"
-        assert not list((self.folder / "data" / "snapshots" / "active").iterdir()), "snapshots are left"
+        assert not list((self.folder / "data").glob("snapshots*/active/*")), "snapshots are left"
         assert not list((self.folder / "data" / "containers").iterdir()), "containers' folders are left"
 
     def shims(self) -> set[str]:

@@ -20,6 +20,7 @@ from dolium.engine.model import Container
 from dolium.engine.rootfs import Roots
 from dolium.engine.spare_roots import KINDS, SIZE, Kind, SpareRoots
 from dolium.errors import Internal
+from dolium.images.snapshots.layers import FolderLayers
 from dolium.images.snapshots.overlay import OverlaySnapshotter
 from dolium.isolation import spares
 from dolium.isolation.shim import Closed, Event, Shim, ShimHandle
@@ -170,7 +171,7 @@ def test_a_root_is_not_mounted_before_its_last_mount_is_closed(tmp_path: Path, m
     mounted: list[int] = []
     closing, close = threading.Event(), os.close
 
-    def mount(lowers: list[str], upper: str, work: str, *, volatile: bool) -> int:
+    def mount(lowers: list[str], upper: str, work: str, *, on: int, volatile: bool) -> int:
         assert all(not os.path.exists(f"/proc/self/fd/{fd}") for fd in mounted)
         mounted.append(os.open(upper, os.O_PATH))
         return mounted[-1]
@@ -183,7 +184,7 @@ def test_a_root_is_not_mounted_before_its_last_mount_is_closed(tmp_path: Path, m
     monkeypatch.setattr(syscalls, "mount_overlay", mount)
     monkeypatch.setattr(os, "close", slowly)
     (tmp_path / "containers").mkdir()
-    snapshots = OverlaySnapshotter(tmp_path / "snapshots")
+    snapshots = OverlaySnapshotter(FolderLayers(tmp_path / "snapshots"))
     roots = Roots(snapshots, str(tmp_path / "points"), str(tmp_path / "containers"))
     container = Container("a" * 64, "one", 0.0, "", "", [], "", {}, {}, "true", [], [])
     snapshots.prepare(container.id, [])
@@ -272,7 +273,7 @@ def test_spare_shims_are_used_once_and_end_with_the_daemon(tmp_path: Path, monke
 
 def test_spare_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dolium.engine.spare_roots.FILL_PAUSE", 0.0)
-    snapshots = OverlaySnapshotter(tmp_path / "snapshots")
+    snapshots = OverlaySnapshotter(FolderLayers(tmp_path / "snapshots"))
     active, folders = tmp_path / "snapshots" / "active", tmp_path / "containers"
     folders.mkdir()
     for number in range(KINDS):

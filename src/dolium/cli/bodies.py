@@ -64,6 +64,7 @@ RUN_FLAGS = [
     Flag("--cgroupns", "str", "host or private", "MODE"),
     Flag("--log-driver", "str", "json-file or none", "DRIVER"),
     Flag("--log-opt", "list", "max-size=20m, max-file=5", "NAME=VALUE"),
+    Flag("--storage-opt", "list", "size=10G: what the container may write to its root", "NAME=VALUE"),
     Flag("--pull", "str", "missing, always or never", "WHEN"),
     Flag("--platform", "str", "of an image that has to be pulled", "linux/arm64"),
     Flag("--rootfs", "bool", "the argument is a root file system, not an image: PATH:O, a private layer above PATH"),
@@ -250,6 +251,7 @@ def create_body(context: Context, options: dict[str, Any], image: str, command: 
         "ConsoleSize": list(window),
         "LogConfig": {"Type": options["log_driver"] or "json-file",
                       "Config": dict(pair(value, "--log-opt") for value in options["log_opt"])},
+        "StorageOpt": dict(pair(value, "--storage-opt") for value in options["storage_opt"]),
     }
     for key, flag in (("Memory", "memory"), ("MemoryReservation", "memory_reservation"), ("ShmSize", "shm_size")):
         if options[flag]:

@@ -131,7 +131,7 @@ class Containers:
                 elif mount.kind == "volume":
                     mount.name = engine.volumes.ensure(mount.name).name
                     mount.source = engine.volumes.path(mount.name)
-            engine.roots.create(container)  # two folders: less than a thread's turn would cost
+            await engine.roots.create(container)
             faults.point("create.snapshot")
             os.makedirs(engine.paths.container(identity), mode=0o710, exist_ok=True)
             faults.point("create.folder")

@@ -19,6 +19,7 @@ from dolium.engine.store import Store, open_database
 from dolium.errors import DoliumError, InvalidArgument, NotFound, ResourceExhausted
 from dolium.images.names import Removal, Use
 from dolium.images.records import SqliteImageRecords
+from dolium.images.snapshots.drivers import DRIVERS, make_snapshotter
 from dolium.images.store import ImageStore
 from dolium.isolation.process import ProcessIsolation
 from dolium.linux.cgroup import manage, tree
@@ -56,7 +57,8 @@ def host_layout() -> tree.Layout:
 class Engine:
     """One instance. All methods are called on its event loop; what blocks runs in threads."""
 
-    def __init__(self, paths: Paths, make_network: Callable[[str, Store], NetworkManager]) -> None:
+    def __init__(self, paths: Paths, make_network: Callable[[str, Store], NetworkManager],
+                 snapshotter: str = DRIVERS[0]) -> None:
         """Open the database and the rooms. Raises FailedPrecondition when a newer dolium wrote them."""
         self.paths = paths
         for folder in (paths.data, f"{paths.data}/containers", paths.run, f"{paths.run}/shims"):
@@ -72,8 +74,9 @@ class Engine:
         self.kernel = kernel_version()
         self.has_swap_limit = os.path.exists(f"{self.layout.v1.get('memory', '/')}/memory.memsw.limit_in_bytes")
         self.events = Bus()
-        self.images = ImageStore(Path(paths.data), SqliteImageRecords(self._connection),
-                                 in_use=self._image_users)
+        self.snapshotter = snapshotter
+        self.images = ImageStore(Path(paths.data), SqliteImageRecords(self._connection), in_use=self._image_users,
+                                 snapshots=make_snapshotter(snapshotter, Path(paths.data)))
         self.roots = Roots(self.images.snapshots, f"{paths.data}/mountpoints", f"{paths.data}/containers")
         self.volumes = Volumes(f"{paths.data}/volumes", self.store)
         self.network = make_network(self.instance, self.store)

@@ -19,7 +19,7 @@ NAME = re.compile(r"^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 _MIN_MEMORY = 6 << 20
 # what would change what runs, and is not there: better refused than passed over
 _UNSUPPORTED = {
-    "VolumesFrom": "--volumes-from", "Links": "--link", "DeviceRequests": "--gpus", "StorageOpt": "--storage-opt",
+    "VolumesFrom": "--volumes-from", "Links": "--link", "DeviceRequests": "--gpus",
     "CgroupParent": "--cgroup-parent", "VolumeDriver": "--volume-driver", "DeviceCgroupRules": "--device-cgroup-rule",
     "BlkioWeightDevice": "--blkio-weight-device", "BlkioDeviceReadBps": "--device-read-bps",
     "BlkioDeviceWriteBps": "--device-write-bps", "BlkioDeviceReadIOps": "--device-read-iops",
@@ -165,7 +165,20 @@ def check_host_config(host: dict[str, Any]) -> None:
         raise InvalidArgument("can't create 'AutoRemove' container with restart policy")
     for option in _strings(host.get("SecurityOpt"), "SecurityOpt"):
         security_option(option)
+    storage_size(host)
     _log_config(host)
+
+
+def storage_size(host: dict[str, Any]) -> int:
+    """Bytes of ``--storage-opt size=``, 0 without. Raises InvalidArgument."""
+    options = host.get("StorageOpt") or {}
+    if not isinstance(options, dict):
+        raise InvalidArgument("StorageOpt must be an object")
+    for key in options:
+        if key.lower() != "size":
+            raise InvalidArgument(f"--storage-opt {key}: unknown option", hint="there is size=BYTES, as in size=10G")
+    value = next(iter(options.values()), None)
+    return 0 if value is None else parse_size(str(value), name="storage-opt size")
 
 
 def _port_range(text: str) -> tuple[int, int]:

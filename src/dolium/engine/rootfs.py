@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from dolium import policy
 from dolium.engine.model import Container
+from dolium.engine.request import storage_size
 from dolium.engine.spare_roots import Kind, SpareRoots, let_go
 from dolium.errors import FailedPrecondition, Internal, NotFound, ResourceExhausted
-from dolium.images.snapshots.base import Snapshotter
+from dolium.images.snapshots.base import MountOptions, Snapshotter
 from dolium.isolation.process import HostFacts
 from dolium.linux import syscalls
 from dolium.runtime.state import alive
@@ -44,8 +44,12 @@ class Roots:
             else:
                 os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
 
-    def create(self, container: Container) -> None:
-        """Make the writable layer. Raises NotFound when a layer is missing."""
+    async def create(self, container: Container) -> None:
+        """Make the writable layer. Raises NotFound when a layer is missing, and as ``Snapshotter.prepare``."""
+        size = storage_size(container.host_config)
+        if self._snapshots.name == "native" or size:  # copies, makes a file system
+            await asyncio.to_thread(self._snapshots.prepare, container.id, container.chain_ids, size=size)
+            return
         if not container.rootfs:
             fd = self._spares.take((tuple(container.chain_ids), _volatile(container)), container.id)
             if fd is not None:
@@ -79,20 +83,18 @@ class Roots:
             return fd
         while (closing := self._closing.get(container.id)) is not None:
             await asyncio.wait([closing])
+        if storage_size(container.host_config):  # a disk of its own may have a journal to be read
+            return await asyncio.to_thread(self._mount, container.id, container.chain_ids, container.rootfs, False)
         return self._mount(container.id, container.chain_ids, container.rootfs, _volatile(container))
 
     def _mount_spare(self, key: str, kind: Kind) -> int:
         return self._mount(key, kind[0], "", kind[1])
 
     def _mount(self, key: str, chain_ids: Sequence[str], rootfs: str, volatile: bool) -> int:
-        parts = self._snapshots.rootfs(key, chain_ids)
-        mark = f"{parts.work}/work/incompat"
-        if os.path.exists(mark):
-            shutil.rmtree(mark)
         # a folder of the host may have the mount points' own folder in it, and lower folders must not
-        lowers = [rootfs] if rootfs else [*map(str, parts.lowerdirs), self._lowest]
+        options = MountOptions(rootfs, "" if rootfs else self._lowest, volatile)
         try:
-            return syscalls.mount_overlay(lowers, str(parts.upper), str(parts.work), volatile=volatile)
+            return self._snapshots.mount(key, chain_ids, options)
         except OSError as error:
             kind = ResourceExhausted if error.errno == 28 else Internal
             raise kind(f"mount the root of container {key[:12]}: {error.strerror}", errno=error.errno) from error

@@ -38,12 +38,14 @@ from dolium.images.flight import settled
 from dolium.images.installer import Fetch, Installer, no_source
 from dolium.images.manifest import (
     CONFIG_MAX,
+    MANIFEST_MAX,
     OCI_CONFIG,
     OCI_MANIFEST,
     Descriptor,
     ImageConfig,
     Manifest,
     parse_config,
+    parse_manifest,
 )
 from dolium.images.names import Names, Removal, Use, plan_removal
 from dolium.images.platform import Platform, host
@@ -53,6 +55,7 @@ from dolium.images.records import Change, ImageRecord, Records
 from dolium.images.reference import DEFAULT_DOMAIN, Reference
 from dolium.images.registry import RegistryClient
 from dolium.images.snapshots.base import Snapshotter
+from dolium.images.snapshots.layers import FolderLayers
 from dolium.images.snapshots.overlay import OverlaySnapshotter
 from dolium.units import rfc3339
 
@@ -146,7 +149,7 @@ class ImageStore:
         machine's; ``unprivileged`` unpacks without owners and devices.
         """
         self.content = ContentStore(root / "content")
-        self.snapshots: Snapshotter = snapshots or OverlaySnapshotter(root / "snapshots")
+        self.snapshots: Snapshotter = snapshots or OverlaySnapshotter(FolderLayers(root / "snapshots"))
         self._records = records
         self._in_use = in_use
         self._platform = platform or host()
@@ -166,11 +169,31 @@ class ImageStore:
         self.snapshots.recover()
         self.content.recover()
         for image in [image for image in self._images.values() if not self._complete(image)]:
+            if await self._unpacked_again(image):
+                continue
             _log.warning("image %s has lost files: its record is dropped", image.id)
             self._drop(image, tuple(str(name) for name in self._names.of(image.id)))
         self._garbage.update(self.content.digests())
         self._garbage.update(map(_chain, self.snapshots.layers()))
         self._collect()
+
+    async def _unpacked_again(self, image: ImageRecord) -> bool:
+        """Have the layers that are missing, from the blobs: another snapshotter unpacked them elsewhere. False when that
+        cannot be."""
+        if not all(self.content.has(blob) for blob in image.blobs()):
+            return False
+        _log.info("image %s is unpacked for the snapshotter %s", image.id, self.snapshots.name)
+        try:
+            manifest = parse_manifest(self.content.read(image.manifest, limit=MANIFEST_MAX), image.media_type)
+            if not isinstance(manifest, Manifest):
+                return False
+            config = await self._installer.config(manifest, no_source)
+            await self._installer.layers(manifest, config, no_source, silent)
+            await self._installer.sync()
+        except (DoliumError, OSError) as error:
+            _log.error("image %s cannot be unpacked again: %s", image.id, error)
+            return False
+        return True
 
     def close(self) -> None:
         """Wait for background work. Blocks; no call may be under way."""

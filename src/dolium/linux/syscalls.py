@@ -5,17 +5,25 @@ x86-64 and arm64 share the numbers of every call made here (they are from after 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import stat as stat_module
 from collections.abc import Sequence
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_OPEN_TREE, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2 = 428, 430, 431, 432, 437
-_OPEN_TREE_CLONE, _MS_PRIVATE, _MNT_DETACH = 1, 1 << 18, 2
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 437, 442
+_OPEN_TREE_CLONE, _MS_PRIVATE, _MNT_DETACH, _EMPTY_PATH, _MOVE_MOUNT_F_EMPTY_PATH = 1, 1 << 18, 2, 0x1000, 4
+_ATTR_IDMAP = 0x100000
 
 FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
-RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+ATTR_READ_ONLY = 1
+RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = [("set", ctypes.c_uint64), ("clear", ctypes.c_uint64), ("propagation", ctypes.c_uint64),
+                ("userns_fd", ctypes.c_uint64)]
 
 
 class _OpenHow(ctypes.Structure):
@@ -72,6 +80,39 @@ def fsmount(context: int, attributes: int = 0) -> int:
     return _check(_LIBC.syscall(_FSMOUNT, context, 1, attributes), "fsmount")
 
 
+def open_tree(path: str | int) -> int:
+    """open_tree(2) with OPEN_TREE_CLONE: an fd of a detached private mount of a folder, or of what an fd names."""
+    name, flags = (b"", _EMPTY_PATH) if isinstance(path, int) else (os.fsencode(path), 0)
+    directory = path if isinstance(path, int) else -100
+    return _check(_LIBC.syscall(_OPEN_TREE, directory, name, _OPEN_TREE_CLONE | flags | os.O_CLOEXEC), f"open_tree {path}")
+
+
+def set_idmap(mount: int, user_namespace: int) -> None:
+    """mount_setattr(2): a detached mount shows owners as the user namespace maps them. Once only."""
+    attributes = _MountAttr(set=_ATTR_IDMAP, propagation=_MS_PRIVATE, userns_fd=user_namespace)
+    _check(_LIBC.syscall(_MOUNT_SETATTR, mount, b"", _EMPTY_PATH, ctypes.byref(attributes), ctypes.sizeof(attributes)),
+           "mount_setattr MOUNT_ATTR_IDMAP")
+
+
+def move_mount(mount: int, target: str) -> None:
+    """move_mount(2): attach a detached mount to a folder."""
+    _check(_LIBC.syscall(_MOVE_MOUNT, mount, b"", -100, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH),
+           f"move_mount {target}")
+
+
+def mount_file_system(kind: str, source: str, *, read_only: bool = False) -> int:
+    """A detached mount of a file or block device."""
+    context = fsopen(kind)
+    try:
+        if read_only:
+            fsconfig_flag(context, "ro")
+        fsconfig_string(context, "source", source)
+        fsconfig_create(context)
+        return fsmount(context, ATTR_READ_ONLY if read_only else 0)
+    finally:
+        os.close(context)
+
+
 def _said(context: int) -> str:
     try:
         return ": " + os.read(context, 300).decode("utf-8", "replace")[2:].strip()
@@ -79,8 +120,10 @@ def _said(context: int) -> str:
         return ""  # the kernel had nothing to add
 
 
-def mount_overlay(lowers: Sequence[str], upper: str, work: str, *, volatile: bool = False) -> int:
-    """A detached overlay mount; ``lowers`` top first. Closing the fd unmounts it when nobody attached it.
+def mount_overlay(lowers: Sequence[str | int], upper: str, work: str, *, on: int = -1, volatile: bool = False) -> int:
+    """A detached overlay mount; ``lowers`` top first: folders, or fds of detached mounts. Closing the fd unmounts it when
+    nobody attached it. ``on``: a detached mount that ``upper`` and ``work`` are paths inside of. Mounts that are given are
+    used up: an older kernel attaches them for a moment, and a mount can be attached but once.
 
     Lower folders are given one by one (lowerdir+, Linux 6.8); before that by mount(2). ``volatile``: what is written need
     not outlive a power cut: nothing is synced, and unmounting does not wait for upper's whole file system. It leaves a mark
@@ -90,10 +133,11 @@ def mount_overlay(lowers: Sequence[str], upper: str, work: str, *, volatile: boo
     try:
         fsconfig_string(context, "source", "overlay")
         for path in lowers:
-            fsconfig_string(context, "lowerdir+", path)
+            fsconfig_string(context, "lowerdir+", f"/proc/self/fd/{path}" if isinstance(path, int) else path)
         if upper:
-            fsconfig_string(context, "upperdir", upper)
-            fsconfig_string(context, "workdir", work)
+            before = f"/proc/self/fd/{on}/" if on >= 0 else ""
+            fsconfig_string(context, "upperdir", before + upper)
+            fsconfig_string(context, "workdir", before + work)
         if volatile:
             fsconfig_flag(context, "volatile")
         fsconfig_create(context)
@@ -102,23 +146,35 @@ def mount_overlay(lowers: Sequence[str], upper: str, work: str, *, volatile: boo
         if error.errno != 22:  # an overlayfs of before 6.5 takes any option and refuses the mount
             raise
         try:
-            return _mount_overlay_by_path(lowers, upper, work, volatile)
+            return _mount_overlay_by_path(lowers, upper, work, on, volatile)
         except OSError as second:
             raise (second if second.errno == 7 else error) from None
     finally:
         os.close(context)
 
 
-def _mount_overlay_by_path(lowers: Sequence[str], upper: str, work: str, volatile: bool = False) -> int:
+def _mount_overlay_by_path(lowers: Sequence[str | int], upper: str, work: str, on: int = -1, volatile: bool = False) -> int:
     """The same as it was done before: the options are one text of at most a page, so folders are named by fds (200 fit);
-    the mount has a path until it is cloned."""
+    the mount has a path until it is cloned. A detached mount was refused as a layer: it is attached meanwhile."""
     import tempfile
 
-    folders: dict[str, int] = {}
+    folders: dict[str | int, int] = {}
+    attached = contextlib.ExitStack()
+
+    def attach(mount: int) -> str:
+        place = attached.enter_context(tempfile.TemporaryDirectory(prefix="dolium-"))
+        move_mount(mount, place)
+        attached.callback(_LIBC.umount2, place.encode(), _MNT_DETACH)
+        return place
+
     try:
-        for path in filter(None, (*lowers, upper, work)):
+        if on >= 0 and upper:
+            place = attach(on)
+            upper, work = f"{place}/{upper}", f"{place}/{work}"
+        for path in (*lowers, *([upper, work] if upper else [])):
             if path not in folders:
-                folders[path] = os.open(path, os.O_PATH | os.O_DIRECTORY)
+                folder = attach(path) if isinstance(path, int) else path
+                folders[path] = os.open(folder, os.O_PATH | os.O_DIRECTORY)
         name = {path: f"/proc/self/fd/{fd}" for path, fd in folders.items()}
         options = "lowerdir=" + ":".join(name[path] for path in lowers)
         if upper:
@@ -135,6 +191,7 @@ def _mount_overlay_by_path(lowers: Sequence[str], upper: str, work: str, volatil
     finally:
         for fd in folders.values():
             os.close(fd)
+        attached.close()
 
 
 def read_in_root(root: int, path: str, limit: int = 1 << 20) -> bytes | None:

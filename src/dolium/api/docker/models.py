@@ -117,8 +117,8 @@ def inspect(engine: Engine, containers: Containers, container: Container, execs:
         "State": state(container), "Image": container.image_id or container.rootfs,
         **etc,
         "LogPath": containers.log_path(container), "Name": f"/{container.name}", "RestartCount": container.restart_count,
-        "Driver": "overlay2", "Platform": "linux", "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": "",
-        "ExecIDs": execs or None, "HostConfig": host, "GraphDriver": {"Name": "overlay2", "Data": None},
+        "Driver": driver_name(engine), "Platform": "linux", "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": "",
+        "ExecIDs": execs or None, "HostConfig": host, "GraphDriver": {"Name": driver_name(engine), "Data": None},
         "Mounts": mount_points(container), "Config": config, "NetworkSettings": network_settings(container),
         "Dolium": {"Isolation": "process", "Timings": container.timings},
     }
@@ -167,6 +167,11 @@ def image_summary(image: Image, containers: int) -> dict[str, Any]:
     }
 
 
+def driver_name(engine: Engine) -> str:
+    """Docker's name of the snapshotter: clients look for its own."""
+    return "overlay2" if engine.snapshotter == "overlay" else engine.snapshotter
+
+
 def image_inspect(engine: Engine, image: Image) -> dict[str, Any]:
     """``docker image inspect``."""
     config = engine.images.config(image.id)
@@ -176,7 +181,7 @@ def image_inspect(engine: Engine, image: Image) -> dict[str, Any]:
         "Comment": "", "Created": config.created or ZERO_TIME, "DockerVersion": "", "Author": config.author,
         "Config": raw if isinstance(raw, dict) else {}, "Architecture": image.platform.architecture,
         "Variant": image.platform.variant, "Os": image.platform.os, "Size": image.size, "VirtualSize": image.size,
-        "GraphDriver": {"Name": "overlay2", "Data": None},
+        "GraphDriver": {"Name": driver_name(engine), "Data": None},
         "RootFS": {"Type": "layers", "Layers": list(image.diff_ids)}, "Metadata": {"LastTagTime": ZERO_TIME},
     }
 

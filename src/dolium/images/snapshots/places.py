@@ -1,0 +1,194 @@
+"""Where snapshots lie: a folder each, which may be held to a size.
+
+    active/KEY/         a container's
+    active/KEY/disk     the file that holds all of it, when the file system cannot count
+
+A size is kept by the file system where it can: project quotas (ext4 and xfs with prjquota), a btrfs qgroup. Elsewhere the
+snapshot lies in a file with an ext4 of its own, mounted as long as this process lives or a container has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from dolium import faults
+from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from dolium.images.snapshots.base import Usage
+from dolium.images.snapshots.held import HeldMount
+from dolium.linux import loop, quota
+from dolium.trash import Trash
+
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
+_DISK = "disk"
+_PROJECTS = 1 << 30
+"""Project ids begin here, drawn at random: administrators count from 1."""
+SMALLEST = 4 << 20
+"""Bytes; a file system of its own has no room for anything in less."""
+faults.register("snapshot.begun", "driver.sized", "snapshot.removed")
+
+
+class Places:
+    """The snapshots' folders under ``root``, which one process writes. ``trash``: where they go."""
+
+    def __init__(self, root: Path, trash: Trash) -> None:
+        self._active, self._trash = root / "active", trash
+        self._active.mkdir(exist_ok=True)
+        self._disks: dict[str, HeldMount] = {}
+
+    def path(self, key: str) -> Path:
+        """The folder of a key, whether it exists or not. Raises InvalidArgument."""
+        if not _KEY.fullmatch(key):
+            raise InvalidArgument(f"invalid snapshot key {key!r}")
+        return self._active / key
+
+    def existing(self, key: str) -> Path:
+        """The folder of a snapshot. Raises NotFound."""
+        path = self.path(key)
+        if not path.is_dir():
+            raise NotFound(f"no snapshot {key}")
+        return path
+
+    def make(self, key: str, size: int) -> None:
+        """An empty folder that may take ``size`` bytes; 0 for no limit. Raises AlreadyExists, InvalidArgument,
+        FailedPrecondition, OSError; then there is none."""
+        path = self.path(key)
+        if size and size < SMALLEST:
+            raise InvalidArgument(f"--storage-opt size={size}: at least {SMALLEST >> 20} MiB")
+        try:
+            if size and quota.is_btrfs(str(self._active)):
+                quota.make_limited_subvolume(str(path), size)
+                faults.point("snapshot.begun")
+                return
+            os.mkdir(path, 0o755)
+        except FileExistsError:
+            raise AlreadyExists(f"snapshot {key} exists already") from None
+        faults.point("snapshot.begun")
+        try:
+            if size and not quota.limit_project(str(path), _PROJECTS | secrets.randbits(29), size):
+                self._make_disk(path, size)
+                faults.point("driver.sized")
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+
+    def _make_disk(self, path: Path, size: int) -> None:
+        disk = path / _DISK
+        fd = os.open(disk, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
+        try:
+            done = subprocess.run(
+                ["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", str(disk)],
+                capture_output=True, check=False, stdin=subprocess.DEVNULL)
+        except FileNotFoundError as error:
+            raise FailedPrecondition("--storage-opt size: this file system has no quotas, and mkfs.ext4 is not installed",
+                                     hint="apt-get install e2fsprogs") from error
+        if done.returncode:
+            text = done.stderr.decode(errors="replace").strip()
+            kind = ResourceExhausted if "No space left" in text else FailedPrecondition
+            raise kind(f"--storage-opt size={size}: mkfs.ext4: {text}")
+
+    def disk(self, key: str) -> HeldMount | None:
+        """The disk that holds the snapshot, which stays this object's; None when it lies in its folder itself.
+
+        Raises NotFound, FailedPrecondition.
+        """
+        path = self.existing(key) / _DISK
+        if key in self._disks:
+            return self._disks[key]
+        if not path.exists():
+            return None
+        try:
+            device = loop.find(str(path))  # a container that runs since an earlier daemon has it
+            if device is not None:
+                mount = HeldMount.make("ext4", device)
+            else:
+                fd, device = loop.attach(str(path))
+                try:
+                    mount = HeldMount.make("ext4", device)
+                finally:
+                    os.close(fd)
+        except OSError as error:
+            raise FailedPrecondition(f"mount {path}: {error.strerror}", errno=error.errno,
+                                     hint="a snapshot with a size needs loop devices here") from error
+        self._disks[key] = mount
+        return mount
+
+    def inside(self, key: str) -> Path:
+        """The folder to write to: of this process alone when it is on a disk of its own. Raises as ``disk``."""
+        disk = self.disk(key)
+        return self.existing(key) if disk is None else Path(f"/proc/self/fd/{disk.fd}")
+
+    def rename(self, key: str, new: str) -> None:
+        """Raises AlreadyExists, NotFound."""
+        try:
+            os.rename(self.path(key), self.path(new))
+        except FileNotFoundError:
+            raise NotFound(f"no snapshot {key}") from None
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            raise AlreadyExists(f"snapshot {new} exists already") from None
+        if key in self._disks:
+            self._disks[new] = self._disks.pop(key)
+
+    def remove(self, key: str) -> None:
+        """Idempotent; only renames."""
+        disk = self._disks.pop(key, None)
+        if disk is not None:
+            disk.close()
+        self._trash.discard(str(self.path(key)))
+        faults.point("snapshot.removed")
+
+    def keys(self) -> list[str]:
+        """All of them."""
+        return os.listdir(self._active)
+
+    def recover(self) -> None:
+        """Drop what dolium 0.1 left half made."""
+        for name in os.listdir(self._active):
+            if name.startswith("."):
+                self._trash.discard(str(self._active / name))
+
+    def close(self) -> None:
+        """Let go of the disks; what containers have stays mounted there."""
+        disks, self._disks = self._disks, {}
+        for disk in disks.values():
+            disk.close()
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        yield from entries
+
+
+def tree_usage(path: Path) -> Usage:
+    """Space and inodes under a directory; one that vanishes meanwhile is left out."""
+    size = inodes = 0
+    seen: set[tuple[int, int]] = set()
+    waiting = [path]
+    while waiting:
+        for entry in _entries(waiting.pop()):
+            try:
+                info = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if info.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
+                if (info.st_dev, info.st_ino) in seen:
+                    continue
+                seen.add((info.st_dev, info.st_ino))
+            size += info.st_blocks * 512
+            inodes += 1
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(Path(entry.path))
+    return Usage(size, inodes)
