@@ -47,6 +47,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--log-file", default="", help="write the log there instead of standard error")
     parser.add_argument("--snapshotter", "--storage-driver", choices=DRIVERS, default=DRIVERS[0], help="how container roots "
                         "are made of layers (default %(default)s): native copies, erofs keeps layers as sealed files")
+    parser.add_argument("--userns-remap", default="", metavar="USER", help="every container gets a user namespace with this "
+                        "user's subordinate ids (/etc/subuid), unless it says --userns host or auto")
     parser.add_argument("-D", "--debug", action="store_true", help="log more")
     return parser
 
@@ -113,7 +115,7 @@ def _give_memory_back(server: web.Server, served: int, worked: bool) -> None:
     asyncio.get_running_loop().call_later(QUIET, _give_memory_back, server, server.requests_count, not idle)
 
 
-async def serve(paths: Paths, host: str, snapshotter: str) -> None:
+async def serve(paths: Paths, host: str, snapshotter: str, userns_remap: str) -> None:
     """Run until SIGTERM, SIGINT or a stop request. Raises DoliumError when it cannot start."""
     lock = _lock(f"{paths.data}/doliumd.lock")
     sock = _bind(host)  # before anything is made: a daemon that cannot listen leaves nothing
@@ -121,7 +123,8 @@ async def serve(paths: Paths, host: str, snapshotter: str) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    engine = Engine(paths, lambda instance, store: Networks(instance, store, run_dir=paths.run), snapshotter)
+    engine = Engine(paths, lambda instance, store: Networks(instance, store, run_dir=paths.run), snapshotter,
+                    userns_remap)
     life = Containers(engine)
     await engine.open()
     await reconcile(engine, life)
@@ -174,7 +177,7 @@ def entry() -> int:
     paths = Paths(os.path.abspath(options.data_root), os.path.abspath(options.run_root))
     try:
         os.makedirs(paths.data, mode=0o711, exist_ok=True)
-        asyncio.run(serve(paths, options.host, options.snapshotter))
+        asyncio.run(serve(paths, options.host, options.snapshotter, options.userns_remap))
     except (DoliumError, OSError) as error:
         print(f"doliumd: {error}", file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,12 @@ from hypothesis import strategies as st
 from dolium.cli.bodies import ports, size
 from dolium.cli.flags import UsageError
 from dolium.cli.run import EXEC, RUN
-from dolium.engine import request, specs
+from dolium.engine import id_ranges, request, specs
 from dolium.engine.etc_files import check_extra_hosts, resolv_text
 from dolium.engine.model import Container, Mount
 from dolium.engine.restart import next_delay, wants_restart
 from dolium.engine.users import User, resolve
-from dolium.errors import InvalidArgument
+from dolium.errors import InvalidArgument, NotFound, ResourceExhausted
 from dolium.linux.cgroup import bpf_devices, tree, v2
 from dolium.linux.cgroup.v1 import DEFAULT_DEVICES
 from dolium.linux.mounts import Options
@@ -218,7 +219,7 @@ def test_lines_of_passwd_that_make_no_sense_are_passed_over() -> None:
 
 
 def test_read_only_is_recursive() -> None:
-    assert specs._user_mount(Mount("bind", "/s", "/t", True))["options"] == ["rbind", "rro", "rprivate"]
+    assert specs._user_mount(Mount("bind", "/s", "/t", True), [])["options"] == ["rbind", "rro", "rprivate"]
 
 
 def test_restart_rules_and_back_off() -> None:
@@ -276,3 +277,23 @@ def test_a_daemons_own_oom_protection_is_not_for_containers(monkeypatch: pytest.
         container.host_config = {"OomScoreAdj": wish}
         process = specs.process_for(container, User(0, 0, (), "/"), ["true"], [], terminal=False, cwd="/", privileged=False)
         assert process.get("oomScoreAdj") == found
+
+
+def test_volumes_are_mapped_where_a_container_has_ids_of_its_own() -> None:
+    mapped = specs._user_mount(Mount("volume", "/s", "/t"), [100000, 65536])
+    assert "idmap" in mapped["options"] and mapped["uidMappings"] == [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    assert "uidMappings" not in specs._user_mount(Mount("bind", "/s", "/t"), [100000, 65536])
+
+
+def test_ranges_of_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(id_ranges, "pool", lambda: (1000, 2))
+    assert id_ranges.free([]) == [1000, 65536] and id_ranges.free([1000]) == [66536, 65536]
+    with pytest.raises(ResourceExhausted, match="all 2 ranges"):
+        id_ranges.free([1000, 66536])
+    path = tmp_path / "subuid"
+    path.write_text("other:1:2\n# comment\nsome:x:y\nsome:100:70000\nsome:5:6\n")
+    assert id_ranges.subordinate(str(path), "some") == (100, 70000)
+    assert id_ranges.subordinate(str(path), "absent") is None
+    assert id_ranges.subordinate(str(tmp_path / "none"), "some") is None
+    with pytest.raises(NotFound, match="has no entry in /etc/subuid"):
+        id_ranges.remapped("no-such-user-anywhere")

@@ -57,7 +57,7 @@ RUN_FLAGS = [
     Flag("--restart", "str", "no, always, unless-stopped or on-failure[:N]", "POLICY"),
     Flag("--stop-signal", "str", "signal that asks it to end", "SIGNAL"),
     Flag("--stop-timeout", "int", "seconds before it is killed"),
-    Flag("--userns", "str", "host", "MODE"),
+    Flag("--userns", "str", "auto: a user namespace with ids of its own; host", "MODE"),
     Flag("--pid", "str", "host or container:NAME", "MODE"),
     Flag("--ipc", "str", "host, private, shareable or container:NAME", "MODE"),
     Flag("--uts", "str", "host", "MODE"),

@@ -19,12 +19,12 @@ from functools import partial
 from typing import Any
 
 from dolium import faults, policy
-from dolium.engine import model, names, request, specs
+from dolium.engine import id_ranges, model, names, request, specs
 from dolium.engine.engine import Engine, cleanup_step
 from dolium.engine.etc_files import write_etc_files
 from dolium.engine.model import Container
 from dolium.engine.restart import Restarts
-from dolium.engine.rootfs import copy_up
+from dolium.engine.rootfs import copy_up, maps_of
 from dolium.engine.users import resolve
 from dolium.errors import (
     AlreadyExists,
@@ -37,9 +37,9 @@ from dolium.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from dolium.isolation.process import INIT, Attachment, Started, Stdio
+from dolium.isolation.process import INIT, USER_IN_SLOT, Attachment, Started, Stdio
 from dolium.isolation.shim import Closed, Event, Exited, ExitRecord, Shim
-from dolium.linux import syscalls
+from dolium.linux import syscalls, user_namespaces
 from dolium.linux.cgroup import manage
 from dolium.native import program
 from dolium.network.base import NetworkRequest, Prepared
@@ -52,6 +52,7 @@ faults.register("create.snapshot", "create.folder", "start.intent", "start.mount
                 "remove.killed", "remove.network", "remove.snapshot", "remove.folder", "remove.volumes", "stop.signalled")
 
 SIGKILL = SIGNALS["KILL"]
+JOINING = ("PidMode", "IpcMode", "NetworkMode")
 
 
 class Containers:
@@ -121,6 +122,11 @@ class Containers:
         container = Container(identity, chosen, time.time(), config.get("Image") or rootfs, image_id, chain_ids, rootfs,
                               done, host, argv[0], argv[1:], mounts)
         container.starting = starting
+        try:
+            container.ids = self._ids(host)
+        except BaseException:
+            engine.names.pop(chosen, None)
+            raise
         container.config.setdefault("Hostname", "")
         own = os.uname().nodename if mode == "host" else container.short_id
         container.config["Hostname"] = container.config["Hostname"] or own
@@ -145,6 +151,25 @@ class Containers:
             raise
         engine.event(container, "create")
         return container
+
+    def _ids(self, host: dict[str, Any]) -> list[int]:
+        """The host ids of a new container's user namespace; who joins another container's namespaces is in that one's.
+        Raises InvalidArgument, ResourceExhausted."""
+        joined = [self._engine.find(host[key].partition(":")[2]) for key in JOINING
+                  if (host.get(key) or "").startswith("container:")]
+        mode = host.get("UsernsMode") or ""
+        if joined:
+            if any(other.ids != joined[0].ids for other in joined) or (mode and joined[0].ids):
+                raise InvalidArgument("the containers whose namespaces are joined are in different user namespaces")
+            return joined[0].ids
+        ids: list[int] = []
+        if mode == "auto":
+            ids = id_ranges.free(container.ids[0] for container in self._engine.containers.values() if container.ids)
+        elif mode == "":
+            ids = self._engine.remapped
+        if ids:
+            id_ranges.check(host)
+        return ids
 
     async def _drop_anonymous(self, container: Container) -> None:
         for mount in container.mounts:
@@ -180,7 +205,7 @@ class Containers:
         begun = time.perf_counter()
         engine = self._engine
         network: asyncio.Task[Prepared] | None = None
-        root = -1
+        root = user = own = -1
         shim: asyncio.Future[Shim] | None = None
         intended, container.starting, container.error = container.starting, True, ""
         self._groupless.discard(container.id)
@@ -190,10 +215,13 @@ class Containers:
             faults.point("start.intent")
             # a spare, or one that is made while the rest is
             shim = engine.isolation.prepare(engine.paths.shim(container.id), partial(self.on_event, container.id))
+            if container.ids:
+                with timings.step("user namespace"):
+                    user, own = await self._user_namespace(container)
             with timings.step("network"):
-                network = await self._begin_network(container)
+                network = await self._begin_network(container, own)
             with timings.step("snapshot"):
-                root = await engine.roots.mount(container)  # a tenth of a millisecond, on the loop
+                root = await engine.roots.mount(container, user)  # a tenth of a millisecond, on the loop
                 faults.point("start.mounted")
                 await self.fill_volumes(container, root)
             with timings.step("configuration"):
@@ -202,7 +230,7 @@ class Containers:
                 write_etc_files(engine.paths.container(container.id), container)
                 faults.point("start.files")
                 spec = specs.build(container, around)
-            started = await self._run(container, spec, around, root, network, shim, timings)
+            started = await self._run(container, spec, around, root, user, network, shim, timings)
         except BaseException as error:
             async with contextlib.AsyncExitStack() as undo:  # the last first, and one that fails keeps no other back
                 undo.push_async_callback(self._launch_failed, container, error)
@@ -215,6 +243,9 @@ class Containers:
         finally:
             if root >= 0:
                 engine.roots.release(container, root)
+            for fd in (user, own):
+                if fd >= 0:
+                    os.close(fd)
         if network is not None:
             os.close(network.result().fd)
         faults.point("start.launched")
@@ -247,11 +278,36 @@ class Containers:
                 continue
             volume = self._engine.volumes.get(mount.name)
             if volume.fresh and not mount.no_copy:
-                await asyncio.to_thread(self._engine.volumes.fill, volume, partial(copy_up, root, mount.target))
+                shift = container.owner[0]
+                await asyncio.to_thread(self._engine.volumes.fill, volume,
+                                        partial(copy_up, root, mount.target, shift=shift))
             self._engine.volumes.used(volume)
 
-    async def _begin_network(self, container: Container) -> asyncio.Task[Prepared] | None:
-        """The container's endpoint is known when this returns; its namespace is made meanwhile."""
+    async def user_namespace(self, container: Container) -> int:
+        """An fd of a user namespace with the container's ids: its own while it runs. Raises FailedPrecondition."""
+        if container.live:
+            try:
+                return os.open(f"/proc/{container.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise FailedPrecondition(f"container {container.name} ended just now") from error
+        maps = maps_of(container)
+        return (await asyncio.to_thread(user_namespaces.make, maps, maps))[0]
+
+    async def _user_namespace(self, container: Container) -> tuple[int, int]:
+        """(the user namespace, a network namespace of its own or -1), as fds. Raises FailedPrecondition."""
+        for key in JOINING:
+            mode = container.host_config.get(key) or ""
+            if mode.startswith("container:"):
+                other = self._engine.find(mode.partition(":")[2])
+                try:
+                    return os.open(f"/proc/{other.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC), -1
+                except OSError as error:
+                    raise FailedPrecondition(f"cannot join the namespaces of a non running container: {other.id}") from error
+        maps = maps_of(container)
+        return await asyncio.to_thread(user_namespaces.make, maps, maps, network=True)
+
+    async def _begin_network(self, container: Container, namespace: int) -> asyncio.Task[Prepared] | None:
+        """The container's endpoint is known when this returns; its namespace is made meanwhile, or furnished."""
         mode = container.host_config.get("NetworkMode") or "default"
         if mode == "host" or mode.startswith("container:"):
             container.network = {"network": "host" if mode == "host" else ""}
@@ -261,7 +317,7 @@ class Containers:
         known: asyncio.Future[dict[str, Any]] = loop.create_future()
         making = loop.create_task(self._engine.network.prepare(
             NetworkRequest(container.id, "bridge" if mode == "default" else mode, tuple(ports),
-                           container.config.get("MacAddress") or ""), known.set_result))
+                           container.config.get("MacAddress") or "", namespace=namespace), known.set_result))
         either: set[asyncio.Future[Any]] = {known, making}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -290,6 +346,8 @@ class Containers:
         host = container.host_config
         found: dict[str, str | None] = dict.fromkeys(("pid", "ipc", "uts", "mount", "network"), "")
         found["cgroup"] = None if host.get("CgroupnsMode") == "host" else ""
+        if container.ids:
+            found["user"] = USER_IN_SLOT
         for kind, key, file in (("pid", "PidMode", "pid"), ("ipc", "IpcMode", "ipc"), ("uts", "UTSMode", "uts"),
                                 ("network", "NetworkMode", "net")):
             mode = host.get(key) or ""
@@ -327,16 +385,16 @@ class Containers:
         cwd = container.config.get("WorkingDir") or "/"
         if cwd != "/":
             try:
-                syscalls.make_dirs_in_root(root, cwd)
+                syscalls.make_dirs_in_root(root, cwd, owner=container.owner)
             except OSError as error:
                 raise InvalidArgument(f"cannot make the working directory {cwd}: {error.strerror}") from error
 
-    async def _run(self, container: Container, spec: dict[str, Any], around: specs.Surroundings, root: int,
+    async def _run(self, container: Container, spec: dict[str, Any], around: specs.Surroundings, root: int, user: int,
                    network: asyncio.Task[Prepared] | None, shim: asyncio.Future[Shim], timings: Timings) -> Started:
         engine, config = self._engine, container.config
         hidden = [path for path in around.hidden if os.path.isdir(path)]
         with timings.step("plan"):
-            plan = engine.isolation.compile(container.id, spec, network=network is not None, hidden=hidden)
+            plan = engine.isolation.compile(container.id, spec, network=network is not None, user=user >= 0, hidden=hidden)
         size, files = request.log_limits(container.host_config)
         logged = ((container.host_config.get("LogConfig") or {}).get("Type") or "json-file") != "none"
         stdio = Stdio(bool(config.get("Tty")), bool(config.get("OpenStdin")), bool(config.get("StdinOnce")),
@@ -347,7 +405,7 @@ class Containers:
             namespace = (await asyncio.shield(network)).fd if network is not None else -1
             faults.point("start.network")
         return await engine.isolation.run(
-            shim, engine.paths.shim(container.id), plan, stdio, root=root, network=namespace,
+            shim, engine.paths.shim(container.id), plan, stdio, root=root, network=namespace, user=user,
             attachments=self._pending.pop(container.id, []), oom_files=oom_files, timings=timings)
 
     def _oom_files(self, folder: str) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dolium.engine.events import Bus
+from dolium.engine.id_ranges import remapped
 from dolium.engine.model import Container
 from dolium.engine.rootfs import Roots
 from dolium.engine.specs import kernel_version
@@ -58,7 +59,7 @@ class Engine:
     """One instance. All methods are called on its event loop; what blocks runs in threads."""
 
     def __init__(self, paths: Paths, make_network: Callable[[str, Store], NetworkManager],
-                 snapshotter: str = DRIVERS[0]) -> None:
+                 snapshotter: str = DRIVERS[0], userns_remap: str = "") -> None:
         """Open the database and the rooms. Raises FailedPrecondition when a newer dolium wrote them."""
         self.paths = paths
         for folder in (paths.data, f"{paths.data}/containers", paths.run, f"{paths.run}/shims"):
@@ -75,6 +76,7 @@ class Engine:
         self.has_swap_limit = os.path.exists(f"{self.layout.v1.get('memory', '/')}/memory.memsw.limit_in_bytes")
         self.events = Bus()
         self.snapshotter = snapshotter
+        self.remapped = remapped(userns_remap) if userns_remap else []
         self.images = ImageStore(Path(paths.data), SqliteImageRecords(self._connection), in_use=self._image_users,
                                  snapshots=make_snapshotter(snapshotter, Path(paths.data)))
         self.roots = Roots(self.images.snapshots, f"{paths.data}/mountpoints", f"{paths.data}/containers")

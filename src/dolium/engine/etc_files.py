@@ -105,6 +105,8 @@ def write_etc_files(folder: str, container: Container) -> None:
             if os.fstat(fd).st_size != len(data):
                 os.truncate(fd, len(data))
             os.fchmod(fd, 0o644)
+            if container.ids:
+                os.fchown(fd, *container.owner)
         finally:
             os.close(fd)
 

@@ -62,6 +62,12 @@ class Container:
     restart_count: int = 0
     stopped_by_user: bool = False
     timings: dict[str, float] = field(default_factory=dict)
+    ids: list[int] = field(default_factory=list)  # [first host id, how many] of its own user namespace; none: the host's
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """The host's ids of its root."""
+        return (self.ids[0], self.ids[0]) if self.ids else (0, 0)
 
     @property
     def live(self) -> bool:

@@ -19,7 +19,7 @@ from dolium.engine.engine import Engine
 from dolium.engine.model import Container
 from dolium.engine.users import User
 from dolium.errors import DoliumError
-from dolium.isolation.process import INIT
+from dolium.isolation.process import INIT, USER_IN_SLOT
 from dolium.isolation.shim import ExitRecord, read_exit
 from dolium.linux.cgroup import manage
 
@@ -110,9 +110,12 @@ def _spec_for_exec(engine: Engine, container: Container) -> dict[str, Any]:
     for kind, key in (("pid", "PidMode"), ("ipc", "IpcMode"), ("uts", "UTSMode"), ("network", "NetworkMode")):
         if host.get(key) == "host":
             kinds.remove(kind)
+    if container.ids:
+        kinds.append("user")
     process = specs.process_for(container, User(0, 0, (), "/"), ["true"], [], terminal=False, cwd="/",
                                 privileged=bool(host.get("Privileged")))
-    linux: dict[str, Any] = {"namespaces": [{"type": kind} for kind in kinds]}
+    linux: dict[str, Any] = {
+        "namespaces": [{"type": kind, **({"path": USER_IN_SLOT} if kind == "user" else {})} for kind in kinds]}
     seccomp = specs.seccomp_for(host, process["capabilities"]["bounding"], engine.kernel)
     if seccomp is not None:
         linux["seccomp"] = seccomp

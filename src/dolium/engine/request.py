@@ -143,7 +143,7 @@ def check_host_config(host: dict[str, Any]) -> None:
     mode = host.get("NetworkMode") or "default"
     if mode not in _NETWORKS and not mode.startswith("container:"):
         raise InvalidArgument(f"network {mode} not found", hint="this version has none, host, bridge and container:NAME")
-    for key, modes in (("PidMode", ("", "host")), ("UTSMode", ("", "host")), ("UsernsMode", ("", "host")),
+    for key, modes in (("PidMode", ("", "host")), ("UTSMode", ("", "host")), ("UsernsMode", ("", "host", "auto")),
                        ("IpcMode", ("", "none", "private", "shareable", "host"))):
         value = host.get(key) or ""
         if value not in modes and not (key in ("PidMode", "IpcMode") and value.startswith("container:")):

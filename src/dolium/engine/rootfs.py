@@ -14,11 +14,17 @@ from dolium.engine.spare_roots import Kind, SpareRoots, let_go
 from dolium.errors import FailedPrecondition, Internal, NotFound, ResourceExhausted
 from dolium.images.snapshots.base import MountOptions, Snapshotter
 from dolium.isolation.process import HostFacts
-from dolium.linux import syscalls
+from dolium.linux import syscalls, user_namespaces
+from dolium.linux.user_namespaces import IdMap
 from dolium.runtime.state import alive
 
 KEPT_MOUNTED = 5.0
 """Seconds for which a created container's root stays mounted for its start."""
+
+
+def maps_of(container: Container) -> list[IdMap]:
+    """How the ids inside are the host's."""
+    return [IdMap(0, *container.ids)] if container.ids else []
 
 
 def _volatile(container: Container) -> bool:
@@ -48,15 +54,16 @@ class Roots:
         """Make the writable layer. Raises NotFound when a layer is missing, and as ``Snapshotter.prepare``."""
         size = storage_size(container.host_config)
         if self._snapshots.name == "native" or size:  # copies, makes a file system
-            await asyncio.to_thread(self._snapshots.prepare, container.id, container.chain_ids, size=size)
+            await asyncio.to_thread(self._snapshots.prepare, container.id, container.chain_ids, owner=container.owner,
+                                    size=size)
             return
-        if not container.rootfs:
+        if not container.rootfs and not container.ids:
             fd = self._spares.take((tuple(container.chain_ids), _volatile(container)), container.id)
             if fd is not None:
                 self._mounted[container.id] = fd
                 asyncio.get_running_loop().call_later(KEPT_MOUNTED, self._unmount, container.id)
                 return
-        self._snapshots.prepare(container.id, container.chain_ids)
+        self._snapshots.prepare(container.id, container.chain_ids, owner=container.owner)
 
     def _unmount(self, container_id: str) -> None:
         fd = self._mounted.pop(container_id, None)
@@ -71,9 +78,9 @@ class Roots:
         self._closing[container_id] = let_go(fd)
         self._closing[container_id].add_done_callback(closed)
 
-    async def mount(self, container: Container) -> int:
+    async def mount(self, container: Container, user_namespace: int = -1) -> int:
         """An fd of the container's overlay, detached; the caller holds the container's lock and has no other. Raises
-        Internal, NotFound, ResourceExhausted.
+        Internal, NotFound, ResourceExhausted. ``user_namespace``: an fd, of the container that has one; the caller's.
 
         Two overlays with one upper folder corrupt it, so one that is still being closed is waited for. With --rm nothing is
         synced when it ends: what is removed then need not outlive a power cut.
@@ -83,16 +90,24 @@ class Roots:
             return fd
         while (closing := self._closing.get(container.id)) is not None:
             await asyncio.wait([closing])
+        if container.ids and user_namespace < 0:
+            maps = maps_of(container)
+            user_namespace, _ = await asyncio.to_thread(user_namespaces.make, maps, maps)
+            try:
+                return await self.mount(container, user_namespace)
+            finally:
+                os.close(user_namespace)
+        # a folder of the host may have the mount points' own folder in it, and lower folders must not
+        lowest = "" if container.rootfs else self._lowest
+        options = MountOptions(container.rootfs, lowest, _volatile(container), user_namespace)
         if storage_size(container.host_config):  # a disk of its own may have a journal to be read
-            return await asyncio.to_thread(self._mount, container.id, container.chain_ids, container.rootfs, False)
-        return self._mount(container.id, container.chain_ids, container.rootfs, _volatile(container))
+            return await asyncio.to_thread(self._mount, container.id, container.chain_ids, options)
+        return self._mount(container.id, container.chain_ids, options)
 
     def _mount_spare(self, key: str, kind: Kind) -> int:
-        return self._mount(key, kind[0], "", kind[1])
+        return self._mount(key, kind[0], MountOptions("", self._lowest, kind[1]))
 
-    def _mount(self, key: str, chain_ids: Sequence[str], rootfs: str, volatile: bool) -> int:
-        # a folder of the host may have the mount points' own folder in it, and lower folders must not
-        options = MountOptions(rootfs, "" if rootfs else self._lowest, volatile)
+    def _mount(self, key: str, chain_ids: Sequence[str], options: MountOptions) -> int:
         try:
             return self._snapshots.mount(key, chain_ids, options)
         except OSError as error:
@@ -160,10 +175,11 @@ class Roots:
             return 0
 
 
-def copy_up(root: int, target: str, destination: str) -> None:
+def copy_up(root: int, target: str, destination: str, shift: int = 0) -> None:
     """What the image has at a volume's mount point becomes the new volume's first content, with owners and modes.
 
-    Blocks. Nothing happens when the image has no folder there.
+    ``shift``: what the root's owners are above those inside, which a volume has. Blocks. Nothing happens when the image has
+    no folder there.
     """
     try:
         source = syscalls.open_in_root(root, target, os.O_RDONLY | os.O_DIRECTORY)
@@ -173,14 +189,14 @@ def copy_up(root: int, target: str, destination: str) -> None:
         raise
     try:
         info = os.fstat(source)
-        os.chown(destination, info.st_uid, info.st_gid)
+        os.chown(destination, info.st_uid - shift, info.st_gid - shift)
         os.chmod(destination, info.st_mode & 0o7777)
-        _copy_tree(source, destination)
+        _copy_tree(source, destination, shift)
     finally:
         os.close(source)
 
 
-def _copy_tree(source: int, destination: str) -> None:
+def _copy_tree(source: int, destination: str, shift: int) -> None:
     for entry in os.scandir(source):
         info = entry.stat(follow_symlinks=False)
         path = f"{destination}/{entry.name}"
@@ -190,14 +206,14 @@ def _copy_tree(source: int, destination: str) -> None:
             os.mkdir(path, info.st_mode & 0o7777)
             child = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
             try:
-                _copy_tree(child, path)
+                _copy_tree(child, path, shift)
             finally:
                 os.close(child)
         elif entry.is_file(follow_symlinks=False):
             _copy_file(source, entry.name, path, info.st_mode & 0o7777)
         else:
             os.mknod(path, info.st_mode, info.st_rdev)
-        os.chown(path, info.st_uid, info.st_gid, follow_symlinks=False)
+        os.chown(path, info.st_uid - shift, info.st_gid - shift, follow_symlinks=False)
         if not entry.is_symlink():
             os.chmod(path, info.st_mode & 0o7777)
         os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)

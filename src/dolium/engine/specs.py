@@ -224,14 +224,19 @@ def all_host_devices() -> list[dict[str, Any]]:
     return found
 
 
-def _user_mount(mount: Mount) -> dict[str, Any]:
+def _user_mount(mount: Mount, ids: list[int]) -> dict[str, Any]:
     mode = ["ro"] if mount.read_only else []
     if mount.kind == "tmpfs":
         options = mount.options or []
         base = ["nosuid", "nodev"] + ([] if {"exec", "noexec"} & set(options) else ["noexec"])
         return {"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": [*base, *options, *mode]}
-    return {"destination": mount.target, "type": "bind", "source": mount.source,
-            "options": ["rbind", *(["rro"] if mount.read_only else []), mount.propagation or "rprivate"]}
+    made: dict[str, Any] = {
+        "destination": mount.target, "type": "bind", "source": mount.source,
+        "options": ["rbind", *(["rro"] if mount.read_only else []), mount.propagation or "rprivate"]}
+    if ids and mount.kind == "volume":  # it has the owners that are seen inside, whatever range its containers have
+        made["options"].append("idmap")
+        made["uidMappings"] = made["gidMappings"] = [{"containerID": 0, "hostID": ids[0], "size": ids[1]}]
+    return made
 
 
 def _mounts(container: Container, around: Surroundings, privileged: bool) -> list[dict[str, Any]]:
@@ -258,7 +263,7 @@ def _mounts(container: Container, around: Surroundings, privileged: bool) -> lis
                      "options": ["rbind" if privileged else "bind", "nosuid", "noexec", "nodev",
                                  *([] if privileged else ["ro"])]}
         mounts.append(entry)
-    mounts += [_user_mount(mount) for mount in container.mounts]
+    mounts += [_user_mount(mount, container.ids) for mount in container.mounts]
     for name in ETC_FILES:
         if f"/etc/{name}" not in targets:
             source = f"{around.etc_folder}/{name}"
@@ -300,7 +305,7 @@ def build(container: Container, around: Surroundings) -> dict[str, Any]:
         "maskedPaths": list(policy.MASKED_PATHS) if hide else [],
         "readonlyPaths": list(policy.READONLY_PATHS) if hide else [],
         "devices": nodes,
-        "sysctl": _sysctls(host, around),
+        "sysctl": _sysctls(host, around, container.ids),
     }
     seccomp = seccomp_for(host, process["capabilities"]["bounding"], around.kernel)
     if seccomp is not None:
@@ -319,9 +324,10 @@ def build(container: Container, around: Surroundings) -> dict[str, Any]:
     return spec
 
 
-def _sysctls(host: dict[str, Any], around: Surroundings) -> dict[str, str]:
+def _sysctls(host: dict[str, Any], around: Surroundings, ids: list[int]) -> dict[str, str]:
     """Ports below 1024 and ping for everyone, in a network namespace of the container's own."""
     own: dict[str, str] = {}
     if around.namespaces.get("network") is not None and not (host.get("NetworkMode") or "").startswith("container:"):
-        own = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+        last = ids[1] - 1 if ids else 2147483647
+        own = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": f"0 {last}"}
     return {**own, **(host.get("Sysctls") or {})}

@@ -31,7 +31,9 @@ from dolium.steps import Timings
 
 _log = logging.getLogger(__name__)
 INIT = "init"
-SLOT_ROOT_TREE, SLOT_NETWORK = 243, 230
+SLOT_ROOT_TREE, SLOT_NETWORK, SLOT_USER = 243, 230, 231
+USER_IN_SLOT = "/proc/self/ns/user"
+"""The path of a user namespace that the launcher gives as an fd: what it names is not looked at."""
 
 
 class HostFacts(Facts):
@@ -191,8 +193,9 @@ class ProcessIsolation:
             config = {**config, "linux": {key: value for key, value in linux.items() if key != "seccomp"}}
         validate(config)
 
-    def compile(self, identity: str, config: dict[str, Any], *, network: bool, hidden: list[str]) -> Compiled:
-        """The plan of an init whose root tree, and network namespace when ``network``, the launcher puts in slots."""
+    def compile(self, identity: str, config: dict[str, Any], *, network: bool, hidden: list[str],
+                user: bool = False) -> Compiled:
+        """The plan of an init whose root tree, and namespaces (``network``, ``user``), the launcher puts in slots."""
         facts = HostFacts()
         profile = (config.get("linux") or {}).get("seccomp")
         program = self.seccomp(profile)
@@ -207,11 +210,13 @@ class ProcessIsolation:
             launch.seccomp = program
             if network:
                 launch.joined["network"] = SLOT_NETWORK
+            if user:
+                launch.joined["user"] = SLOT_USER
             plan = compile_container(config, facts, launch)
             remove(plan, P.AFTER_EXIT, self._layout.paths(config["linux"]["cgroupsPath"]))
             return plan
 
-        return self._templates.get(identity, config, facts, (program, loaded, network, *hidden), anew)
+        return self._templates.get(identity, config, facts, (program, loaded, network, user, *hidden), anew)
 
     def prepare(self, folder: str, on_event: Callable[[Event], None]) -> asyncio.Future[Shim]:
         """The sandbox's shim, waiting for a launch; its folder is there when this returns. The future raises Unavailable."""
@@ -247,7 +252,8 @@ class ProcessIsolation:
             raise
 
     async def run(self, preparing: asyncio.Future[Shim], folder: str, compiled: Compiled, stdio: Stdio, *, root: int,
-                  network: int, attachments: list[Attachment], oom_files: list[str], timings: Timings) -> Started:
+                  network: int, user: int = -1, attachments: list[Attachment], oom_files: list[str],
+                  timings: Timings) -> Started:
         """Launch init in the sandbox's shim, which is being prepared. The attachments are taken whatever happens.
 
         Raises the failed operation's error; then nothing of the launch is left, the shim included.
@@ -261,8 +267,9 @@ class ProcessIsolation:
             raise
         try:
             fds = {SLOT_ROOT_TREE: root}
-            if network >= 0:
-                fds[SLOT_NETWORK] = network
+            for slot, fd in ((SLOT_NETWORK, network), (SLOT_USER, user)):
+                if fd >= 0:
+                    fds[slot] = fd
             begun = time.perf_counter()
             launched = await _attached(shim, INIT, attachments, shim.launch(
                 INIT, compiled.encoded, tty=stdio.tty, stdin=stdio.stdin, stdin_once=int(stdio.stdin_once), log=stdio.log,

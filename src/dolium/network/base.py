@@ -27,13 +27,15 @@ class PortBinding:
 @dataclass(frozen=True, slots=True)
 class NetworkRequest:
     """``container``: full id; ``mode``: none, bridge; ``ports``: what to publish; ``mac``: "" for one made from the
-    address; ``address``: "" for the next free one."""
+    address; ``address``: "" for the next free one; ``namespace``: an fd of the one to furnish, which stays the
+    caller's, -1 for a new one: a user namespace's own is made with it."""
 
     container: str
     mode: str
     ports: tuple[PortBinding, ...] = ()
     mac: str = ""
     address: str = ""
+    namespace: int = -1
 
 
 @dataclass(slots=True)

@@ -29,10 +29,19 @@ def unshare_network() -> None:
     _call("unshare", CLONE_NEWNET)
 
 
-def new_namespace() -> int:
-    """An fd of a new network namespace with its loopback up. Made in a thread that ends: no other thread moves."""
+def enter_network(namespace: int) -> None:
+    """Move the calling thread, which must end soon, into the network namespace of an fd. Raises OSError."""
+    _call("setns", namespace, CLONE_NEWNET)
+
+
+def new_namespace(namespace: int = -1) -> int:
+    """An fd of a new network namespace, or of the one that is given, with its loopback up. Made in a thread that ends: no
+    other thread moves."""
     def make() -> int:
-        unshare_network()
+        if namespace < 0:
+            unshare_network()
+        else:
+            enter_network(namespace)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
             fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", _IFF_UP))
         return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)

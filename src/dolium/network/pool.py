@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from dolium import faults
 from dolium.network import netlink
-from dolium.network.local import in_thread, unshare_network
+from dolium.network.local import enter_network, in_thread, unshare_network
 from dolium.network.netlink import Netlink
 
 faults.register("network.namespace.made", "network.veth.made")
@@ -46,22 +46,32 @@ def prefix(instance: str) -> str:
     return f"dp{instance}"
 
 
-def make(host: Netlink, instance: str, mtu: int) -> Slot:
-    """A slot, from nothing. Raises OSError; then nothing is left."""
+def make(host: Netlink, instance: str, mtu: int, namespace: int = -1) -> Slot:
+    """A slot, from nothing; or in a namespace that has nothing yet, whose fd it takes. Raises OSError; then nothing is
+    left."""
     def inside() -> tuple[int, Netlink]:
-        unshare_network()
+        if namespace < 0:
+            unshare_network()
+        else:
+            enter_network(namespace)
         control = Netlink()
         try:
             control.request(netlink.set_link(1, up=True))
             if os.path.isdir(_IPV6):
                 # what is made here from now on: eth0; the loopback keeps ::1
                 write(f"{_IPV6}/default/disable_ipv6", "1")
-            return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), control
+            fd = namespace if namespace >= 0 else os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            return fd, control
         except BaseException:
             control.close()
             raise
 
-    fd, control = in_thread(inside)
+    try:
+        fd, control = in_thread(inside)
+    except BaseException:
+        if namespace >= 0:
+            os.close(namespace)
+        raise
     try:
         faults.point("network.namespace.made")
         name = f"{prefix(instance)}{next(_numbers) & 0xFFFF:04x}x"

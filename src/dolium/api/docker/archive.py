@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import ctypes
 import json
 import os
 import stat
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -121,12 +123,12 @@ async def head(request: web.Request) -> web.Response:
     return web.Response(headers={"X-Docker-Container-Path-Stat": header})
 
 
-def _pack(fd: int, name: str, out: int) -> None:
+def _pack(fd: int, name: str, out: int, ids: Sequence[int] = ()) -> None:
     """Tar what the fd names into a pipe's end, which is closed. Links are packed as links; nothing is followed out of
-    the tree. A reader that has gone ends it quietly."""
+    the tree. A reader that has gone ends it quietly. ``ids``: the range whose ids are seen inside, from 0."""
     with contextlib.suppress(BrokenPipeError), open(out, "wb") as file, \
             tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        _add(archive, fd, name)
+        _add(archive, fd, name, ids)
 
 
 class _Object:
@@ -140,13 +142,37 @@ class _Object:
         return self._fd
 
 
-def _add(archive: tarfile.TarFile, fd: int, name: str) -> None:
+_LIBC = ctypes.CDLL(None, use_errno=True)  # loaded before a fork
+_CLONE_NEWUSER = 0x10000000
+
+
+def _become_root_of(user: int) -> None:
+    """In a child before exec: what it makes belongs to the root of the user namespace. Raises OSError."""
+    if _LIBC.setns(user, _CLONE_NEWUSER) < 0:
+        raise OSError(ctypes.get_errno(), "setns")
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+OVERFLOW = 65534
+
+
+def _inside(owner: int, ids: Sequence[int]) -> int:
+    """As it is seen inside: what is not the container's is nobody's."""
+    if not ids:
+        return owner
+    return owner - ids[0] if ids[0] <= owner < ids[0] + ids[1] else OVERFLOW
+
+
+def _add(archive: tarfile.TarFile, fd: int, name: str, ids: Sequence[int]) -> None:
     """One entry and what is below it, each looked at and opened through one fd: the container, which may put a link in
     the place of a folder or file at any moment, cannot lead us elsewhere."""
     entry: Any = _Object(fd)
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
         return  # a tar has no word for one
     info = archive.gettarinfo(arcname=name, fileobj=entry)
+    info.uid, info.gid = _inside(info.uid, ids), _inside(info.gid, ids)
     if info.issym():
         info.linkname = os.readlink("", dir_fd=fd)
     if info.isreg():
@@ -164,7 +190,7 @@ def _add(archive: tarfile.TarFile, fd: int, name: str) -> None:
             except FileNotFoundError:
                 continue  # removed meanwhile
             try:
-                _add(archive, child, f"{name}/{below}")
+                _add(archive, child, f"{name}/{below}", ids)
             finally:
                 os.close(child)
     finally:
@@ -213,19 +239,21 @@ async def get(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse(headers={"Content-Type": "application/x-tar",
                                                    "X-Docker-Container-Path-Stat": _stat_header(fd, path)})
             await response.prepare(request)
-            await _send_tar(response, fd, os.path.basename(path.rstrip("/")) or "/")
+            # a volume of a container that does not run is seen as it is on the disk: with the owners inside
+            ids = container.ids if place == path else []
+            await _send_tar(response, fd, os.path.basename(path.rstrip("/")) or "/", ids)
         finally:
             os.close(fd)
     return response
 
 
-async def _send_tar(response: web.StreamResponse, fd: int, name: str) -> None:
+async def _send_tar(response: web.StreamResponse, fd: int, name: str, ids: Sequence[int]) -> None:
     """A thread packs into a pipe, the loop sends what comes out."""
     out, into = os.pipe2(os.O_CLOEXEC)
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), open(out, "rb", buffering=0))
-    task = asyncio.create_task(asyncio.to_thread(_pack, fd, name, into))
+    task = asyncio.create_task(asyncio.to_thread(_pack, fd, name, into, ids))
     try:
         while chunk := await reader.read(1 << 16):
             await response.write(chunk)
@@ -253,10 +281,19 @@ async def put(request: web.Request) -> web.Response:
         except FileNotFoundError as error:
             raise NotFound(f"Could not find the file {path} in container {container.name}") from error
         try:
-            os.set_inheritable(fd, True)
-            process = await asyncio.create_subprocess_exec(
-                program("dolium-untar"), "--apply", str(fd), pass_fds=[fd], stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
+            inside = container.ids and place == path
+            user = await request.app[CONTAINERS].user_namespace(container) if inside else -1
+            # by an fd: root of a user namespace need not reach the folder that the program lies in
+            untar = os.open(program("dolium-untar"), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    f"/proc/self/fd/{untar}", "--apply", str(fd), pass_fds=[fd, untar], stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+                    preexec_fn=partial(_become_root_of, user) if inside else None)
+            finally:
+                os.close(untar)
+                if user >= 0:
+                    os.close(user)
             assert process.stdin is not None and process.stderr is not None
             # a program that ended early has its message read below
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):

@@ -8,10 +8,10 @@ only the subnet. Blocking work runs in this driver's own threads.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -205,13 +205,7 @@ class BridgeDriver:
                 "ports": [port.as_dict() for port in held.ports]}
             if known is not None:
                 known(endpoint)
-            connecting = asyncio.ensure_future(self._run(self._connect, container, held))
-            try:
-                slot = await asyncio.shield(connecting)
-            except asyncio.CancelledError:
-                with contextlib.suppress(DoliumError):
-                    (await connecting).close()  # a thread goes on to its end
-                raise
+            slot = await self._run(self._connect, container, held, request.namespace)
         except BaseException:
             await self.detach(container)
             raise
@@ -220,8 +214,8 @@ class BridgeDriver:
         slot.control.close()
         return Prepared(slot.fd, endpoint)
 
-    def _connect(self, container: str, held: _Held) -> Slot:
-        slot = self._plugged(container, held)
+    def _connect(self, container: str, held: _Held, namespace: int) -> Slot:
+        slot = self._plugged(container, held, namespace)
         try:
             if held.ports:
                 self._firewall.add(container, Publication(held.address, held.ports))
@@ -236,10 +230,10 @@ class BridgeDriver:
             raise
         return slot
 
-    def _plugged(self, container: str, held: _Held) -> Slot:
+    def _plugged(self, container: str, held: _Held, namespace: int) -> Slot:
         """A slot on the bridge, with its address. A bridge that somebody has removed is made anew."""
         try:
-            return self._plug(container, held)
+            return self._plug(container, held, namespace)
         except OSError as error:
             if self._switch.host.link(index=self._switch.index) is not None:
                 raise as_error(error, f"cannot join container {container[:12]} to {self._switch.name}") from error
@@ -248,13 +242,14 @@ class BridgeDriver:
             self._switch.make(self._addresses.subnet, keep=True)
             others = [other for other, it in list(self._held.items()) if it.link and other != container]
             self._switch.sweep(others, remove=False)
-            return self._plug(container, held)
+            return self._plug(container, held, namespace)
         except OSError as error:
             raise as_error(error, f"cannot make the bridge {self._switch.name} anew") from error
 
-    def _plug(self, container: str, held: _Held) -> Slot:
+    def _plug(self, container: str, held: _Held, namespace: int) -> Slot:
         try:
-            slot = self._pool.take()
+            slot = self._pool.take() if namespace < 0 else pool.make(
+                self._switch.host, self._instance, self._switch.mtu, os.dup(namespace))
         except OSError as error:
             raise as_error(error, "cannot make a network namespace with a link") from error
         held.link = slot.host

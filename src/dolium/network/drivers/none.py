@@ -23,7 +23,7 @@ class NoneDriver:
         if known is not None:
             known(endpoint)
         try:
-            fd = await asyncio.to_thread(new_namespace)
+            fd = await asyncio.to_thread(new_namespace, request.namespace)
         except PermissionError as error:
             raise PermissionDenied(f"cannot make a network namespace: {error}", errno=error.errno) from error
         except OSError as error:
