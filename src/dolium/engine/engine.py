@@ -33,10 +33,11 @@ RETRY = 1.0  # seconds between tries to store what a full disk kept out of the d
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Where an instance lives. ``data`` survives a reboot, ``run`` does not."""
+    """Where an instance lives. ``data`` survives a reboot, ``run`` does not. ``etc``: the host's settings of registries."""
 
     data: str
     run: str
+    etc: str = "/etc"
 
     def container(self, identity: str) -> str:
         """A container's own folder: log, hosts, hostname, resolv.conf."""
@@ -74,7 +75,7 @@ class Engine:
         self.has_swap_limit = os.path.exists(f"{self.layout.v1.get('memory', '/')}/memory.memsw.limit_in_bytes")
         self.events = Bus()
         self.images = ImageStore(Path(paths.data), SqliteImageRecords(self._connection),
-                                 in_use=self._image_users)
+                                 in_use=self._image_users, etc=Path(paths.etc))
         self.roots = Roots(self.images.snapshots, f"{paths.data}/mountpoints")
         self.volumes = Volumes(f"{paths.data}/volumes", self.store)
         self.network = make_network(self.instance, self.store)
