@@ -20,7 +20,7 @@ from dolium.engine.store import Store, open_database
 from dolium.errors import DoliumError, InvalidArgument, NotFound, ResourceExhausted
 from dolium.images.names import Removal, Use
 from dolium.images.records import SqliteImageRecords
-from dolium.images.store import ImageStore
+from dolium.images.store import Image, ImageStore
 from dolium.isolation.process import ProcessIsolation
 from dolium.linux.cgroup import manage, tree
 from dolium.network.base import NetworkManager
@@ -172,6 +172,11 @@ class Engine:
         """``docker rmi``. Raises as ``ImageStore.remove``."""
         self.roots.drop_spares()
         return await self.images.remove(name, force=force)
+
+    async def prune_images(self, wanted: Callable[[Image], bool]) -> tuple[list[Removal], int]:
+        """``docker image prune``: see ``ImageStore.prune``."""
+        self.roots.drop_spares()
+        return await self.images.prune(wanted)
 
     def volume_users(self, name: str) -> list[str]:
         """Ids of containers that mount a volume."""
