@@ -17,7 +17,7 @@ import sys
 from aiohttp import web
 
 from dolium import memory
-from dolium.api import native
+from dolium.api import native, store
 from dolium.api.docker.app import Handler, make_app
 from dolium.engine.containers import Containers
 from dolium.engine.engine import Engine, Paths
@@ -44,6 +44,8 @@ def arguments() -> argparse.ArgumentParser:
                         "fd:// takes the one systemd passes")
     parser.add_argument("--data-root", default=DATA, help="folder of images, containers, volumes (default %(default)s)")
     parser.add_argument("--run-root", default=RUN, help="folder of sockets and shims (default %(default)s)")
+    parser.add_argument("--etc-root", default="/etc", help="folder with docker/daemon.json, docker/certs.d, "
+                        "containers/registries.conf, containers/policy.json (default %(default)s)")
     parser.add_argument("--log-file", default="", help="write the log there instead of standard error")
     parser.add_argument("--snapshotter", "--storage-driver", choices=DRIVERS, default=DRIVERS[0], help="how container roots "
                         "are made of layers (default %(default)s): native copies, erofs keeps layers as sealed files")
@@ -128,7 +130,7 @@ async def serve(paths: Paths, host: str, snapshotter: str, userns_remap: str) ->
     life = Containers(engine)
     await engine.open()
     await reconcile(engine, life)
-    app = make_app(engine, life, Execs(engine, life), [native.routes])
+    app = make_app(engine, life, Execs(engine, life), [native.routes, store.routes])
     app[native.STOP] = stop
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_GRACE)
     await runner.setup()
@@ -174,7 +176,8 @@ def entry() -> int:
         print("doliumd: needs root", file=sys.stderr)
         return 1
     memory.one_heap()
-    paths = Paths(os.path.abspath(options.data_root), os.path.abspath(options.run_root))
+    paths = Paths(os.path.abspath(options.data_root), os.path.abspath(options.run_root),
+                  os.path.abspath(options.etc_root))
     try:
         os.makedirs(paths.data, mode=0o711, exist_ok=True)
         asyncio.run(serve(paths, options.host, options.snapshotter, options.userns_remap))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,15 @@ def test_a_container_lives_on_any_snapshotter(tmp_path: Path, name: str, driver:
         assert one.inspect("box")["GraphDriver"]["Name"] == driver
         one.docker("start", "-a", "box", check=False)  # mkdir fails now: what was written is there
         assert one.docker("cp", "box:/data/seed", "-").stdout.count("more") == 2
+        assert set(one.docker("diff", "box").stdout.splitlines()) >= {"C /data", "C /data/seed", "D /etc/group", "A /made", "C /etc"}
+        one.docker("commit", "box", "made:1")
+        made = "cat /data/seed; ls /etc/group; ls -d /made"
+        again = one.docker("run", "--rm", "made:1", "sh", "-c", made, check=False)
+        assert again.stdout.split() == ["seed", "more", "more", "/made"] and "/etc/group" in again.stderr
+        one.docker("rmi", "made:1")
+        with tarfile.open(fileobj=io.BytesIO(one.output("export", "box"))) as archive:
+            names = archive.getnames()
+        assert "made" in names and "data/seed" in names and "etc/group" not in names
         for number in range(3):
             assert one.docker("run", "--rm", "base:1", "cat", "/data/seed").stdout == "seed\n", number
         one.kill()

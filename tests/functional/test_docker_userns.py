@@ -107,6 +107,25 @@ def test_copies_have_the_owners_inside(engine: Daemon, tmp_path: Path) -> None:
         engine.docker("rm", "-fv", "copied")
 
 
+@pytest.mark.parametrize("snapshotter", ["overlay", "native"])
+def test_what_is_made_of_a_container_has_the_owners_inside(tmp_path: Path, snapshotter: str) -> None:
+    engine = Daemon(tmp_path, "--snapshotter", snapshotter)
+    engine.start()
+    try:
+        engine.import_base("base:1", 'CMD ["sh"]')
+        engine.dolium("run", "--name", "box", "--userns", "auto", "base:1", "sh", "-c", "echo x > /x; chown 5:6 /x; mkdir /d; chown 7 /data/seed")
+        assert set(engine.docker("diff", "box").stdout.splitlines()) == {"A /x", "A /d", "C /data", "C /data/seed"}
+        with tarfile.open(fileobj=io.BytesIO(engine.output("export", "box"))) as archive:
+            owners = {member.name: (member.uid, member.gid) for member in archive}
+        assert (owners["x"], owners["d"], owners["data/seed"], owners["bin/busybox"]) == ((5, 6), (0, 0), (7, 1000), (0, 0))
+        engine.docker("commit", "box", "made:1")
+        stat = ("made:1", "stat", "-c", "%u %g", "/x", "/d", "/data/seed")
+        for words in ((), ("--userns", "auto")):
+            assert engine.dolium("run", "--rm", *words, *stat).stdout == "5 6\n0 0\n7 1000\n"
+    finally:
+        engine.close()
+
+
 @pytest.mark.parametrize(("options", "words"), [
     (("--privileged",), "privileged mode is incompatible with user namespaces"),
     (("--network", "host"), "cannot share the host's network namespace"),

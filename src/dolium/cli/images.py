@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from dolium.cli import output
+from dolium.cli import credentials, output
 from dolium.cli.containers import FORMAT, filter_query, read_chunks
 from dolium.cli.context import Context
 from dolium.cli.flags import Command, Flag, UsageError
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-PULL = Command("pull", "IMAGE", "Fetch an image from a registry.", [
+PULL = Command("pull", "IMAGE [IMAGE ...]", "Fetch images from their registries.", [
     Flag("-q --quiet", "bool", "no progress"), Flag("--platform", "str", "of an image for another machine", "linux/arm64")],
-    minimum=1, maximum=1, examples=["dolium pull 127.0.0.1:5000/debian:12"])
+    minimum=1, examples=["dolium pull 127.0.0.1:5000/debian:12"])
 IMAGES = Command("images", "[NAME]", "List images.", [
     Flag("-q --quiet", "bool", "ids only"), Flag("-a --all", "bool", "all"), Flag("--no-trunc", "bool", "whole ids"),
     Flag("--digests", "bool", "digests too"), Flag("-f --filter", "list", "reference=…, dangling=…, label=…", "KEY=VALUE"),
@@ -47,11 +47,13 @@ class Bars:
         if "error" in row:
             raise ApiError(500, row["error"])
         identity, status = row.get("id", ""), row.get("status", "")
+        if "aux" in row:
+            return
         text = f"{identity}: {status}" if identity else status
         if not self._live:
             if self._said.get(identity) != status:
                 self._said[identity] = status
-                if status not in ("Downloading", "Extracting"):
+                if status not in ("Downloading", "Extracting", "Pushing"):
                     self._file.write(text + "\n")
             return
         detail = row.get("progressDetail") or {}
@@ -91,7 +93,8 @@ def pull_image(client: Client, context: Context, image: str, platform: str | Non
         tag = last.partition(":")[2] or "latest"
         name = image[: len(image) - len(last)] + last.partition(":")[0]
     bars = Bars(file, os.isatty(file.fileno()))
-    response = client.open("POST", "/images/create" + query(fromImage=name, tag=digest or tag, platform=platform))
+    response = client.open("POST", "/images/create" + query(fromImage=name, tag=digest or tag, platform=platform),
+                           headers=credentials.header(context, image))
     for row in response.lines():
         if not quiet or "error" in row:
             bars.show(row)
@@ -104,8 +107,14 @@ def pull(client: Client, context: Context, words: list[str]) -> int:
     if options.get("help"):
         context.stdout.write(PULL.usage())
         return 0
-    pull_image(client, context, names[0], options["platform"], quiet=options["quiet"])
-    return 0
+    failed = 0
+    for name in names:
+        try:
+            pull_image(client, context, name, options["platform"], quiet=options["quiet"])
+        except ApiError as error:
+            context.complain(str(error))
+            failed = 1
+    return failed
 
 def images(client: Client, context: Context, words: list[str]) -> int:
     """``dolium images``."""

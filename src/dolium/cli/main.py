@@ -32,18 +32,30 @@ COMMANDS = {
     "stats": ("containers", "stats", "show what containers use"),
     "cp": ("containers", "copy", "copy files out of or into a container"),
     "pull": ("images", "pull", "fetch an image from a registry"),
+    "push": ("registries", "push", "send an image to a registry"),
+    "login": ("registries", "login", "keep the credentials of a registry"),
+    "logout": ("registries", "logout", "forget the credentials of a registry"),
     "images": ("images", "images", "list images"),
     "rmi": ("images", "remove", "remove images"),
     "tag": ("images", "tag", "give an image another name"),
     "load": ("images", "load", "load images from an archive"),
     "import": ("images", "import_", "make an image of a root file system"),
     "history": ("images", "history", "show how an image was made"),
+    "save": ("archives", "save", "write images to an archive"),
+    "export": ("archives", "export", "write a container's root file system as a tar"),
+    "commit": ("archives", "commit", "make an image of what a container has changed"),
+    "diff": ("archives", "diff", "list what a container has changed"),
+    "mirror": ("mirror", "mirror", "serve as a registry what others have, and keep it"),
+    "image": ("groups", "image", "commands on images, and image prune"),
+    "artifact": ("groups", "artifact", "commands on artifacts: what registries keep beside images"),
+    "manifest": ("groups", "manifest", "what a registry says of an image"),
+    "system": ("groups", "system", "system df, prune, check and more"),
     "events": ("system", "events", "print what happens"),
     "info": ("system", "info", "facts about the daemon and this machine"),
     "version": ("system", "version", "versions"),
     "daemon": ("system", "daemon", "start or stop the daemon"),
 }
-NO_DAEMON_NEEDED = ("daemon", "version")
+NO_DAEMON_NEEDED = ("daemon", "version", "logout", "mirror")
 
 
 def usage() -> str:

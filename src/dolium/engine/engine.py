@@ -21,7 +21,7 @@ from dolium.errors import DoliumError, InvalidArgument, NotFound, ResourceExhaus
 from dolium.images.names import Removal, Use
 from dolium.images.records import SqliteImageRecords
 from dolium.images.snapshots.drivers import DRIVERS, make_snapshotter
-from dolium.images.store import ImageStore
+from dolium.images.store import Image, ImageStore
 from dolium.isolation.process import ProcessIsolation
 from dolium.linux.cgroup import manage, tree
 from dolium.network.base import NetworkManager
@@ -34,10 +34,11 @@ RETRY = 1.0  # seconds between tries to store what a full disk kept out of the d
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Where an instance lives. ``data`` survives a reboot, ``run`` does not."""
+    """Where an instance lives. ``data`` survives a reboot, ``run`` does not. ``etc``: the host's settings of registries."""
 
     data: str
     run: str
+    etc: str = "/etc"
 
     def container(self, identity: str) -> str:
         """A container's own folder: log, hosts, hostname, resolv.conf."""
@@ -78,7 +79,7 @@ class Engine:
         self.snapshotter = snapshotter
         self.remapped = remapped(userns_remap) if userns_remap else []
         self.images = ImageStore(Path(paths.data), SqliteImageRecords(self._connection), in_use=self._image_users,
-                                 snapshots=make_snapshotter(snapshotter, Path(paths.data)))
+                                 etc=Path(paths.etc), snapshots=make_snapshotter(snapshotter, Path(paths.data)))
         self.roots = Roots(self.images.snapshots, f"{paths.data}/mountpoints", f"{paths.data}/containers")
         self.volumes = Volumes(f"{paths.data}/volumes", self.store)
         self.network = make_network(self.instance, self.store)
@@ -175,6 +176,11 @@ class Engine:
         """``docker rmi``. Raises as ``ImageStore.remove``."""
         self.roots.drop_spares()
         return await self.images.remove(name, force=force)
+
+    async def prune_images(self, wanted: Callable[[Image], bool]) -> tuple[list[Removal], int]:
+        """``docker image prune``: see ``ImageStore.prune``."""
+        self.roots.drop_spares()
+        return await self.images.prune(wanted)
 
     def volume_users(self, name: str) -> list[str]:
         """Ids of containers that mount a volume."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 from dolium import policy
 from dolium.engine.model import Container
@@ -136,6 +136,44 @@ class Roots:
                 os.close(root)
             else:
                 self.release(container, root)
+
+    @contextmanager
+    def written(self, container: Container) -> Iterator[str]:
+        """A folder with what the container has changed, as overlayfs writes it down. Blocks. Raises NotFound."""
+        with self._snapshots.written(container.id, container.chain_ids) as path:
+            yield str(path)
+
+    def ids_written(self, container: Container) -> list[int]:
+        """The range whose ids are those inside in what ``written`` gives; none when they are as they are."""
+        return container.ids if self._snapshots.writes_mapped else []
+
+    @contextmanager
+    def lower(self, container: Container) -> Iterator[int]:
+        """What is below what ``written`` gives, as a folder's fd. Blocks. Raises NotFound, Internal."""
+        with self._view(container, self.ids_written(container), "") as root:
+            yield root
+
+    @contextmanager
+    def view(self, container: Container) -> Iterator[int]:
+        """The root, without what is mounted in it, whether the container runs or not; owners are the host's. Blocks."""
+        with self._view(container, container.ids, container.id) as root:
+            yield root
+
+    @contextmanager
+    def _view(self, container: Container, ids: list[int], key: str) -> Iterator[int]:
+        user = user_namespaces.make(maps_of(container), maps_of(container))[0] if ids else -1
+        try:
+            options = MountOptions(container.rootfs, "" if container.rootfs else self._lowest, False, user)
+            try:
+                mounting = self._snapshots.view(container.chain_ids, options, key)
+                with mounting as root:
+                    yield root
+            except OSError as error:
+                raise Internal(f"mount the root of container {container.short_id}: {error.strerror}",
+                               errno=error.errno) from error
+        finally:
+            if user >= 0:
+                os.close(user)
 
     def release(self, container: Container, root: int) -> None:
         """Close an fd of ``mount``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 from dolium import faults
 from dolium.errors import DoliumError, InvalidArgument
 from dolium.images.content import ContentStore, Ingest, syncfs
-from dolium.images.flight import SingleFlight, settled
+from dolium.images.flight import SingleFlight, first_error, settled
 from dolium.images.manifest import CONFIG_MAX, Descriptor, ImageConfig, Manifest, parse_config
 from dolium.images.progress import LayerProgress, Progress, Status
 from dolium.images.records import ImageRecord, LayerRecord
@@ -96,8 +96,25 @@ class Installer:
                 for layer, diff_id, chain_id in zip(manifest.layers, config.diff_ids, config.chain_ids, strict=True):
                     group.create_task(one(layer, diff_id, chain_id))
         except BaseExceptionGroup as errors:
-            raise _first(errors) from None
+            raise first_error(errors) from None
         return sizes
+
+    async def blobs(self, descriptors: Iterable[Descriptor], fetch: Fetch, progress: Progress) -> None:
+        """Have blobs that are not to be unpacked: an artifact's. As ``layers`` on failure."""
+        async def one(blob: Descriptor) -> None:
+            report = LayerProgress(progress, blob.digest, asyncio.get_running_loop())
+            if self._content.has(blob.digest, blob.size):
+                report(Status.EXISTS)
+                return
+            await self._blob(blob, fetch, lambda done: report(Status.DOWNLOADING, done, blob.size))
+            report(Status.DOWNLOADED)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for blob in descriptors:
+                    group.create_task(one(blob))
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
 
     def _flush_early(self) -> None:
         """Start writing to the disk while the processors are busy; ``sync`` finds less to do. Nothing depends on it."""
@@ -237,11 +254,3 @@ class Installer:
             finally:
                 self._snapshots.abort_layer(prepared)
             raise
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error inside nested groups, in the order tasks failed."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

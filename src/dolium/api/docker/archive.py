@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import tarfile
+import threading
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
@@ -17,13 +18,17 @@ from typing import Any
 from aiohttp import web
 
 from dolium.api.docker.common import CONTAINERS, ENGINE
+from dolium.engine import changes
 from dolium.engine.model import Container
 from dolium.errors import InvalidArgument, NotFound, PermissionDenied
+from dolium.images.difference import inside
 from dolium.linux import syscalls
 from dolium.native import program
 from dolium.units import rfc3339
 
 routes = web.RouteTableDef()
+_AHEAD = 8
+"""Pieces of an export, a quarter of a megabyte each, that wait for their client."""
 
 
 def _path(request: web.Request) -> str:
@@ -155,16 +160,6 @@ def _become_root_of(user: int) -> None:
     os.setresuid(0, 0, 0)
 
 
-OVERFLOW = 65534
-
-
-def _inside(owner: int, ids: Sequence[int]) -> int:
-    """As it is seen inside: what is not the container's is nobody's."""
-    if not ids:
-        return owner
-    return owner - ids[0] if ids[0] <= owner < ids[0] + ids[1] else OVERFLOW
-
-
 def _add(archive: tarfile.TarFile, fd: int, name: str, ids: Sequence[int]) -> None:
     """One entry and what is below it, each looked at and opened through one fd: the container, which may put a link in
     the place of a folder or file at any moment, cannot lead us elsewhere."""
@@ -172,7 +167,7 @@ def _add(archive: tarfile.TarFile, fd: int, name: str, ids: Sequence[int]) -> No
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
         return  # a tar has no word for one
     info = archive.gettarinfo(arcname=name, fileobj=entry)
-    info.uid, info.gid = _inside(info.uid, ids), _inside(info.gid, ids)
+    info.uid, info.gid = inside(info.uid, ids), inside(info.gid, ids)
     if info.issym():
         info.linkname = os.readlink("", dir_fd=fd)
     if info.isreg():
@@ -262,6 +257,43 @@ async def _send_tar(response: web.StreamResponse, fd: int, name: str, ids: Seque
         await task
 
 
+@routes.get("/containers/{name}/export")
+async def export(request: web.Request) -> web.StreamResponse:
+    """``docker export``: the root as a tar, without volumes and what else is mounted in it."""
+    engine, name = request.app[ENGINE], engine_name(request)
+    pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
+    loop, room = asyncio.get_running_loop(), threading.Semaphore(_AHEAD)
+
+    def write(data: bytes) -> None:
+        room.acquire()  # the client reads at its own pace
+        if task.cancelled() or left.is_set():
+            raise BrokenPipeError
+        loop.call_soon_threadsafe(pieces.put_nowait, data)
+
+    left = threading.Event()
+    task = asyncio.ensure_future(changes.export(engine, name, write))
+    task.add_done_callback(lambda done: pieces.put_nowait(None))
+    response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
+    try:
+        while (data := await pieces.get()) is not None:
+            room.release()
+            if not response.prepared:
+                await response.prepare(request)
+            await response.write(data)
+    finally:
+        left.set()
+        room.release()
+        with contextlib.suppress(BrokenPipeError):
+            await asyncio.shield(task)
+    engine.event(engine.find(name), "export")
+    return response
+
+
+def engine_name(request: web.Request) -> str:
+    """The id of the container in the path. Raises NotFound."""
+    return request.app[ENGINE].find(request.match_info["name"]).id
+
+
 @routes.put("/containers/{name}/archive")
 async def put(request: web.Request) -> web.Response:
     """Unpack a tar into a folder, by the same program that unpacks layers: no entry leaves the folder."""
@@ -281,15 +313,15 @@ async def put(request: web.Request) -> web.Response:
         except FileNotFoundError as error:
             raise NotFound(f"Could not find the file {path} in container {container.name}") from error
         try:
-            inside = container.ids and place == path
-            user = await request.app[CONTAINERS].user_namespace(container) if inside else -1
+            mapped = bool(container.ids) and place == path
+            user = await request.app[CONTAINERS].user_namespace(container) if mapped else -1
             # by an fd: root of a user namespace need not reach the folder that the program lies in
             untar = os.open(program("dolium-untar"), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 process = await asyncio.create_subprocess_exec(
                     f"/proc/self/fd/{untar}", "--apply", str(fd), pass_fds=[fd, untar], stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-                    preexec_fn=partial(_become_root_of, user) if inside else None)
+                    preexec_fn=partial(_become_root_of, user) if mapped else None)
             finally:
                 os.close(untar)
                 if user >= 0:

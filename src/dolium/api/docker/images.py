@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
+import contextlib
 import fnmatch
 import json
 import os
@@ -16,27 +15,23 @@ from typing import Any
 from aiohttp import web
 
 from dolium.api.docker import models
-from dolium.api.docker.common import ENGINE, filters, flag, label_matches, stream
-from dolium.errors import DoliumError, InvalidArgument, Unimplemented
-from dolium.images.auth import Credentials
+from dolium.api.docker.common import ENGINE, before_moment, filters, flag, label_matches, stream
+from dolium.errors import DoliumError, InvalidArgument, NotFound, Unimplemented
+from dolium.images.auth import Credentials, decode_header
 from dolium.images.progress import Progress, ProgressEvent
 from dolium.images.reference import Reference
+from dolium.images.store import Image
 from dolium.units import format_size
 
 routes = web.RouteTableDef()
 
 
-def _credentials(request: web.Request) -> Credentials | None:
+def registry_credentials(request: web.Request) -> Credentials | None:
+    """What X-Registry-Auth says. Raises InvalidArgument."""
     header = request.headers.get("X-Registry-Auth")
     if not header:
         return None
-    try:
-        value = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
-    except (ValueError, binascii.Error) as error:
-        raise InvalidArgument("X-Registry-Auth is not base64 of a JSON object") from error
-    if not value.get("username"):
-        return None
-    return Credentials(value["username"], value.get("password") or "")
+    return Credentials.parse(decode_header(header))
 
 
 def _bar(current: int, total: int) -> str:
@@ -49,6 +44,8 @@ def _bar(current: int, total: int) -> str:
 
 def progress_json(event: ProgressEvent) -> dict[str, Any]:
     """A progress event as a line of Docker's JSON stream."""
+    if event.aux is not None:
+        return {"progressDetail": {}, "aux": dict(event.aux)}
     row: dict[str, Any] = {"status": event.status}
     if event.id:
         row["id"] = event.id
@@ -60,7 +57,7 @@ def progress_json(event: ProgressEvent) -> dict[str, Any]:
     return row
 
 
-async def _streamed(request: web.Request, work: Callable[[Progress], Awaitable[object]]) -> web.StreamResponse:
+async def streamed(request: web.Request, work: Callable[[Progress], Awaitable[object]]) -> web.StreamResponse:
     """Run work, sending its progress; an error after the first byte is the stream's last line, as Docker's is."""
     queue: asyncio.Queue[ProgressEvent | None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -96,7 +93,7 @@ async def _streamed(request: web.Request, work: Callable[[Progress], Awaitable[o
     return response
 
 
-async def _spool(request: web.Request) -> Path:
+async def spool(request: web.Request) -> Path:
     """A request's body in a temporary file in the state directory. The caller removes it. Raises ResourceExhausted."""
     folder = os.path.join(request.app[ENGINE].paths.data, "tmp")
     os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -122,18 +119,18 @@ async def create(request: web.Request) -> web.StreamResponse:
             raise Unimplemented("pull of all tags is not supported", hint="name a tag")
         reference = f"{name}@{tag}" if tag.startswith("sha256:") else f"{name}:{tag}" if tag else name
         Reference.parse(reference)
-        credentials = _credentials(request)
+        credentials = registry_credentials(request)
 
         async def pull(progress: Progress) -> None:
             image = await engine.images.pull(reference, platform=platform, credentials=credentials, progress=progress)
             engine.events.publish("image", "pull", reference, {"name": name, "id": image.id})
 
-        return await _streamed(request, pull)
+        return await streamed(request, pull)
     if source != "-":
         raise InvalidArgument(f"import from {source!r} is not supported", hint="give the tar on standard input: -")
     repository = request.query.get("repo", "")
     target = f"{repository}:{tag}" if repository and tag else repository or None
-    path = await _spool(request)
+    path = await spool(request)
     try:
         image = await engine.images.import_tar(path, name=target, changes=request.query.getall("changes", []),
                                                message=request.query.get("message", ""), platform=platform)
@@ -149,7 +146,7 @@ async def create(request: web.Request) -> web.StreamResponse:
 async def load(request: web.Request) -> web.StreamResponse:
     """``docker load``: an archive in the body."""
     engine = request.app[ENGINE]
-    path = await _spool(request)
+    path = await spool(request)
     try:
         images = await engine.images.load(path)
     finally:
@@ -160,6 +157,60 @@ async def load(request: web.Request) -> web.StreamResponse:
             await response.write(json.dumps({"stream": text}).encode() + b"\r\n")
         engine.events.publish("image", "load", image.id, {})
     return response
+
+
+@routes.get("/images/get")
+async def save_several(request: web.Request) -> web.StreamResponse:
+    """``docker save`` of several: ``names``."""
+    return await _save(request, [name for entry in request.query.getall("names", []) for name in entry.split(",") if name])
+
+
+@routes.get("/images/{name:.+}/get")
+async def save(request: web.Request) -> web.StreamResponse:
+    """``docker save`` of one."""
+    return await _save(request, [request.match_info["name"]])
+
+
+async def _save(request: web.Request, names: list[str]) -> web.StreamResponse:
+    engine = request.app[ENGINE]
+    if not names:
+        raise InvalidArgument("no image to save was named")
+    images, read = engine.images.saving(names)
+    response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
+    async with contextlib.aclosing(read()) as pieces:
+        async for data in pieces:  # held from its first piece on; what is wrong before that is told as a status
+            if not response.prepared:
+                await response.prepare(request)
+            await response.write(data)
+    for image in images:
+        engine.events.publish("image", "save", image.record.id, {})
+    return response
+
+
+@routes.post("/images/prune")
+async def prune(request: web.Request) -> web.Response:
+    """``docker image prune``: those without a tag, with ``dangling=false`` all that no container was made from."""
+    engine, wanted = request.app[ENGINE], filters(request)
+    for key in wanted:
+        if key not in ("dangling", "until", "label", "label!"):
+            raise InvalidArgument(f"invalid filter '{key}'")
+    dangling = (wanted.get("dangling") or ["true"])[0] in ("true", "1")
+    until = before_moment(wanted)
+
+    def goes(image: Image) -> bool:
+        config = engine.images.config(image.id)
+        return not (
+            (dangling and image.repo_tags) or (until and models.moment(config.created) >= until)
+            or not label_matches(dict(config.labels), wanted.get("label") or [])
+            or any(label_matches(dict(config.labels), [label]) for label in wanted.get("label!") or []))
+
+    removals, freed = await engine.prune_images(goes)
+    for removal in removals:
+        if removal.kind == "Untagged" or removal.value.startswith("sha256:"):
+            engine.events.publish("image", "untag" if removal.kind == "Untagged" else "delete", removal.value, {})
+    engine.events.publish("image", "prune", "", {"reclaimed": str(freed)})
+    return web.json_response({"ImagesDeleted": [{one.kind: one.value} for one in removals] or None,
+                              "SpaceReclaimed": freed})
 
 
 @routes.get("/images/json")
@@ -216,6 +267,27 @@ async def history(request: web.Request) -> web.Response:
         {"Id": line.id, "Created": int(models.moment(line.created)), "CreatedBy": line.created_by,
          "Tags": list(line.tags) or None, "Size": line.size, "Comment": line.comment}
         for line in engine.images.history(image.id)])
+
+
+@routes.post("/images/{name:.+}/push")
+async def push(request: web.Request) -> web.StreamResponse:
+    """``docker push``: one tag, or all tags of the repository when none is given. A digest is pushed as such."""
+    engine, name, tag = request.app[ENGINE], request.match_info["name"], request.query.get("tag", "")
+    reference = Reference.parse(f"{name}@{tag}" if tag.startswith("sha256:") else f"{name}:{tag}" if tag else name)
+    credentials = registry_credentials(request)
+    targets = [reference.familiar()]
+    if reference.tag is None and reference.digest is None:
+        targets = [tagged for image in engine.images.images() for tagged in image.repo_tags
+                   if Reference.parse(tagged).name == reference.name]
+        if not targets:
+            raise NotFound(f"An image does not exist locally with the tag: {reference.familiar_name}")
+
+    async def push_all(progress: Progress) -> None:
+        for target in targets:
+            await engine.images.push(target, credentials=credentials, progress=progress)
+            engine.events.publish("image", "push", target, {"name": reference.familiar_name})
+
+    return await streamed(request, push_all)
 
 
 @routes.post("/images/{name:.+}/tag")

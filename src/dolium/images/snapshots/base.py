@@ -62,6 +62,9 @@ class Layers(Protocol):
     def layers(self) -> list[str]:
         """Chain IDs of all complete layers."""
 
+    def layer(self, chain_id: str) -> AbstractContextManager[Path]:
+        """A layer's files as they were unpacked, in overlayfs's form, for reading. Raises NotFound, OSError."""
+
 
 class Snapshotter(Layers, Protocol):
     """The interface. Calls block for file system work but ``remove``, which only renames."""
@@ -84,9 +87,16 @@ class Snapshotter(Layers, Protocol):
         """An fd of the root fs of a snapshot made before, as a detached mount; closing the last fd of it unmounts it. One at
         a time. Raises NotFound, FailedPrecondition, OSError."""
 
-    def written(self, key: str) -> AbstractContextManager[Path | None]:
-        """What the container changed, in overlayfs's form (whiteouts, opaque folders), for reading while it is held; None
-        when the driver keeps the whole root instead. Raises NotFound."""
+    def view(self, chain_ids: Sequence[str], options: MountOptions, key: str = "") -> AbstractContextManager[int]:
+        """An fd of the layers for reading; with a snapshot's key, of all that its container sees in them, also while it
+        runs. Raises NotFound, OSError."""
+
+    def written(self, key: str, chain_ids: Sequence[str]) -> AbstractContextManager[Path]:
+        """What the container changed, in overlayfs's form (whiteouts, opaque folders), for reading. Raises NotFound."""
+
+    @property
+    def writes_mapped(self) -> bool:
+        """Has what is written under a user namespace the host's ids on the disk, not those inside?"""
 
     def remove(self, key: str) -> None:
         """Remove a snapshot that is not mounted; nothing happens when it is not there."""

@@ -17,6 +17,7 @@ class Driver:
         self._places = Places(layers.root, layers.trash)
         self.has_layer, self.begin_layer, self.commit_layer = layers.has_layer, layers.begin_layer, layers.commit_layer
         self.abort_layer, self.remove_layer, self.layers = layers.abort_layer, layers.remove_layer, layers.layers
+        self.layer = layers.layer
 
     @property
     def root(self) -> Path:

@@ -120,6 +120,12 @@ class FolderLayers:
                 raise NotFound(f"layer sha256:{path.parent.name} is not unpacked")
         return paths or [self._empty]
 
+    @contextmanager
+    def layer(self, chain_id: str) -> Iterator[Path]:
+        """See ``Layers``."""
+        with self.lowers([chain_id]) as found:
+            yield Path(f"/proc/self/fd/{found[0]}" if isinstance(found[0], int) else found[0])
+
     def recover(self) -> None:
         """Drop what was being unpacked, and go on deleting."""
         for name in os.listdir(self._layers):

@@ -13,6 +13,7 @@ import fcntl
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ class NativeSnapshotter(Driver):
     """Implements ``Snapshotter`` by copies."""
 
     name = "native"
+    writes_mapped = False
 
     def __init__(self, layers: FolderLayers) -> None:
         super().__init__(layers)
@@ -50,6 +52,8 @@ class NativeSnapshotter(Driver):
             root.mkdir(mode=0o755)
             for layer in reversed(layers):
                 apply(layer, root)
+            _add_mount_points(root)  # what is there now is no change of the container's
+            os.close(os.open(root.parent / "copied", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:
             self._places.remove(key)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -69,8 +73,6 @@ class NativeSnapshotter(Driver):
             raise FailedPrecondition(f"snapshot {key[:12]} was made by another snapshotter than native")
         if options.lower:
             raise FailedPrecondition(f"a root that is shared read-only ({options.lower}) needs a snapshotter by overlayfs")
-        if options.lowest:
-            _add_mount_points(root)
         mount = syscalls.open_tree(str(root))
         if options.user_namespace >= 0:
             try:
@@ -81,10 +83,41 @@ class NativeSnapshotter(Driver):
         return mount
 
     @contextmanager
-    def written(self, key: str) -> Iterator[Path | None]:
-        """See ``Snapshotter``."""
-        self._places.existing(key)
-        yield None
+    def view(self, chain_ids: Sequence[str], options: MountOptions, key: str = "") -> Iterator[int]:
+        """See ``Snapshotter``. The layers alone are copied once more."""
+        if not key:
+            with tempfile.TemporaryDirectory(prefix="view-", dir=self.root / "trash") as place:
+                for layer in reversed(self._layers.folders(chain_ids)):
+                    apply(layer, Path(place))
+                if options.lowest:
+                    _add_mount_points(Path(place))
+                fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    yield fd
+                finally:
+                    os.close(fd)
+            return
+        fd = self.mount(key, chain_ids, MountOptions(user_namespace=options.user_namespace))
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def written(self, key: str, chain_ids: Sequence[str]) -> Iterator[Path]:
+        """See ``Snapshotter``. Found by comparing; files are further names of the container's own."""
+        inside = self._places.inside(key)
+        with self.view(chain_ids, MountOptions(lowest="policy.MOUNT_POINTS")) as layers, \
+                tempfile.TemporaryDirectory(prefix="written-", dir=inside) as place:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            with contextlib.ExitStack() as opened:
+                fds = []
+                for path in (f"/proc/self/fd/{layers}", f"{inside}/root", place):
+                    fds.append(os.open(path, flags))
+                    opened.callback(os.close, fds[-1])
+                lower, root, out = fds
+                _compare(lower, root, out, os.stat(f"{inside}/copied").st_mtime_ns)
+            yield Path(place)
 
     def usage(self, key: str) -> Usage:
         """See ``Snapshotter``."""
@@ -115,6 +148,55 @@ def _add_mount_points(root: Path) -> None:
                     raise
     finally:
         os.close(fd)
+
+
+def _compare(lower: int, root: int, out: int, copied: int) -> bool:
+    """Put into the folder ``out`` what makes ``root`` of ``lower``; whether there is anything. What was touched after
+    ``copied`` (a time in nanoseconds) is taken for changed: a change of content shows in no other attribute for sure."""
+    flags, found = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, False
+    below, names = set(os.listdir(lower)), os.listdir(root)
+    for name in sorted(below.difference(names)):
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=out)
+        found = True
+    for name in names:
+        info = os.stat(name, dir_fd=root, follow_symlinks=False)
+        before = os.stat(name, dir_fd=lower, follow_symlinks=False) if name in below else None
+        changed = before is None or stat.S_IFMT(before.st_mode) != stat.S_IFMT(info.st_mode) or info.st_ctime_ns > copied
+        if not stat.S_ISDIR(info.st_mode):
+            if changed:
+                os.link(name, name, src_dir_fd=root, dst_dir_fd=out, follow_symlinks=False)
+                found = True
+            continue
+        os.mkdir(name, dir_fd=out)
+        with contextlib.ExitStack() as opened:
+            child = os.open(name, flags, dir_fd=root)
+            opened.callback(os.close, child)
+            made = os.open(name, flags, dir_fd=out)
+            opened.callback(os.close, made)
+            if before is not None and stat.S_ISDIR(before.st_mode):
+                under = os.open(name, flags, dir_fd=lower)
+                opened.callback(os.close, under)
+                changed = _compare(under, child, made, copied) or (info.st_mode, info.st_uid, info.st_gid) != (
+                    before.st_mode, before.st_uid, before.st_gid)
+            else:
+                with _nothing() as empty:
+                    _compare(empty, child, made, copied)
+            if changed:
+                _attributes(child, made)
+                found = True
+        if not changed:
+            os.rmdir(name, dir_fd=out)
+    return found
+
+
+@contextmanager
+def _nothing() -> Iterator[int]:
+    with tempfile.TemporaryDirectory(prefix="dolium-") as place:
+        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
 
 def apply(layer: Path, root: Path) -> None:

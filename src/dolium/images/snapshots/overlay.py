@@ -26,6 +26,8 @@ faults.register("snapshot.prepared")
 class OverlaySnapshotter(Driver):
     """Implements ``Snapshotter`` over any kind of layers."""
 
+    writes_mapped = True
+
     def __init__(self, layers: FolderLayers, name: str = "overlay") -> None:
         super().__init__(layers)
         self.name = name
@@ -63,14 +65,32 @@ class OverlaySnapshotter(Driver):
             on = disk.copy() if disk else -1
             if disk:
                 used.callback(os.close, on)
+            lowers = used.enter_context(self._lowers(chain_ids, options))
+            return syscalls.mount_overlay(lowers, f"{before}upper", f"{before}work", on=on, volatile=options.volatile)
+
+    @contextmanager
+    def _lowers(self, chain_ids: Sequence[str], options: MountOptions) -> Iterator[Sequence[str | int]]:
+        with ExitStack() as used:
             layers = used.enter_context(mapped([options.lower], options.user_namespace) if options.lower
                                         else self._layers.lowers(chain_ids, options.user_namespace))
             lowest = used.enter_context(mapped([options.lowest] if options.lowest else [], options.user_namespace))
-            return syscalls.mount_overlay([*layers, *lowest], f"{before}upper", f"{before}work", on=on,
-                                          volatile=options.volatile)
+            yield [*layers, *lowest]
 
     @contextmanager
-    def written(self, key: str) -> Iterator[Path | None]:
+    def view(self, chain_ids: Sequence[str], options: MountOptions, key: str = "") -> Iterator[int]:
+        """See ``Snapshotter``. A layer that a running container writes may be a lower one here: what is read is as it is at
+        that moment."""
+        with ExitStack() as used:
+            upper = [str(used.enter_context(self.written(key, chain_ids)))] if key else []
+            lowers = [*upper, *used.enter_context(self._lowers(chain_ids, options))]
+            if len(lowers) == 1:  # overlayfs wants two when none is written to
+                lowers.append(str(self._layers.folders([])[0]))
+            fd = syscalls.mount_overlay(lowers, "", "")
+            used.callback(os.close, fd)
+            yield fd
+
+    @contextmanager
+    def written(self, key: str, chain_ids: Sequence[str]) -> Iterator[Path]:
         """See ``Snapshotter``."""
         path = self._places.inside(key) / "upper"
         if not path.is_dir():
@@ -79,6 +99,5 @@ class OverlaySnapshotter(Driver):
 
     def usage(self, key: str) -> Usage:
         """See ``Snapshotter``."""
-        with self.written(key) as path:
-            assert path is not None
+        with self.written(key, ()) as path:
             return tree_usage(path)
