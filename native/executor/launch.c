@@ -217,6 +217,8 @@ int send_console(struct launch *launch, int64_t slot, int fd) {
 			 : send_record(launch->sync, &m, sizeof m, fd);
 }
 
+OPERATION(send_pidfd, send_record(slot_fd(launch, op->a[0].i), op->a[1].s.data, op->a[1].s.len, launch->pidfd))
+
 static int simple_message(struct launch *launch, uint32_t type) {
 	struct message m = { .type = type, .pid = launch->pid, .start_time = launch->start_time };
 	return send_record(launch->sync, &m, sizeof m, -1);

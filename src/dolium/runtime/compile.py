@@ -41,8 +41,6 @@ DEFAULT_LINKS = (
 JOIN_ORDER = ("user", "ipc", "uts", "network", "pid", "cgroup", "time", "mount")
 
 SLOT_START, SLOT_CONSOLE, SLOT_NULL, SLOT_ROOT, SLOT_LISTENER = 240, 241, 242, 243, 244
-# links.up(), which a test compares: most containers need no more of that module, and the cold path is spared an import
-LINK_UP = 20, bytes.fromhex("2000000010000500000000000000000000000000000000000100000001000000")
 FIRST_NAMESPACE_SLOT = 200
 FIRST_CGROUP_SLOT = 208
 LAST_TREE_SLOT = 199
@@ -409,7 +407,7 @@ class _Compiler:
         if config.get("domainname"):
             add(P.CHILD_AFTER_PIVOT, "domainname", f"set domainname {config['domainname']}", config["domainname"])
         if self.namespaces.get("network") == "" and "network" not in self.launch.joined:
-            add(P.CHILD_AFTER_PIVOT, "netlink", "bring the loopback interface up", "lo", *LINK_UP)
+            add(P.CHILD_AFTER_PIVOT, "loopback", "bring the loopback interface up")
         if linux.get("netDevices"):
             from dolium.runtime import net_devices
 

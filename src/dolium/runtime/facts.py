@@ -50,12 +50,6 @@ class Facts:
         _check(number, "read", "standard input")
         return data[0]
 
-    def netlink(self, request: int) -> bytes:
-        """What the kernel lists for a request of rtnetlink(7): RTM_GETLINK, RTM_GETADDR."""
-        number, data = self._get(f"netlink:{request}")
-        _check(number, "list", "network links")
-        return data[0]
-
     def real(self, path: str) -> str:
         """The path with every link resolved. Raises NotFound."""
         number, data = self._get(f"real:{path}")

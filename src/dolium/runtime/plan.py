@@ -123,10 +123,11 @@ OPS: dict[str, tuple[int, str]] = {
     "personality": (124, "i"),
     "memory_policy": (125, "is"),
     "seccomp_listener": (126, "isis"),
-    "netlink": (127, "sis"),
     "lsm": (128, "ss"),
     "enter_time": (129, ""),
     "close": (130, "i"),
+    "loopback": (131, ""),
+    "send_pidfd": (132, "is"),
 }
 NAMES = {code: name for name, (code, _) in OPS.items()}
 
