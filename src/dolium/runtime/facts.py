@@ -74,6 +74,17 @@ class Facts:
         return sorted(name.decode("utf-8", "surrogateescape") for name in data)
 
 
+    def program(self, name: str, env: dict[str, str]) -> str | None:
+        """Where a program lies in the caller's PATH; None when nowhere."""
+        for folder in (env.get("PATH") or "/usr/bin:/bin").split(":"):
+            try:
+                if folder.startswith("/") and self.stat(f"{folder}/{name}") is not None:
+                    return f"{folder}/{name}"
+            except (FailedPrecondition, PermissionDenied):  # a folder that is another's
+                continue
+        return None
+
+
 def _check(number: int, what: str, path: str) -> None:
     if number == ENOENT:
         raise NotFound(f"{what} {path}: no such file or directory", errno=number)
