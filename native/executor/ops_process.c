@@ -13,6 +13,7 @@
 #define LAST_CAP 63
 
 OPERATION(ns_join, or_errno(setns(slot_fd(launch, op->a[0].i), (int)op->a[1].i)))
+OPERATION(take_back, or_errno(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)))
 OPERATION(unshare, or_errno(unshare((int)op->a[0].i)))
 
 /* By the raw calls: libc would try to tell other threads. */

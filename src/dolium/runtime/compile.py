@@ -181,6 +181,8 @@ class _Compiler:
 
     def maps(self) -> None:
         add = self.plan.add
+        if self.new_user and self.launch.uid != 0:  # a process that is not dumpable has its maps written by root alone
+            add(P.CHILD_BEFORE_PIVOT, "take_back", "leave /proc's files of this process to root again")
         if self.new_user and self.launch.map_tools:
             from dolium.runtime.rootless import map_by_tools
 

@@ -128,6 +128,7 @@ OPS: dict[str, tuple[int, str]] = {
     "close": (130, "i"),
     "loopback": (131, ""),
     "send_pidfd": (132, "is"),
+    "take_back": (133, ""),
 }
 NAMES = {code: name for name, (code, _) in OPS.items()}
 
