@@ -23,7 +23,6 @@ EXECUTOR = ["executor/plan.c", "executor/fields.c", "executor/launch.c", "execut
 PROGRAMS: dict[str, list[str]] = {
     "dolium-front": [*EXECUTOR, "front/*.c"],
     "dolium-shim": [*EXECUTOR, "shim/*.c"],
-    "dolium-init": ["init/*.c"],
     "dolium-untar": ["untar/*.c"],
 }
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE=", "-Os", "-Wall", "-Wextra", "-Werror", "-Wshadow", "-fno-sanitize=all",

@@ -5,6 +5,7 @@
 #include <linux/magic.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
+#include <pwd.h>
 #include <sys/resource.h>
 #include <sys/vfs.h>
 
@@ -182,19 +183,14 @@ static const char *variable(struct list env, const char *name) {
 
 /* HOME when the environment has none: the user's folder in the container's own passwd, else "/". */
 static int find_home(struct launch *launch) {
-	char line[1024], *home = NULL;
 	FILE *passwd = fopen("/etc/passwd", "re");
-	while (passwd && !home && fgets(line, sizeof line, passwd)) {
-		char *field[6], *rest = line;
-		int n = 0;
-		while (n < 6 && rest)
-			field[n++] = strsep(&rest, ":\n");
-		if (n == 6 && (uid_t)strtoul(field[2], NULL, 10) == getuid() && *field[5])
-			home = field[5];
-	}
+	struct passwd *user = passwd ? fgetpwent(passwd) : NULL;
+	while (user && (user->pw_uid != getuid() || !*user->pw_dir))
+		user = fgetpwent(passwd);
+	int made = asprintf(&launch->home, "HOME=%s", user ? user->pw_dir : "/");
 	if (passwd)
 		fclose(passwd);
-	return asprintf(&launch->home, "HOME=%s", home ? home : "/") < 0 ? -ENOMEM : 0;
+	return made < 0 ? -ENOMEM : 0;
 }
 
 /* The search of execvp in the container's own PATH, so that a missing program is an error of `create`. The texts are

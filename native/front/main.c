@@ -17,16 +17,15 @@ static void write_log(const char *path, int json, const char *message) {
 	struct tm tm;
 	char stamp[32], line[4096];
 	strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &tm));
-	if (!json) {
-		dprintf(fd, "time=\"%s\" level=error msg=\"%s\"\n", stamp, message);
-		return;
-	}
 	size_t n = 0;
 	for (const char *p = message; *p && n + 8 < sizeof line; p++) {
 		const char *format = *p == '"' || *p == '\\' ? "\\%c" : (unsigned char)*p < 0x20 ? "\\u%04x" : "%c";
 		n += (size_t)sprintf(line + n, format, *p);
 	}
-	dprintf(fd, "{\"level\":\"error\",\"msg\":\"%.*s\",\"time\":\"%s\"}\n", (int)n, line, stamp);
+	if (!json)
+		dprintf(fd, "time=\"%s\" level=error msg=\"%.*s\"\n", stamp, (int)n, line);
+	else
+		dprintf(fd, "{\"level\":\"error\",\"msg\":\"%.*s\",\"time\":\"%s\"}\n", (int)n, line, stamp);
 }
 
 static void __attribute__((format(printf, 3, 4))) report(const char *log_path, int json, const char *format, ...) {

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 
 from dolium.errors import NotFound
 
 _FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_native")
+
+
+@functools.cache
+def init_program() -> str:
+    """The pid 1 of ``--init``, as Docker has it: tini, the static one, for it runs in any root. "" when it is absent."""
+    return shutil.which("tini-static") or ""
 
 
 def program(name: str) -> str:

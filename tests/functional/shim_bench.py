@@ -29,7 +29,7 @@ from dolium.isolation.shim import (
     _processes,
     is_alive,
 )
-from dolium.native import program
+from dolium.native import init_program
 from dolium.runtime import plan as p
 
 needs_root = [
@@ -54,8 +54,8 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
     (root / "bin/busybox").chmod(0o755)
     subprocess.run(["chroot", str(root), "/bin/busybox", "--install", "-s", "/bin"], check=True)
-    (root / "bin/dolium-init").write_bytes(Path(program("dolium-init")).read_bytes())
-    (root / "bin/dolium-init").chmod(0o755)
+    (root / "bin/tini").write_bytes(Path(init_program()).read_bytes())
+    (root / "bin/tini").chmod(0o755)
     for name, minor in (("null", 3), ("zero", 5)):
         os.mknod(root / "dev" / name, 0o20666, os.makedev(1, minor))
     os.mknod(root / "dev/tty", 0o20666, os.makedev(5, 0))

@@ -763,23 +763,23 @@ def test_init_forwards_reaps_and_returns(run: Run) -> None:
 
         async def run_init(id: str, *argv: str) -> tuple[int, bytes]:
             client = await attach(shim, id)
-            await shim.launch(id, container(it.rootfs, ["dolium-init", *argv]).encode())
+            await shim.launch(id, container(it.rootfs, ["tini", "--", *argv]).encode())
             return (await it.exited(id)).exit_code, await client.rest()
 
-        assert await run_init("a", "--", "sh", "-c", "exit 5") == (5, b"")
+        assert await run_init("a", "sh", "-c", "exit 5") == (5, b"")
         assert await run_init("b", "sh", "-c", "kill -9 $$") == (137, b"")
         code, text = await run_init("c", "nope")
-        assert code == 127 and b"dolium-init: exec nope: No such file or directory" in text
+        assert code == 127 and b"exec nope failed: No such file or directory" in text
         code, text = await run_init("d", "/tmp")
         assert code == 126 and b"Permission denied" in text
         client = await attach(shim, "e")
         script = "trap 'echo term; exit 8' TERM; (sleep 0 &) ; echo up; while :; do sleep 1000 & wait $!; done"
-        await shim.launch("e", container(it.rootfs, ["dolium-init", "sh", "-c", script]).encode())
+        await shim.launch("e", container(it.rootfs, ["tini", "--", "sh", "-c", script]).encode())
         await client.until(b"up\n")
         await shim.signal("e", signal.SIGTERM)
         assert (await it.exited("e")).exit_code == 8
         tty = await attach(shim, "f", stdin=True)
-        plan = container(it.rootfs, ["dolium-init", "sh", "-c", "echo up; sleep 1000"], tty=True)
+        plan = container(it.rootfs, ["tini", "--", "sh", "-c", "echo up; sleep 1000"], tty=True)
         await shim.launch("f", plan.encode(), tty=True, stdin=True)
         await tty.until(b"up\r\n")
         await tty.send(b"\x03")  # ctrl-c reaches the foreground group

@@ -41,7 +41,7 @@ from dolium.isolation.process import INIT, Attachment, Started, Stdio
 from dolium.isolation.shim import Closed, Event, Exited, ExitRecord, Shim
 from dolium.linux import syscalls
 from dolium.linux.cgroup import manage
-from dolium.native import program
+from dolium.native import init_program
 from dolium.network.base import NetworkRequest, Prepared
 from dolium.runtime.cli import SIGNALS, signal_number
 from dolium.steps import Timings
@@ -318,7 +318,7 @@ class Containers:
         return specs.Surroundings(
             etc_folder=etc, user=user, namespaces=self._namespaces(container),
             group=engine.container_group(container.id), hostname=container.config["Hostname"], layout=engine.layout,
-            kernel=engine.kernel, init_program=program("dolium-init"), has_swap_limit=engine.has_swap_limit,
+            kernel=engine.kernel, init_program=init_program(), has_swap_limit=engine.has_swap_limit,
             hidden=[engine.paths.data, engine.paths.run] if container.rootfs else [])
 
     def _prepare_root(self, container: Container, root: int) -> None:

@@ -265,6 +265,8 @@ def _mounts(container: Container, around: Surroundings, privileged: bool) -> lis
             mounts.append({"destination": f"/etc/{name}", "type": "bind", "source": source,
                            "options": ["bind", "rprivate"]})
     if host.get("Init"):
+        if not around.init_program:
+            raise NotFound("--init: tini-static is not installed", hint="Debian's package tini has it")
         mounts.append({"destination": INIT_TARGET, "type": "bind", "source": around.init_program,
                        "options": ["bind", "ro", "rprivate"]})
     return mounts

@@ -68,7 +68,7 @@ async def info(request: web.Request) -> web.Response:
         "OperatingSystem": release.get("PRETTY_NAME", "Linux").strip('"'), "Architecture": platform.machine(),
         "Name": os.uname().nodename, "ServerVersion": __version__, "LoggingDriver": "json-file", "CgroupDriver": "cgroupfs",
         "CgroupVersion": "2" if engine.layout.pure_v2 else "1", "SecurityOptions": ["name=seccomp,profile=builtin"],
-        "Runtimes": {"dolium": {"path": "dolium-runtime"}}, "DefaultRuntime": "dolium", "InitBinary": "dolium-init",
+        "Runtimes": {"dolium": {"path": "dolium-runtime"}}, "DefaultRuntime": "dolium", "InitBinary": "tini-static",
         "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "none"], "Authorization": None, "Log": ["json-file"]},
         "RegistryConfig": {"IndexConfigs": {}, "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"], "Mirrors": []},
         "Swarm": {"LocalNodeState": "inactive", "NodeID": "", "ControlAvailable": False, "Error": "",
