@@ -346,6 +346,19 @@ def test_errors_go_to_the_log_file_too(runtime: Runtime, tmp_path: Path) -> None
             assert 'level=error msg="container absent does not exist"' in line
 
 
+def test_debug_tells_each_operation_and_its_time(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    result = runtime.run(bundle.sh("echo out"), "--keep", code=None)
+    runtime("delete", "c")
+    log = tmp_path / "log"
+    runtime("--debug", "--log", str(log), "--log-format", "json", "run", "--bundle", str(bundle.path), "c")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["level"] for line in lines} == {"debug"} and result.err == ""
+    said = [line["msg"].split(" ", 3) for line in lines]
+    assert all(int(words[0]) > 0 and words[1] == "us" for words in said)
+    assert {"cg_mkdir:", "clone:", "mount_fs:", "pivot:", "cg_rmdir:"} <= {words[2] for words in said}  # the child's are among them
+    assert "us lock: lock" in runtime("--debug", "delete", "--force", "nope", code=None).err or runtime.left() == []
+
+
 def test_spec_writes_a_bundle_that_runs(runtime: Runtime, bundle: Bundle) -> None:
     runtime("spec", "--bundle", str(bundle.path))
     config = json.loads((bundle.path / "config.json").read_text())

@@ -154,8 +154,9 @@ def _usage(command: str = "") -> str:
     lines += [f"  {name:<10}{about}" for name, (_, _, _, about) in COMMANDS.items()]
     lines += ["", "global flags:", f"  --root DIR         where state is kept (default {DEFAULT_ROOT})",
               "  --systemd-cgroup   the container's group is a scope of systemd (create and run)",
-              "  --log FILE         errors are written here too", "  --log-format FMT   text or json",
-              "", "`dolium-runtime COMMAND --help` shows a command's flags."]
+              "  --log FILE         errors are written here too",
+              "  --debug            each operation and its time, on standard error or to the log",
+              "  --log-format FMT   text or json", "", "`dolium-runtime COMMAND --help` shows a command's flags."]
     return "\n".join(lines) + "\n"
 
 
@@ -237,13 +238,11 @@ def _update(words: Words, context: Context, facts: Facts, identity: str) -> Plan
     from dolium.runtime import resources
 
     options = words.options
-    for flag in ("l3-cache-schema", "mem-bw-schema"):
-        if options.get(flag):
-            raise InvalidArgument(f"--{flag}: Intel RDT is not supported in this version")
     path = options.get("resources") or ""
     if path and path != "-":
         path = lifecycle.absolute(context.cwd, path)
-    return resources.update(context, facts, identity, resources.wished(options, facts, path))
+    wished = resources.wished(options, facts, path)
+    return resources.update(context, facts, identity, wished, resources.schemata(options, path))
 
 
 def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
@@ -342,6 +341,8 @@ def compile_request(request: dict[str, list[bytes]],
         context.systemd = bool(words.globals.get("systemd-cgroup"))
         context.cursor = request["again"][0] if "again" in request else b""
         plan = _run_command(words, context, facts)
+        if words.globals.get("debug"):
+            plan.flags |= P.FLAG_DEBUG
         if code != 1:
             plan.add(P.ON_FAILURE, "exit_code", "the exit code of a failure", code)
         if log:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 PLAN_VERSION = 1
 FLAG_OLD_MOUNT_API = 1
+FLAG_DEBUG = 2  # the front tells each operation and its time
 
 PARENT_BEFORE_CLONE = 0
 PARENT_AFTER_CLONE = 1
