@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bundles import FRONT, Bundle, Runtime, bundle, needs, runtime, until
+from bundles import FRONT, RUNC, Bundle, Runtime, bundle, needs, runtime, until
 
 __all__ = ["bundle", "runtime"]
 pytestmark = needs
@@ -22,9 +21,10 @@ PROGRAMS = ["dolium-runtime", "runc"]
 @pytest.fixture(params=PROGRAMS)
 def words(request: pytest.FixtureRequest, runtime: Runtime) -> Iterator[list[str]]:
     """A runtime with the state folder of ``runtime``; what is left of container c is deleted by it."""
-    if request.param == "runc" and shutil.which("runc") is None:
+    program = FRONT if request.param == "dolium-runtime" else RUNC
+    if program is None:
         pytest.skip("needs the package runc")
-    base = [FRONT if request.param == "dolium-runtime" else "runc", "--root", str(runtime.root)]
+    base = [program, "--root", str(runtime.root)]
     yield base
     subprocess.run([*base, "delete", "--force", "c"], capture_output=True, timeout=60, check=False)
 

@@ -99,8 +99,8 @@ def join(plan: Plan, rdt: dict[str, Any], identity: str) -> None:
 
 
 def update(plan: Plan, facts: Facts, config: dict[str, Any], identity: str, pid: int, wished: dict[str, str]) -> None:
-    """``update --l3-cache-schema`` and ``--mem-bw-schema``: the lines that are named, in the container's
-    class of service; one that had none gets one of its own, as with runc. ``config`` is changed. Raises InvalidArgument, FailedPrecondition."""
+    """``update --l3-cache-schema`` and ``--mem-bw-schema``: the lines that are named, in the container's class of
+    service; one that had none gets one of its own, as with runc. ``config`` is changed. Raises InvalidArgument."""
     linux = config.setdefault("linux", {})
     had = linux.get("intelRdt")
     check(wished)
