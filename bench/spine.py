@@ -1,4 +1,5 @@
-"""The spine's figures: whole `run --rm`, `exec`, the one native request, bundles, starts per second, memory per container.
+"""The spine's figures: whole `run --rm`, `exec`, the one native request, starts per second, memory per container; then the
+runtime's alone (runtime.py).
 
 Every figure is taken from whole processes, the engines in turn, each round in another order (what the one before leaves to be
 done, a network to be prepared again, a cgroup to go, is not always the same one's burden), after a warm-up; n, median, minimum,
@@ -30,7 +31,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "functional"))
 from daemon import DOLIUM, WARM, Daemon, base_tar, eventually  # noqa: E402
 
-RUNTIME = ROOT / ".venv" / "bin" / "dolium-runtime"
 DOCKER = "/usr/local/bin/docker" if os.path.exists("/usr/local/bin/docker") else "docker"
 N = int(os.environ.get("BENCH_N", "15"))
 LIMIT = 120.0
@@ -141,14 +141,14 @@ def native_request(path: str) -> Callable[[], float]:
     return run
 
 
-def rate(command: list[str], env: dict[str, str], callers: int, seconds: float) -> float:
-    """Runs a second with several callers."""
+def rate(command: list[str] | Callable[[], list[str]], env: dict[str, str], callers: int, seconds: float) -> float:
+    """Runs a second with several callers; a command may be made anew for each."""
     counts = [0] * callers
     end = time.monotonic() + seconds
 
     def call(number: int) -> None:
         while time.monotonic() < end:
-            timed(command, env)
+            timed(command() if callable(command) else command, env)
             counts[number] += 1
 
     threads = [threading.Thread(target=call, args=(number,)) for number in range(callers)]
@@ -188,30 +188,6 @@ def memory_slope(start: Callable[[int], None], remove: Callable[[], None], names
     return (last - first) / (count - 1)
 
 
-def bundle(folder: Path, *command: str) -> Path:
-    """A bundle of the base image, as podman and docker have theirs set up."""
-    (folder / "rootfs").mkdir(parents=True)
-    subprocess.run(["tar", "-xf", "-", "-C", str(folder / "rootfs")], input=base_tar(), check=True)
-    subprocess.run(["runc", "spec"], cwd=folder, check=True)
-    config = json.loads((folder / "config.json").read_text())
-    config["process"]["terminal"] = False
-    config["process"]["args"] = list(command)
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def floor(folder: Path, rootfs: Path) -> Callable[[], float]:
-    """The bare C program (``bench/floor``), compiled as dolium's own are, on the bundle's root."""
-    program, state = folder / "floor", folder / "floor-state"
-    sys.path.insert(0, str(ROOT / "packaging"))
-    from build_native import FLAGS, compiler
-    subprocess.run([*compiler(), *FLAGS, "-Wno-shadow", "-o", str(program), str(ROOT / "bench/floor/floor.c")], check=True)
-    hierarchies = [str(path) for path in sorted(Path("/sys/fs/cgroup").iterdir()) if path.is_dir() and not path.is_symlink()]
-    for one in hierarchies:
-        os.makedirs(f"{one}/dolium", exist_ok=True)
-    return lambda: timed([str(program), str(rootfs), str(state), *hierarchies], dict(os.environ))
-
-
 @contextlib.contextmanager
 def hugetlb() -> Iterator[None]:
     """Debian's crun refuses this layout without it; taken away after."""
@@ -231,17 +207,6 @@ def hugetlb() -> Iterator[None]:
                         os.rmdir(f"{base}/{name}")
             subprocess.run(["umount", str(path)], check=False)
         path.rmdir()
-
-
-def life(program: str, path: Path, identity: str, env: dict[str, str]) -> float:
-    """create, start, kill, delete of a container that would run on; milliseconds of the four together."""
-    spent = timed([program, "create", "--bundle", str(path), identity], env)
-    pid = json.loads(subprocess.run([program, "state", identity], capture_output=True, check=True, env=env).stdout)["pid"]
-    spent += timed([program, "start", identity], env) + timed([program, "kill", identity, "KILL"], env)
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:  # init is nobody's child here: look for its end
-        while file.read().rpartition(")")[2].split()[0] not in ("Z", "X"):
-            file.seek(0)
-    return spent + timed([program, "delete", identity], env)
 
 
 class Report:
@@ -300,7 +265,10 @@ def main() -> int:
                 subprocess.run([DOCKER, "import", str(folder / "base.tar"), "base:1"], env=dockerd.env, check=True,
                                capture_output=True)
             subprocess.run([*podman, "import", str(folder / "base.tar"), "base:1"], check=False, capture_output=True)
-            measure(report, ours, dockerd, podman, limits, env, bundle(folder / "bundle", "true"), folder)
+            measure(report, ours, dockerd, podman, limits, env, folder)
+            import runtime
+
+            runtime.measure(report, env, {**ours.env, "DOLIUM_WARM": "off"}, folder)
     finally:
         ours.close()
         shutil.rmtree(WARM, ignore_errors=True)  # the warm compiler ends with its socket
@@ -314,7 +282,7 @@ def main() -> int:
 
 
 def measure(report: Report, ours: Daemon, dockerd: Dockerd, podman: list[str], limits: list[str], env: dict[str, str],
-            path: Path, folder: Path) -> None:
+            folder: Path) -> None:
     """All figures."""
     cold = {**ours.env, "DOLIUM_WARM": "off"}
     runs = interleaved({
@@ -346,25 +314,6 @@ def measure(report: Report, ours: Daemon, dockerd: Dockerd, podman: list[str], l
     report.budget(execs, "dolium exec", "docker exec", 1 / 12, "dolium exec against docker exec")
     for command, where in (([DOLIUM], ours.env), ([DOCKER], dockerd.env), (podman, env)):
         subprocess.run([*command, "rm", "-f", "box"], env=where, check=False, capture_output=True)
-
-    counter = iter(range(10**9))
-    runtimes = {"dolium-runtime": (RUNTIME, env), "dolium-runtime, cold": (RUNTIME, cold), "crun": ("crun", env),
-                "runc": ("runc", env)}
-    jobs: dict[str, Callable[[], float]] = {
-        name: lambda program=program, where=where: timed([str(program), "run", "--bundle", str(path), f"bench{next(counter)}"],
-                                                         where)
-        for name, (program, where) in runtimes.items()}
-    jobs["a bare C program, the same calls"] = floor(folder, path / "rootfs")
-    bundles = interleaved(jobs)
-    report.table("`run` of a bundle, whole", bundles)
-    report.budget(bundles, "dolium-runtime", "crun", 0.6, "dolium-runtime against crun")
-    report.budget(bundles, "dolium-runtime, cold", "crun", 3.0, "dolium-runtime, cold, against crun")
-    report.budget(bundles, "dolium-runtime", "a bare C program, the same calls", 2.0, "dolium-runtime against the bare program")
-    sleeper = bundle(folder / "sleeper", "sleep", "1000")
-    lives = interleaved({name: lambda program=program, where=where: life(str(program), sleeper, f"bench{next(counter)}", where)
-                         for name, (program, where) in runtimes.items()})
-    report.table("create, start, kill, delete, whole processes, summed", lives)
-    report.budget(lives, "dolium-runtime", "crun", 0.6, "dolium-runtime against crun")
 
     rates: dict[str, Figure] = {}
     for name, command, where in (("dolium", [DOLIUM], ours.env), ("docker", [DOCKER], dockerd.env)):

@@ -217,6 +217,8 @@ int send_console(struct launch *launch, int64_t slot, int fd) {
 			 : send_record(launch->sync, &m, sizeof m, fd);
 }
 
+OPERATION(send_pidfd, send_record(slot_fd(launch, op->a[0].i), op->a[1].s.data, op->a[1].s.len, launch->pidfd))
+
 static int simple_message(struct launch *launch, uint32_t type) {
 	struct message m = { .type = type, .pid = launch->pid, .start_time = launch->start_time };
 	return send_record(launch->sync, &m, sizeof m, -1);
@@ -262,6 +264,11 @@ static void wait_for_go(struct launch *launch) {
 	launch->start_time = m.start_time;
 }
 
+static int is_lent(const struct launch *launch) { return find_op(launch->plan, OP_take_back) != NULL; }
+
+/* The child has to do something before the parent may write to its files in /proc. */
+static int is_unready(const struct launch *launch) { return launch->unshare_flags || is_lent(launch); }
+
 static void __attribute__((noreturn)) child_main(struct launch *launch) {
 	int waits = find_op(launch->plan, OP_wait_start) != NULL;
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
@@ -272,13 +279,14 @@ static void __attribute__((noreturn)) child_main(struct launch *launch) {
 		launch->root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
 		launch->pivoted = 1;
 	}
-	if (launch->unshare_flags) {
-		if (unshare(launch->unshare_flags)) {
-			set_failure(launch, UINT32_MAX, errno, "unshare the time namespace: %s", strerror(errno));
-			child_fails(launch);
-		}
-		simple_message(launch, CHILD_READY);
+	if (launch->unshare_flags && unshare(launch->unshare_flags)) {
+		set_failure(launch, UINT32_MAX, errno, "unshare the time namespace: %s", strerror(errno));
+		child_fails(launch);
 	}
+	if (is_lent(launch))
+		prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+	if (is_unready(launch))
+		simple_message(launch, CHILD_READY);
 	wait_for_go(launch);
 	if (run_stage(launch, CHILD_BEFORE_PIVOT, 0))
 		child_fails(launch);
@@ -517,7 +525,7 @@ static int create(struct launch *launch) {
 	TRY(run_stage(launch, PARENT_BEFORE_CLONE, 0));
 	if (!launch->pid)
 		return 0; /* a plan without a process: state, kill, delete */
-	if (launch->unshare_flags)
+	if (is_unready(launch))
 		TRY(expect(launch, CHILD_READY));
 	TRY(run_stage(launch, PARENT_AFTER_CLONE, 0));
 	simple_message(launch, PARENT_GO);

@@ -6,6 +6,8 @@
 #include "fields.h"
 
 #define MOUNT_COPY_UP 0x10000
+#define OPTION_LIMIT 255
+#define OPTIONS_LIMIT 4096
 
 static unsigned long ms_flags(int64_t attrs) {
 	/* The first four are the same bits in both. */
@@ -48,9 +50,17 @@ static int set_attr(int fd, int64_t set, int64_t propagation, int recursive) {
 	return sys_mount_setattr(fd, "", (unsigned)(AT_EMPTY_PATH | recursive), &attr);
 }
 
+/* fsconfig(2) takes no longer ones, as an overlay's folders may be; mount(2) takes a page in all. */
+static int is_long(struct list options) {
+	int found = 0;
+	for (struct string option; list_take(&options, &option);)
+		found |= option.len > OPTION_LIMIT;
+	return found;
+}
+
 /* A detached mount of a new file system, or -errno; -ENOSYS asks for the fallback. */
 static int new_fs(struct launch *launch, const char *type, const char *source, struct list options, int64_t attrs) {
-	if (launch->plan->flags & PLAN_FLAG_OLD_MOUNT_API)
+	if (launch->plan->flags & PLAN_FLAG_OLD_MOUNT_API || is_long(options))
 		return -ENOSYS;
 	cleanup_fd fs = TRY(sys_fsopen(type, FSOPEN_CLOEXEC));
 	if (*source && sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", source, 0))
@@ -76,6 +86,8 @@ static int old_mount(const char *type, const char *source, struct list options, 
 		put_bytes(&joined, option.data, option.len);
 	}
 	put_bytes(&joined, "", 1);
+	if (joined.used > OPTIONS_LIMIT) /* of more it would read the begin, and say nothing */
+		return -E2BIG;
 	return joined.failed ? -ENOMEM : or_errno(mount(source, path, type, ms_flags(attrs), joined.data));
 }
 

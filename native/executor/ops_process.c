@@ -3,9 +3,9 @@
 #include <linux/filter.h>
 #include <linux/keyctl.h>
 #include <linux/magic.h>
-#include <linux/rtnetlink.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
+#include <pwd.h>
 #include <sys/resource.h>
 #include <sys/vfs.h>
 
@@ -14,6 +14,7 @@
 #define LAST_CAP 63
 
 OPERATION(ns_join, or_errno(setns(slot_fd(launch, op->a[0].i), (int)op->a[1].i)))
+OPERATION(take_back, or_errno(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)))
 OPERATION(unshare, or_errno(unshare((int)op->a[0].i)))
 
 /* By the raw calls: libc would try to tell other threads. */
@@ -44,24 +45,11 @@ int do_enter_time(OPERATION_ARGS) {
 OPERATION(hostname, or_errno(sethostname(op->a[0].s.data, op->a[0].s.len)))
 OPERATION(domainname, or_errno(setdomainname(op->a[0].s.data, op->a[0].s.len)))
 
-/* One message that the compiler laid out, and the kernel's answer. Where the message leaves room for it, put in the index
- * of the link that is named, or without a name init's pid. */
-int do_netlink(struct launch *launch, const struct op *op) {
-	struct { struct nlmsghdr head; struct nlmsgerr result; } answer = { .result.error = -EPROTO };
-	const char *link = op->a[0].s.data;
-	struct string bytes = op->a[2].s;
-	char message[512];
-	uint32_t value = *link ? if_nametoindex(link) : (uint32_t)launch->pid;
-	if (!value)
-		return -errno;
-	if (bytes.len > sizeof message || op->a[1].i < 0 || (uint64_t)op->a[1].i + sizeof value > bytes.len)
-		return -EMSGSIZE;
-	memcpy(message, bytes.data, bytes.len);
-	memcpy(message + op->a[1].i, &value, sizeof value);
-	cleanup_fd fd = TRY(or_errno(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE)));
-	TRY(or_errno(send(fd, message, bytes.len, 0)));
-	TRY(or_errno(RETRY(recv(fd, &answer, sizeof answer, 0))));
-	return answer.result.error;
+/* Any socket takes this ioctl: no address family need be there. */
+int do_loopback(OPERATION_ARGS) {
+	struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING };
+	cleanup_fd fd = TRY(or_errno(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0)));
+	return or_errno(ioctl(fd, SIOCSIFFLAGS, &lo));
 }
 
 OPERATION(rlimit, or_errno(setrlimit((int)op->a[0].i, &(struct rlimit){ (rlim_t)op->a[1].i, (rlim_t)op->a[2].i })))
@@ -195,19 +183,14 @@ static const char *variable(struct list env, const char *name) {
 
 /* HOME when the environment has none: the user's folder in the container's own passwd, else "/". */
 static int find_home(struct launch *launch) {
-	char line[1024], *home = NULL;
 	FILE *passwd = fopen("/etc/passwd", "re");
-	while (passwd && !home && fgets(line, sizeof line, passwd)) {
-		char *field[6], *rest = line;
-		int n = 0;
-		while (n < 6 && rest)
-			field[n++] = strsep(&rest, ":\n");
-		if (n == 6 && (uid_t)strtoul(field[2], NULL, 10) == getuid() && *field[5])
-			home = field[5];
-	}
+	struct passwd *user = passwd ? fgetpwent(passwd) : NULL;
+	while (user && (user->pw_uid != getuid() || !*user->pw_dir))
+		user = fgetpwent(passwd);
+	int made = asprintf(&launch->home, "HOME=%s", user ? user->pw_dir : "/");
 	if (passwd)
 		fclose(passwd);
-	return asprintf(&launch->home, "HOME=%s", home ? home : "/") < 0 ? -ENOMEM : 0;
+	return made < 0 ? -ENOMEM : 0;
 }
 
 /* The search of execvp in the container's own PATH, so that a missing program is an error of `create`. The texts are

@@ -6,6 +6,7 @@
 #define PLAN_MAGIC "DOLM"
 #define PLAN_VERSION 1
 #define PLAN_FLAG_OLD_MOUNT_API 1 /* use the fallbacks even where the newer calls exist (tests) */
+#define PLAN_FLAG_DEBUG 2         /* the front tells each operation and its time */
 #define PLAN_MAX_ARGS 6
 #define PLAN_MAX_OPS 65536
 #define PLAN_SLOTS 256

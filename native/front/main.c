@@ -9,7 +9,7 @@ extern char **environ;
 
 static const char *program = "dolium-runtime";
 
-static void write_log(const char *path, int json, const char *message) {
+static void write_log(const char *path, int json, const char *level, const char *message) {
 	cleanup_fd fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
 	if (fd < 0)
 		return; /* the message is on standard error too */
@@ -17,16 +17,15 @@ static void write_log(const char *path, int json, const char *message) {
 	struct tm tm;
 	char stamp[32], line[4096];
 	strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &tm));
-	if (!json) {
-		dprintf(fd, "time=\"%s\" level=error msg=\"%s\"\n", stamp, message);
-		return;
-	}
 	size_t n = 0;
 	for (const char *p = message; *p && n + 8 < sizeof line; p++) {
 		const char *format = *p == '"' || *p == '\\' ? "\\%c" : (unsigned char)*p < 0x20 ? "\\u%04x" : "%c";
 		n += (size_t)sprintf(line + n, format, *p);
 	}
-	dprintf(fd, "{\"level\":\"error\",\"msg\":\"%.*s\",\"time\":\"%s\"}\n", (int)n, line, stamp);
+	if (!json)
+		dprintf(fd, "time=\"%s\" level=%s msg=\"%.*s\"\n", stamp, level, (int)n, line);
+	else
+		dprintf(fd, "{\"level\":\"%s\",\"msg\":\"%.*s\",\"time\":\"%s\"}\n", level, (int)n, line, stamp);
 }
 
 static void __attribute__((format(printf, 3, 4))) report(const char *log_path, int json, const char *format, ...) {
@@ -37,7 +36,7 @@ static void __attribute__((format(printf, 3, 4))) report(const char *log_path, i
 	va_end(args);
 	fprintf(stderr, "%s: %s\n", program, message);
 	if (log_path && *log_path)
-		write_log(log_path, json, message);
+		write_log(log_path, json, "error", message);
 }
 
 static const char exe[] = "/proc/self/exe";
@@ -178,6 +177,20 @@ static int run_launch(struct launch *launch) {
 	return launch->wants_hold ? hold(launch) : launch->held_exit;
 }
 
+/* --debug: what was done, and how long each operation took. (Of exec nobody is left to say.) */
+static void show_times(const struct launch *launch) {
+	int wanted = launch->plan->flags & PLAN_FLAG_DEBUG && launch->microseconds != MAP_FAILED;
+	for (uint32_t i = 0; wanted && i < launch->plan->count; i++) {
+		const struct op *op = &launch->plan->ops[i];
+		char line[1024];
+		snprintf(line, sizeof line, "%u us %s: %s", launch->microseconds[i], op_name(op->code), op->label);
+		if (launch->log_path && launch->microseconds[i])
+			write_log(launch->log_path, launch->log_json, "debug", line);
+		else if (launch->microseconds[i])
+			fprintf(stderr, "%s: %s\n", program, line);
+	}
+}
+
 /* The exit status; or AGAIN, with the request made ready. */
 static int run_plan(struct question *q, int inherited) {
 	const struct buffer *answer = &q->answer;
@@ -196,6 +209,7 @@ static int run_plan(struct question *q, int inherited) {
 		report(launch.log_path, launch.log_json, "%s", launch.failure.text);
 		status = launch.held_exit > 0 ? launch.held_exit : 1;
 	}
+	show_times(&launch);
 	const struct op *again = find_op(&plan, OP_again);
 	if (again && !status) {
 		sigprocmask(SIG_SETMASK, &launch.original_mask, NULL);

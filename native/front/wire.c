@@ -1,6 +1,5 @@
 #include "wire.h"
 
-#include <linux/rtnetlink.h>
 #include <sys/utsname.h>
 
 static void put_vector(struct buffer *b, const char *key, char **vector) {
@@ -98,28 +97,6 @@ static int list_fact(struct buffer *out, const char *path) {
 	return count;
 }
 
-/* What the kernel's routing socket lists for a request of this number, message by message. */
-static int netlink_fact(struct buffer *out, const char *type) {
-	struct { struct nlmsghdr head; struct rtgenmsg body; } request = { .head = { .nlmsg_len = sizeof request,
-		.nlmsg_type = (uint16_t)atoi(type), .nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP } };
-	char chunk[32768] __attribute__((aligned(NLMSG_ALIGNTO)));
-	cleanup_buffer found = { 0 };
-	cleanup_fd fd = TRY(or_errno(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE)));
-	TRY(or_errno(send(fd, &request, sizeof request, 0)));
-	for (int done = 0; !done;) {
-		int n = TRY(or_errno(RETRY(recv(fd, chunk, sizeof chunk, 0))));
-		put_bytes(&found, chunk, (size_t)n);
-		for (int at = 0; at < n && !done;) {
-			const struct nlmsghdr *m = (void *)(chunk + at);
-			done = m->nlmsg_type == NLMSG_DONE || m->nlmsg_type == NLMSG_ERROR;
-			at += (int)NLMSG_ALIGN(m->nlmsg_len);
-		}
-	}
-	out->failed |= found.failed;
-	put_string(out, found.data, found.used);
-	return 1;
-}
-
 static int stdin_fact(struct buffer *out, __attribute__((unused)) const char *rest) { return read_whole(out, 0); }
 
 static int find_fact(struct buffer *out, const char *query) {
@@ -128,7 +105,8 @@ static int find_fact(struct buffer *out, const char *query) {
 		int (*find)(struct buffer *out, const char *rest);
 	} kinds[] = {
 		{ "read:", read_fact }, { "real:", real_fact }, { "stat:", stat_fact },
-		{ "list:", list_fact }, { "stdin:", stdin_fact }, { "netlink:", netlink_fact }, { "http:", http_fact }, { "session:", session_fact },
+		{ "list:", list_fact }, { "stdin:", stdin_fact }, { "http:", http_fact },
+		{ "session:", session_fact },
 	};
 	for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
 		if (!strncmp(query, kinds[i].kind, strlen(kinds[i].kind)))

@@ -1,7 +1,7 @@
 /* The conversation between the front and the compiler, and the front's own parts.
  *
  * Frames: u32 length, then the body. The front sends fields (string key, list of strings); the compiler answers with one
- * byte and a body: 'N' a list of facts it needs ("read:PATH", "list:PATH", "stat:PATH", "netlink:TYPE"; for
+ * byte and a body: 'N' a list of facts it needs ("read:PATH", "list:PATH", "stat:PATH"; for
  * `dolium` also "http:" and "session:", see session.c), which the front sends as further fields; 'P' a launch plan; 'E' an error: exit
  * code, message, log file, log format; 'C' for `dolium`: this call needs a Python of its own.
  */

@@ -7,6 +7,7 @@ import copy
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from dolium.runtime.default_spec import default_spec
 FRONT = program("dolium-front")
 DEADLINE = 30.0
 CGROUPS = "/sys/fs/cgroup"
+# Controls; conftest.py takes both off the PATH before the first test.
+RUNC, CRUN = shutil.which("runc"), shutil.which("crun")
 BUSYBOX = "/bin/busybox"
 
 needs = [

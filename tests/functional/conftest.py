@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import bundles
 import pytest
 from daemon import DOLIUM, WARM, Daemon, eventually
 
@@ -32,3 +34,17 @@ def warm_compiler() -> Iterator[None]:
     for place in Path(WARM).iterdir():
         place.unlink()
     os.rmdir(WARM)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_other_runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """runc and crun are off the PATH: whoever gets dolium-runtime cannot have got another. Controls know where they lie."""
+    before, folder = os.environ["PATH"], tmp_path_factory.mktemp("path")
+    for place in before.split(os.pathsep):
+        for name in os.listdir(place) if os.path.isdir(place) else ():
+            if name not in ("runc", "crun", "docker-runc", "kata-runtime", "runsc", "youki") and not os.path.lexists(folder / name):
+                os.symlink(os.path.join(place, name), folder / name)
+    os.environ["PATH"] = str(folder)
+    assert bundles.RUNC is None or shutil.which("runc") is None
+    yield
+    os.environ["PATH"] = before

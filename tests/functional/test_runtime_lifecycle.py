@@ -120,12 +120,12 @@ def test_wrong_orders_are_refused_and_change_nothing(runtime: Runtime, bundle: B
     runtime.wait_status("stopped")
     assert "not running" in runtime("kill", "c", code=1).err
     assert "has stopped" in runtime("start", "c", code=1).err
-    assert "stopped" in runtime("exec", "c", "true", code=1).err
+    assert "stopped" in runtime("exec", "c", "true", code=255).err
     assert "not running" in runtime("pause", "c", code=1).err
     runtime("kill", "--all", "c", "9")  # engines sweep so after init's death
     runtime("delete", "c")
     for words in (["start", "c"], ["kill", "c"], ["delete", "c"], ["exec", "c", "true"], ["pause", "c"]):
-        assert "does not exist" in runtime(*words, code=1).err
+        assert "does not exist" in runtime(*words, code=255 if words[0] == "exec" else 1).err
     runtime("delete", "--force", "c")  # idempotent
 
 
@@ -190,7 +190,14 @@ def test_ps(runtime: Runtime, bundle: Bundle) -> None:
     until(lambda: (bundle.rootfs / "tmp/up").exists(), "it runs")
     pids = json.loads(runtime("ps", "--format", "json", "c").out)
     assert runtime.state()["pid"] in pids and len(pids) == 2
-    assert "sleep 1001" in runtime("ps", "c").out
+    table = runtime("ps", "c").out.splitlines()
+    assert table[0].split()[:3] == ["UID", "PID", "PPID"] and len(table) == 3 and table[2].endswith("sleep 1001")
+    assert runtime("ps", "c", "-o", "args,pid").out.splitlines()[0].split() == ["COMMAND", "PID"]
+    assert "couldn't find PID field" in runtime("ps", "c", "-o", "args", code=1).err
+    assert "exit status 1: error: unknown gnu" in runtime("ps", "c", "--nosuch", code=1).err
+    assert f"{pids[1]:>10} sleep 1001" in runtime("ps", "c", env={"PATH": "/nosuch"}).out
+    assert "not installed" in runtime("ps", "c", "-ef", code=1, env={"PATH": "/nosuch"}).err
+    assert sorted(os.listdir(runtime.root / "c")) == ["config.json", "state.json"]
     runtime("kill", "--all", "c", "KILL")
     assert runtime("ps", "-f", "json", "c").out == "null\n"
 
@@ -212,7 +219,7 @@ def test_pause_stops_and_resume_goes_on(runtime: Runtime, bundle: Bundle) -> Non
     assert runtime.state()["status"] == "paused"
     pid = runtime.state()["pid"]
     before = Path(f"/proc/{pid}/schedstat").read_text().split()[2]
-    assert "paused" in runtime("exec", "c", "true", code=1).err
+    assert "paused" in runtime("exec", "c", "true", code=255).err
     assert Path(f"/proc/{pid}/schedstat").read_text().split()[2] == before  # it was not scheduled once
     runtime("resume", "c")
     assert runtime.state()["status"] == "running"
@@ -251,6 +258,15 @@ def test_exec_takes_the_containers_limits_and_the_flags_changes(runtime: Runtime
     path = bundle.path / "process.json"
     path.write_text(json.dumps(process))
     assert runtime("exec", "--process", str(path), "c").out.split() == ["77", "0077"]
+
+
+def test_what_keeps_an_exec_from_running_is_no_exit_code_of_a_program(runtime: Runtime, bundle: Bundle) -> None:
+    """255, as runc's. Docker's and podman's clients tell 126 and 127 from the text."""
+    runtime.started(bundle.sh("exec sleep 1000"))
+    for words in (["c", "nosuch"], ["--detach", "c", "/bin"], ["--cwd", "/nosuch", "c", "true"], ["-e", "BAD", "c", "true"],
+                  ["nope", "true"], ["c"]):
+        assert runtime("exec", *words, code=255).err.startswith("dolium-runtime: ")
+    assert runtime("exec", "--detach", "c", "true").err == ""
 
 
 def test_detached_exec_writes_its_pid_and_lives_on(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
@@ -315,7 +331,7 @@ def test_bad_ids_and_flags_are_refused(runtime: Runtime, bundle: Bundle) -> None
                   ["list", "--format", "xml"], ["--log-format", "xml", "list"], ["run", "--preserve-fds", "x", "c"],
                   ["--root"]):
         result = runtime(*words, code=None)
-        assert result.code == 1 and result.err.startswith("dolium-runtime: "), (words, result)
+        assert result.code == (255 if "exec" in words else 1) and result.err.startswith("dolium-runtime: "), (words, result)
     assert runtime.left() == []
 
 
@@ -328,6 +344,19 @@ def test_errors_go_to_the_log_file_too(runtime: Runtime, tmp_path: Path) -> None
             assert json.loads(line)["level"] == "error" and "absent does not exist" in json.loads(line)["msg"]
         else:
             assert 'level=error msg="container absent does not exist"' in line
+
+
+def test_debug_tells_each_operation_and_its_time(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    result = runtime.run(bundle.sh("echo out"), "--keep", code=None)
+    runtime("delete", "c")
+    log = tmp_path / "log"
+    runtime("--debug", "--log", str(log), "--log-format", "json", "run", "--bundle", str(bundle.path), "c")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["level"] for line in lines} == {"debug"} and result.err == ""
+    said = [line["msg"].split(" ", 3) for line in lines]
+    assert all(int(words[0]) > 0 and words[1] == "us" for words in said)
+    assert {"cg_mkdir:", "clone:", "mount_fs:", "pivot:", "cg_rmdir:"} <= {words[2] for words in said}  # the child's are among them
+    assert "us lock: lock" in runtime("--debug", "delete", "--force", "nope", code=None).err or runtime.left() == []
 
 
 def test_spec_writes_a_bundle_that_runs(runtime: Runtime, bundle: Bundle) -> None:

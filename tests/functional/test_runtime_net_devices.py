@@ -103,6 +103,37 @@ def test_what_cannot_move_is_named(runtime: Runtime, bundle: Bundle, pair: tuple
     assert runtime.left() == [] and bundle.groups() == [] and ip("-o", "addr", "show", name) == before
 
 
+def test_the_runtimes_own_namespace_by_path_is_seen(runtime: Runtime, bundle: Bundle, pair: tuple[str, str]) -> None:
+    """There the device would lose what only a move back can give; and the container's end would not take it away."""
+    name, _ = pair
+    before = ip("-o", "addr", "show", name)
+    bundle.linux["netDevices"] = {name: {"name": "eth0"}}
+    bundle.namespace("network", "/proc/self/ns/net")
+    assert "network namespace is the runtime's own" in runtime.run(bundle, code=1).err
+    assert runtime.left() == [] and bundle.groups() == [] and ip("-o", "addr", "show", name) == before
+
+
+def test_what_fails_in_the_middle_is_undone(runtime: Runtime, bundle: Bundle, pair: tuple[str, str]) -> None:
+    """A name that is taken inside moves nothing; an address that is refused inside brings all back."""
+    name, peer = pair
+    holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "ip link add taken type bridge; echo 1 > "
+                               "/proc/sys/net/ipv6/conf/default/disable_ipv6; echo ready; exec sleep 1000"],
+                              stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout and holder.stdout.readline() == "ready\n"
+        bundle.namespace("network", f"/proc/{holder.pid}/ns/net")
+        for devices, why in (({peer: {"name": "eth1"}, name: {"name": "taken"}}, "has a link taken already"),
+                             ({peer: {"name": "eth1"}, name: {"name": "eth0"}}, "give eth0 its address: Permission denied")):
+            bundle.linux["netDevices"] = devices
+            assert why in runtime.run(bundle, code=1).err
+            assert ip("-o", "link", "show", name) and ip("-o", "link", "show", peer)
+            assert runtime.left() == [] and bundle.groups() == []
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+
+
 def test_the_device_is_there_for_the_hooks_of_the_container(runtime: Runtime, bundle: Bundle, pair: tuple[str, str],
                                                            tmp_path: Path) -> None:
     name, _ = pair

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bundles import Bundle, bundle, needs
+from bundles import Bundle, Runtime, bundle, needs, runtime
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "native"))
 from building import build
@@ -22,7 +22,7 @@ from dolium.runtime import plan as P
 from dolium.runtime.cgroups import layout, remove
 from dolium.runtime.compile import Launch, compile_container
 
-__all__ = ["bundle"]
+__all__ = ["bundle", "runtime"]
 pytestmark = needs
 
 EXECUTOR = [f"executor/{name}.c" for name in ("plan", "fields", "launch", "paths", "ops_parent", "ops_mount", "ops_process")]
@@ -98,6 +98,20 @@ def test_a_refused_mount_is_told(run_plan: Path, bundle: Bundle) -> None:
     with pytest.raises(AssertionError, match=r"mount nosuchfs on /x: ENODEV.*does not know this file system type"):
         execute(run_plan, bundle, P.FLAG_OLD_MOUNT_API)
     assert bundle.groups() == []
+
+
+def test_options_longer_than_the_new_calls_take(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    """podman's volumes with :O are such: an overlay's folders, each a path. More than mount(2) reads is refused."""
+    folders = [tmp_path / (letter * 250) / letter for letter in "luw"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    (folders[0] / "below").touch()
+    options = [f"{key}={folder}" for key, folder in zip(("lowerdir", "upperdir", "workdir"), folders, strict=True)]
+    assert all(len(option) > 255 for option in options)
+    bundle.mount("/data", "overlay", "overlay", *options)
+    assert runtime.run(bundle.sh("ls /data; touch /data/new")).out == "below\n" and (folders[1] / "new").exists()
+    bundle.config["mounts"][-1]["options"][0] = ":".join([options[0], *[str(folders[0])] * 20])
+    assert "mount overlay on /data: E2BIG" in runtime.run(bundle, code=1).err and runtime.left() == []
 
 
 @pytest.mark.parametrize("way", [syscalls.mount_overlay, syscalls._mount_overlay_by_path])

@@ -115,6 +115,149 @@ def test_a_delegated_group_is_used(own: Bundle, tmp_path: Path) -> None:
         given.rmdir()
 
 
+# -- an ordinary user --
+
+class Ordinary:
+    """A user with no rights at all: on the host (``plain``); with ranges in /etc/subuid and a name, in a mount namespace of
+    its own (``ranges``); or in a user namespace that holds many users (``inside``)."""
+
+    def __init__(self, way: str, tmp_path: Path) -> None:
+        self.base, self.way = tmp_path, way
+        self.user = 100000 + USER if way == "inside" else USER  # on the host
+        self.holder: subprocess.Popen[str] | None = None
+        if way == "ranges":
+            for name, line in (("passwd", f"somebody:x:{USER}:{USER}::/:/bin/sh"), ("subuid", "somebody:200000:65536"),
+                               ("subgid", "somebody:300000:65536")):
+                old = Path(f"/etc/{name}").read_text() if name == "passwd" else ""
+                (tmp_path / name).write_text(f"{old}{line}\n")
+        if way == "inside":
+            self.holder = subprocess.Popen(["unshare", "--user", "sh", "-c", "echo; exec sleep 1000"], stdout=subprocess.PIPE, text=True)
+            assert self.holder.stdout and self.holder.stdout.readline() == "\n"
+            for kind in ("uid", "gid"):
+                Path(f"/proc/{self.holder.pid}/{kind}_map").write_text("0 100000 65536\n")
+
+    def command(self, *words: str) -> list[str]:
+        """The words as that user's."""
+        if self.way == "inside":
+            assert self.holder
+            words = ("nsenter", "--user", f"--target={self.holder.pid}", *AS_USER, *words)
+        elif self.way == "ranges":
+            binds = "".join(f"mount --bind {self.base}/{name} /etc/{name}; " for name in ("passwd", "subuid", "subgid"))
+            words = ("unshare", "--mount", "sh", "-ec", f'touch /etc/subuid /etc/subgid; {binds}exec "$@"', "sh", *AS_USER, *words)
+        else:
+            words = (*AS_USER, *words)
+        return list(words)
+
+    def __call__(self, *words: str, code: int = 0, program: str = FRONT) -> subprocess.CompletedProcess[str]:
+        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "XDG_RUNTIME_DIR": str(self.base / "run"), "DOLIUM_WARM": "off"}
+        with open(self.base / "out", "w+") as out, open(self.base / "err", "w+") as err:
+            done = subprocess.run(self.command(program, *words), stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env,
+                                  cwd=self.base / "bundle", check=False, timeout=60)
+            out.seek(0)
+            err.seek(0)
+            result = subprocess.CompletedProcess(words, done.returncode, out.read(), err.read())
+        assert result.returncode == code, result
+        return result
+
+    def bundle(self, made: Bundle) -> Bundle:
+        """The bundle as that user's own, from `spec --rootless`."""
+        for folder in (self.base, *self.base.parents[:2]):
+            folder.chmod(folder.stat().st_mode | 0o711)
+        (self.base / "run").mkdir()
+        for path in (self.base / "run", *made.path.rglob("*"), made.path):
+            os.chown(path, self.user, self.user, follow_symlinks=False)
+        self("spec", "--rootless")
+        made.config = json.loads((made.path / "config.json").read_text())
+        made.process["terminal"] = made.config["root"]["readonly"] = False
+        if self.way == "ranges":
+            made.linux["uidMappings"].append({"containerID": 1, "hostID": 200000, "size": 65536})
+            made.linux["gidMappings"].append({"containerID": 1, "hostID": 300000, "size": 65536})
+        return made
+
+
+@pytest.fixture(params=["plain", "ranges", "inside"])
+def ordinary(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ordinary]:
+    if not readable(CHECKOUT / "src/dolium/_native"):
+        pytest.skip("needs a checkout that other users may read")
+    if request.param == "ranges" and not os.path.exists("/usr/bin/newuidmap"):
+        pytest.skip("needs the package uidmap")
+    made = Ordinary(request.param, tmp_path)
+    yield made
+    if made.holder and made.holder.stdout:
+        made.holder.kill()
+        made.holder.wait()
+        made.holder.stdout.close()
+
+
+def test_the_life_of_an_ordinary_users_container(ordinary: Ordinary, bundle: Bundle) -> None:
+    ordinary.bundle(bundle).process["args"] = ["sh", "-c", "id -u; cat /proc/self/uid_map /proc/self/setgroups; exit 7"]
+    bundle.write()
+    maps = {"plain": [f"0 {USER} 1", "deny"], "ranges": [f"0 {USER} 1", "1 200000 65536", "allow"], "inside": [f"0 {USER} 1", "deny"]}
+    said = [" ".join(line.split()) for line in ordinary("run", "c", code=7).stdout.splitlines()]
+    assert said == ["0", *maps[ordinary.way]]
+    if ordinary.way == "ranges":
+        bundle.process["user"] = {"uid": 1000, "gid": 1000, "additionalGids": [5]}
+        bundle.process["args"] = ["sh", "-c", "id -u; id -G; touch /tmp/mine"]
+        bundle.write()
+        assert ordinary("run", "c").stdout.split() == ["1000", "1000", "5"]
+        assert os.stat(bundle.rootfs / "tmp/mine").st_uid == 200999
+        bundle.process["user"] = {"uid": 0, "gid": 0}
+    bundle.sh("exec sleep 1000").write()
+    ordinary("create", "c")
+    try:
+        pid = json.loads(ordinary("state", "c").stdout)["pid"]
+        # the maps are written: what was the user's for that is root's again, in the waiting init as everywhere
+        assert os.stat(f"/proc/{pid}/status").st_uid in (0, 100000)
+        assert "Permission denied" in ordinary(f"/proc/{pid}/environ", program="/bin/cat", code=1).stderr
+        ordinary("start", "c")
+        assert ordinary("exec", "c", "id", "-u").stdout == "0\n"
+        assert f"{pid}" in ordinary("list").stdout
+        ordinary("kill", "c", "KILL")
+        until(lambda: json.loads(ordinary("state", "c").stdout)["status"] == "stopped", "it ends")
+    finally:
+        ordinary("delete", "--force", "c")
+    assert os.listdir(ordinary.base / "run/dolium-runtime") == []
+
+
+def test_maps_that_are_not_the_users_are_refused(ordinary: Ordinary, bundle: Bundle) -> None:
+    """By the kernel, or by newuidmap: the message is one line that names the field, and nothing is left."""
+    made = ordinary.bundle(bundle)
+    made.linux["uidMappings"] = [{"containerID": 0, "hostID": 0, "size": 10}]
+    made.write()
+    result = ordinary("run", "c", code=1)
+    assert "linux.uidMappings" in result.stderr and result.stderr.count("\n") == 1
+    assert os.listdir(ordinary.base / "run/dolium-runtime") == []
+
+
+def test_an_ordinary_users_three_deep(tmp_path: Path, bundle: Bundle) -> None:
+    """Each level is root of a namespace that the level above made; on the host it stays one user."""
+    if not readable(CHECKOUT / "src/dolium/_native"):
+        pytest.skip("needs a checkout that other users may read")
+    user = Ordinary("plain", tmp_path)
+    user.bundle(bundle)
+    nest = bundle.path / "nest"
+    for level in (3, 2, 1):
+        made = privileged(nest / str(level), str(nest) if level == 1 else "/nest")
+        made.config["linux"] = {**json.loads(json.dumps(bundle.linux)), "maskedPaths": [], "readonlyPaths": []}
+        if level > 1:  # root of its namespace, with the rights that it has there
+            made.linux["uidMappings"][0]["hostID"] = made.linux["gidMappings"][0]["hostID"] = 0
+        for mount in made.config["mounts"]:
+            if mount["destination"] == "/dev/pts":
+                mount["options"].remove("gid=5")
+            elif mount["destination"] == "/sys":
+                mount |= {"type": "bind", "source": "/sys", "options": ["rbind", "ro"]}
+        gone = {"/sys/fs/cgroup", *(() if readable(Path(sys.base_prefix)) else (sys.base_prefix,))}  # then Debian's Python runs
+        made.config["mounts"] = [mount for mount in made.config["mounts"] if mount["destination"] not in gone]
+        made.process["args"] = (["/bin/sh", "-c", "id -u; cat /proc/self/uid_map; echo $$"] if level == 3 else
+                                [FRONT, "run", "--bundle", f"/nest/{level + 1}", f"c{level + 1}"])
+        made.write()
+    for path in (nest, *nest.rglob("*")):
+        os.chown(path, USER, USER, follow_symlinks=False)
+    result = user("run", "--bundle", str(nest / "1"), "c1")
+    assert result.stdout.split() == ["0", "0", "0", "1", "1"], result
+    assert os.listdir(tmp_path / "run/dolium-runtime") == []
+
+
 # -- dolium in dolium --
 
 def privileged(path: Path, place: str, *args: str) -> Bundle:

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 from agent import Agent, fail_with, go_on
-from bundles import Bundle, Runtime, alive, bundle, needs, runtime, until
+from bundles import RUNC, Bundle, Runtime, alive, bundle, needs, runtime, until
 
 from dolium.linux.syscall_numbers import NUMBERS
 
@@ -197,7 +196,7 @@ def test_a_real_time_process_on_one_cpu(runtime: Runtime, bundle: Bundle, tmp_pa
         assert done.out == "0\n" and agent.calls
 
 
-@pytest.mark.skipif(shutil.which("runc") is None, reason="needs the package runc")
+@pytest.mark.skipif(RUNC is None, reason="needs the package runc")
 def test_runc_hands_over_the_same(bundle: Bundle, runtime: Runtime, tmp_path: Path) -> None:
     """The control: the state that runc sends has the same fields. (runc 1.1.5 leaves its connection open.)"""
     states = []
@@ -208,7 +207,7 @@ def test_runc_hands_over_the_same(bundle: Bundle, runtime: Runtime, tmp_path: Pa
             del bundle.linux["seccomp"]["flags"]
             bundle.write()
             if program == "runc":
-                words = ["runc", "--root", str(tmp_path / "runc-state"), "run", "--bundle", str(bundle.path), "c"]
+                words = [RUNC or "", "--root", str(tmp_path / "runc-state"), "run", "--bundle", str(bundle.path), "c"]
                 done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
                 assert "Too many users" in done.stderr, done
             else:

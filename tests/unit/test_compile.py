@@ -58,17 +58,17 @@ def test_namespaces_by_path_are_joined_user_first_and_mount_last() -> None:
     for op in plan.named("ns_join"):
         kind = next(kind for kind, flag in FLAGS.items() if flag == op.args[1])
         assert opened[op.args[0]] == (f"/ns/{kind}", op.args[1])
-    assert order(plan, P.PARENT_AFTER_CLONE) == [] and plan.named("netlink") == [] and len(plan.named("become_root")) == 1
+    assert order(plan, P.PARENT_AFTER_CLONE) == [] and plan.named("loopback") == [] and len(plan.named("become_root")) == 1
 
 
 def test_a_namespace_that_is_not_listed_is_neither_new_nor_joined() -> None:
     plan = compiled(config(hostname="", linux={"namespaces": namespaces(mount="")}))
-    assert plan.named("ns_open") == plan.named("ns_join") == plan.named("unshare") == plan.named("netlink") == []
+    assert plan.named("ns_open") == plan.named("ns_join") == plan.named("unshare") == plan.named("loopback") == []
 
 
 def test_loopback_is_brought_up_only_in_a_network_namespace_of_its_own() -> None:
-    assert len(compiled(config()).named("netlink")) == 1
-    assert compiled(config(), joined={"network": 230}).named("netlink") == []
+    assert len(compiled(config()).named("loopback")) == 1
+    assert compiled(config(), joined={"network": 230}).named("loopback") == []
     joined = compiled(config(), joined={"network": 230})
     assert only(joined, "ns_join").args == (230, FLAGS["network"])
 
@@ -494,10 +494,3 @@ def test_a_listener_goes_out_before_the_container_is_created(no_new_privs: bool)
     assert connect.args[1] == "/bundle/agent" and only(plan, "close").args == connect.args[:1] and connect.stage == P.PARENT_BEFORE_CLONE
     state = json.loads(str(only(plan, "seccomp_listener").args[3]).replace(P.PID, "7"))
     assert state["pid"] == state["state"]["pid"] == 7 and state["metadata"] == '"@PID@' and state["fds"] == ["seccompFd"]
-
-
-def test_the_loopback_message_is_what_links_lays_out() -> None:
-    from dolium.linux import links
-    from dolium.runtime.compile import LINK_UP
-
-    assert links.up() == LINK_UP

@@ -65,7 +65,7 @@ def test_the_hosts_namespaces_are_left_and_given_ones_joined_user_first_mount_la
     plan = compiled(made)
     assert [op.label.split()[2] for op in plan.named("ns_join")] == ["user", "network", "mount"]
     assert plan.named("clone")[0].args[0] == 0x20000000
-    assert not plan.named("netlink")
+    assert not plan.named("loopback")
 
 
 def test_a_time_namespace_is_unshared_before_its_offsets() -> None:

@@ -71,7 +71,9 @@ def test_a_limit_below_the_usage_is_refused_when_asked() -> None:
 
 @pytest.mark.parametrize(("words", "why"), [
     (("--memory", "lots"), "invalid value 'lots' for --memory"),
-    (("--l3-cache-schema", "L3:0=f"), "Intel RDT"),
+    (("--l3-cache-schema", "L3:0=f"), "linux.intelRdt: there is no resctrl"),
+    (("--mem-bw-schema", "L3:0=f"), "memBwSchema: must be one line that begins with MB:"),
+    (("--blkio-weight", "5"), "^resources.blockIO.weight: must be from 10 to 1000"),
     (("-r", "absent"), "no such file"),
     (("--memory", "64m", "--memory-swap", "32m"), "memory.swap"),
 ])
@@ -136,3 +138,20 @@ def test_statistics_of_v2() -> None:
                             "throttling": {"periods": 2, "throttledPeriods": 1, "throttledTime": 9000}}
     assert shown["memory"]["usage"] == {"usage": 10, "limit": resources.UNLIMITED} and shown["memory"]["cache"] == 3
     assert shown["pids"] == {"current": 2}
+
+
+def test_schemata_of_a_class_are_changed_and_one_of_its_own_is_made() -> None:
+    root = "/sys/fs/resctrl"
+    for given, folder in ((config(linux={"intelRdt": {"closID": "gold"}}), f"{root}/gold"), (config(), f"{root}/box")):
+        host = Host("running", given)
+        host.stats[f"{root}/schemata"] = b"33188 0 0 0"
+        if folder.endswith("gold"):
+            host.files[f"{folder}/schemata"] = "    L3:0=ff;1=ff\n    MB:0=100\n"
+        plan = ask(host, "update", "--l3-cache-schema", "L3:0=f", "--mem-bw-schema", "MB:0=20", "box")
+        put = [op.args[:2] for op in plan.stage(P.PARENT_BEFORE_CLONE) if op.name == "cg_write"]
+        assert put == [(f"{folder}/schemata", "L3:0=f\n"), (f"{folder}/schemata", "MB:0=20\n")]
+        back = [op.args[1] for op in plan.stage(P.ON_FAILURE) if op.name == "cg_write"]
+        assert back == ([b"L3:0=ff;1=ff\n", b"MB:0=100\n"] if folder.endswith("gold") else [])
+        assert [op.name for op in plan.stage(P.ON_FAILURE) if op.name == "cg_rmdir"] == ([] if back else ["cg_rmdir"])
+        kept = json.loads(plan.named("write_file")[-1].args[1])  # type: ignore[arg-type]
+        assert kept["linux"]["intelRdt"] | {"l3CacheSchema": "L3:0=f", "memBwSchema": "MB:0=20"} == kept["linux"]["intelRdt"]

@@ -97,7 +97,7 @@ PROFILES_KEPT = 256
 _PHASES = {
     "cgroup": ("cg_mkdir", "cg_write", "cg_join", "cg_bpf_devices"),
     "namespaces": ("clone", "ns_open", "ns_join", "unshare", "become_root", "proc_write", "hostname",
-                   "domainname", "sysctl", "netlink", "enter_time"),
+                   "domainname", "sysctl", "loopback", "enter_time"),
     "exec": ("exec", "seccomp", "seccomp_listener", "capabilities", "drop_bounding", "user", "find_executable", "cwd",
              "no_new_privs", "rlimit", "umask", "keep_caps", "keyring", "setsid", "stdio", "console"),
     "hooks": ("hook",),

@@ -1,8 +1,4 @@
-"""Messages to the kernel's routing sockets (rtnetlink(7)), laid out for one that sends them elsewhere, and what it lists.
-Pure. Cold module.
-
-Each message comes with the offset at which its sender puts a u32: the index of the link, or a pid.
-"""
+"""Messages to the kernel's routing sockets (rtnetlink(7)) about links and their addresses, and what it lists. Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +7,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RTM_NEWLINK, RTM_GETLINK, RTM_NEWADDR, RTM_GETADDR = 16, 18, 20, 22
-_REQUEST, _ACK, _CREATE, _EXCL = 1, 4, 0x400, 0x200
-_IFLA_IFNAME, _IFLA_NET_NS_PID = 3, 19
+DONE, ERROR = 3, 2  # of a list; of an answer, a zero in it is an acknowledgement
+_REQUEST, _ACK, _DUMP, _CREATE, _EXCL = 1, 4, 0x300, 0x400, 0x200
+_IFLA_IFNAME, _IFLA_NET_NS_FD = 3, 28
 _IFA_LOCAL, _IFA_BROADCAST, _IFA_ANYCAST, _IFA_FLAGS = 2, 4, 5, 8
 _IFF_UP, _IFA_F_PERMANENT = 1, 0x80
 _SCOPE_GLOBAL = 0
-INDEX_AT = 20  # of the link's index, in messages about links and about addresses
 NAME_MAX = 15
 
 
 def _message(kind: int, flags: int, body: bytes) -> bytes:
-    return (16 + len(body)).to_bytes(4, "little") + kind.to_bytes(2, "little") + (_REQUEST | _ACK | flags).to_bytes(
+    return (16 + len(body)).to_bytes(4, "little") + kind.to_bytes(2, "little") + (_REQUEST | flags).to_bytes(
         2, "little") + bytes(8) + body
 
 
@@ -34,21 +30,41 @@ def _link(index: int, flags: int, change: int) -> bytes:
     return b"".join(number.to_bytes(4, "little") for number in (0, index, flags, change))
 
 
-def up() -> tuple[int, bytes]:
-    """Bring the link up whose index the sender puts in."""
-    return INDEX_AT, _message(RTM_NEWLINK, 0, _link(0, _IFF_UP, _IFF_UP))
+def listing(request: int) -> bytes:
+    """Ask for all links (RTM_GETLINK) or addresses (RTM_GETADDR)."""
+    return _message(request, _DUMP, bytes(4))
 
 
-def move(index: int, name: str) -> tuple[int, bytes]:
-    """Move a link, by a name of its own, to the network namespace of the process whose pid the sender puts in."""
-    pid = _attribute(_IFLA_NET_NS_PID, bytes(4))
-    message = _message(RTM_NEWLINK, 0, _link(index, 0, 0) + _attribute(_IFLA_IFNAME, name.encode() + b"\0") + pid)
-    return len(message) - 4, message
+def up(index: int) -> bytes:
+    """Bring a link up."""
+    return _message(RTM_NEWLINK, _ACK, _link(index, _IFF_UP, _IFF_UP))
 
 
-def address(told: bytes) -> tuple[int, bytes]:
-    """Give a link, whose index the sender puts in, an address as `addresses` told it of another."""
-    return INDEX_AT, _message(RTM_NEWADDR, _CREATE | _EXCL, told)
+def move(index: int, name: str, namespace: int) -> bytes:
+    """Move a link, by a name of its own, to the network namespace of an fd."""
+    attributes = (_attribute(_IFLA_IFNAME, name.encode("utf-8", "surrogateescape") + b"\0")
+                  + _attribute(_IFLA_NET_NS_FD, namespace.to_bytes(4, "little")))
+    return _message(RTM_NEWLINK, _ACK, _link(index, 0, 0) + attributes)
+
+
+def address(told: bytes, index: int) -> bytes:
+    """Give a link an address as `addresses` told it of another."""
+    return _message(RTM_NEWADDR, _ACK | _CREATE | _EXCL, told[:4] + index.to_bytes(4, "little") + told[8:])
+
+
+def outcome(answer: bytes) -> int:
+    """The errno of an acknowledgement, 0 when all went well."""
+    return -int.from_bytes(answer[16:20], "little", signed=True) if answer[4:6] == ERROR.to_bytes(2, "little") else 71
+
+
+def ended(data: bytes) -> bool:
+    """Does a part of a list hold its end, or an error?"""
+    at = 0
+    while at + 16 <= len(data):
+        if int.from_bytes(data[at + 4 : at + 6], "little") in (DONE, ERROR):
+            return True
+        at += max(int.from_bytes(data[at : at + 4], "little") + 3 & ~3, 16)
+    return False
 
 
 def _messages(data: bytes, kind: int) -> Iterator[bytes]:
@@ -82,10 +98,8 @@ def indexes(links: bytes) -> dict[str, int]:
 
 
 def addresses(told: bytes, index: int) -> list[bytes]:
-    """The permanent addresses of global scope that a link has (RTM_GETADDR), each as ``address`` takes it.
-
-    What names the link, or counts the lifetime, is left out; the index is the sender's to put in.
-    """
+    """The permanent addresses of global scope that a link has (RTM_GETADDR), each as ``address`` takes it:
+    what names the link, or counts the lifetime, is left out."""
     found = []
     for body in _messages(told, RTM_NEWADDR):
         flags = body[2]

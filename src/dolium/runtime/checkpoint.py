@@ -14,7 +14,7 @@ from dolium.linux.cgroup import tree
 from dolium.runtime import cgroups, deeds, state
 from dolium.runtime import plan as P
 from dolium.runtime.compile import FIRST_CGROUP_SLOT, add_hooks, state_json
-from dolium.runtime.lifecycle import absolute, read_config, remove, rfc3339
+from dolium.runtime.lifecycle import absolute, read_config, remove
 from dolium.runtime.plan import Plan
 from dolium.runtime.spec import load, namespaces
 
@@ -214,7 +214,7 @@ def restore(context: Context, facts: Facts, identity: str, options: dict[str, An
     outcome = f"{folder}/criu.outcome"
     rootfs = config["root"]["path"]
     rootfs = rootfs if rootfs.startswith("/") else f"{bundle}/{rootfs}"
-    record = state.template(identity, bundle, rootfs, rfc3339(context.now), context.uid, folders, config["ociVersion"])
+    record = state.template(identity, bundle, rootfs, context.created, context.uid, folders, config["ociVersion"])
     arguments = [f"--root={rootfs}", *_restore_arguments(context, options, config, notes, images, bundle, group)]
     request = _request(
         context, "restore", ["restore", f"--pidfile={folder}/criu.pid", *arguments], outcome,

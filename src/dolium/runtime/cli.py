@@ -32,7 +32,7 @@ GLOBAL = {"root": True, "log": True, "log-format": True, "debug": False, "system
           "criu": True, "help": False, "version": False}
 SHORT_GLOBAL = {"h": "help", "v": "version"}
 CREATE = {"bundle": True, "console-socket": True, "pid-file": True, "no-pivot": False, "no-new-keyring": False,
-          "preserve-fds": True}
+          "pidfd-socket": True, "preserve-fds": True}
 CRIU = {"tcp-established": False, "ext-unix-sk": False, "shell-job": False, "lazy-pages": False, "status-fd": True,
         "file-locks": False, "manage-cgroups-mode": True, "empty-ns": True, "auto-dedup": False}
 COMMANDS: dict[str, tuple[dict[str, bool], dict[str, str], str, str]] = {
@@ -46,13 +46,13 @@ COMMANDS: dict[str, tuple[dict[str, bool], dict[str, str], str, str]] = {
     "delete": ({"force": False}, {"f": "force"}, "ID", "remove what a container left"),
     "list": ({"quiet": False, "format": True}, {"q": "quiet", "f": "format"}, "", "list the containers of this root"),
     "exec": ({"process": True, "detach": False, "tty": False, "console-socket": True, "pid-file": True, "cwd": True,
-              "user": True, "env": True, "cap": True, "no-new-privs": False, "preserve-fds": True,
+              "pidfd-socket": True, "user": True, "env": True, "cap": True, "no-new-privs": False, "preserve-fds": True,
               "ignore-paused": False, "additional-gids": True, "apparmor": True, "process-label": True, "cgroup": True},
              {"p": "process", "d": "detach", "t": "tty", "u": "user", "e": "env", "c": "cap", "g": "additional-gids"},
              "ID [PROGRAM [ARG ...]]", "run one more process in a container"),
     "pause": ({}, {}, "ID", "freeze all processes of a container"),
     "resume": ({}, {}, "ID", "thaw a paused container"),
-    "ps": ({"format": True}, {"f": "format"}, "ID", "list the processes of a container"),
+    "ps": ({"format": True}, {"f": "format"}, "ID [PS OPTION ...]", "list the processes of a container"),
     "update": ({"resources": True, **dict.fromkeys((
         "blkio-weight", "cpu-period", "cpu-quota", "cpu-burst", "cpu-share", "cpu-rt-period", "cpu-rt-runtime",
         "cpuset-cpus", "cpuset-mems", "cpu-idle", "memory", "memory-reservation", "memory-swap", "pids-limit",
@@ -66,6 +66,7 @@ COMMANDS: dict[str, tuple[dict[str, bool], dict[str, str], str, str]] = {
                 {"b": "bundle", "d": "detach"}, "ID", "make a container of what checkpoint has written"),
     "features": ({}, {}, "", "print what this runtime can do, as JSON"),
 }
+EXEC_FAILED = 255  # as runc: what the program itself ends with can be told from what kept it from running
 REPEATED = {"env", "cap", "additional-gids", "cgroup"}
 
 
@@ -153,8 +154,9 @@ def _usage(command: str = "") -> str:
     lines += [f"  {name:<10}{about}" for name, (_, _, _, about) in COMMANDS.items()]
     lines += ["", "global flags:", f"  --root DIR         where state is kept (default {DEFAULT_ROOT})",
               "  --systemd-cgroup   the container's group is a scope of systemd (create and run)",
-              "  --log FILE         errors are written here too", "  --log-format FMT   text or json",
-              "", "`dolium-runtime COMMAND --help` shows a command's flags."]
+              "  --log FILE         errors are written here too",
+              "  --debug            each operation and its time, on standard error or to the log",
+              "  --log-format FMT   text or json", "", "`dolium-runtime COMMAND --help` shows a command's flags."]
     return "\n".join(lines) + "\n"
 
 
@@ -236,13 +238,11 @@ def _update(words: Words, context: Context, facts: Facts, identity: str) -> Plan
     from dolium.runtime import resources
 
     options = words.options
-    for flag in ("l3-cache-schema", "mem-bw-schema"):
-        if options.get(flag):
-            raise InvalidArgument(f"--{flag}: Intel RDT is not supported in this version")
     path = options.get("resources") or ""
     if path and path != "-":
         path = lifecycle.absolute(context.cwd, path)
-    return resources.update(context, facts, identity, resources.wished(options, facts, path))
+    wished = resources.wished(options, facts, path)
+    return resources.update(context, facts, identity, wished, resources.schemata(options, path))
 
 
 def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
@@ -280,7 +280,7 @@ def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
     if command == "ps":
         if options.get("format", "table") not in ("table", "json"):
             raise InvalidArgument(f"--format: {options['format']!r} is neither table nor json")
-        return lifecycle.processes(context, facts, identity, as_json=options.get("format") == "json")
+        return lifecycle.processes(context, facts, identity, words.arguments[1:], as_json=options.get("format") == "json")
     if command in ("pause", "resume"):
         return lifecycle.pause(context, facts, identity, resume=command == "resume")
     if command == "update":
@@ -306,17 +306,19 @@ def _default_root(facts: Facts, env: dict[str, str], uid: int) -> str:
     return f"{folder or f'/run/user/{uid}'}/dolium-runtime"
 
 
-def compile_request(request: dict[str, list[bytes]], facts: Facts) -> tuple[Plan, None] | tuple[None, tuple[str, str, str]]:
-    """A plan, or (message, log file, log format). Raises Need when facts are missing.
+def compile_request(request: dict[str, list[bytes]],
+                    facts: Facts) -> tuple[Plan, None] | tuple[None, tuple[str, str, str, int]]:
+    """A plan, or (message, log file, log format, exit code). Raises Need when facts are missing.
 
     ``request``: the caller's context as the front sends it: argv, env, cwd, uid, now, machine.
     """
     argv = [word.decode("utf-8", "surrogateescape") for word in request["argv"]]
     env = dict(entry.decode("utf-8", "surrogateescape").partition("=")[::2] for entry in request["env"])
     cwd = request["cwd"][0].decode("utf-8", "surrogateescape") if "cwd" in request else "/"
-    log, log_format = "", "text"
+    log, log_format, code = "", "text", 1
     try:
         words = Words(argv)
+        code = EXEC_FAILED if words.command == "exec" else 1
         log_format = words.globals.get("log-format", "text")
         log = lifecycle.absolute(cwd, words.globals["log"]) if words.globals.get("log") else ""
         if log_format not in ("text", "json"):
@@ -331,13 +333,20 @@ def compile_request(request: dict[str, list[bytes]], facts: Facts) -> tuple[Plan
         root = words.globals.get("root") or _default_root(facts, env, uid)
         context = Context(cwd, env, lifecycle.absolute(cwd, root).rstrip("/"), uid, int(request["gid"][0]),
                           int(request["now"][0]), request["machine"][0].decode())
+        if "nanoseconds" in request:
+            context.created = lifecycle.rfc3339(context.now, int(request["nanoseconds"][0]))
+        context.pid = int(request["pid"][0]) if "pid" in request else 0
         criu = words.globals.get("criu") or ""
         context.criu = lifecycle.absolute(cwd, criu) if "/" in criu else criu
         context.systemd = bool(words.globals.get("systemd-cgroup"))
         context.cursor = request["again"][0] if "again" in request else b""
         plan = _run_command(words, context, facts)
+        if words.globals.get("debug"):
+            plan.flags |= P.FLAG_DEBUG
+        if code != 1:
+            plan.add(P.ON_FAILURE, "exit_code", "the exit code of a failure", code)
         if log:
             plan.ops.insert(0, P.Op(P.PARENT_BEFORE_CLONE, "log_file", "log file", (log, int(log_format == "json"))))
         return plan, None
     except DoliumError as error:
-        return None, (str(error), log, log_format)
+        return None, (str(error), log, log_format, code)

@@ -53,8 +53,8 @@ def answer(request: dict[str, list[bytes]], known: dict[str, list[bytes]]) -> by
     if plan is not None:
         return b"P" + plan.encode()
     assert error is not None
-    message, log, log_format = error
-    return b"E" + b"".join(encode_string(text) for text in ("1", message, log, log_format))
+    message, log, log_format, code = error
+    return b"E" + b"".join(encode_string(text) for text in (str(code), message, log, log_format))
 
 
 def serve(fd: int, answer: Callable[[dict[str, list[bytes]], dict[str, list[bytes]]], bytes]) -> None:

@@ -40,9 +40,7 @@ DEFAULT_LINKS = (
 # namespace takes the host's paths away.
 JOIN_ORDER = ("user", "ipc", "uts", "network", "pid", "cgroup", "time", "mount")
 
-SLOT_START, SLOT_CONSOLE, SLOT_NULL, SLOT_ROOT, SLOT_LISTENER = 240, 241, 242, 243, 244
-# links.up(), which a test compares: most containers need no more of that module, and the cold path is spared an import
-LINK_UP = 20, bytes.fromhex("2000000010000500000000000000000000000000000000000100000001000000")
+SLOT_START, SLOT_CONSOLE, SLOT_NULL, SLOT_ROOT, SLOT_LISTENER, SLOT_PIDFD = 240, 241, 242, 243, 244, 245
 FIRST_NAMESPACE_SLOT = 200
 FIRST_CGROUP_SLOT = 208
 LAST_TREE_SLOT = 199
@@ -54,7 +52,9 @@ class Launch:
     ``identity``: the container's id; ``bundle``: absolute folder that relative paths start from; ``uid``: the runtime's
     effective uid; ``root_in_slot``: the launcher puts the root's tree in SLOT_ROOT, ``root.path`` is not looked at;
     ``start_socket``: path where init listens for start, "" when the launcher starts it itself; ``console_socket``: path of
-    a unix socket that gets the pty's master; ``stdio``: the launcher (a shim) puts the container's ends in slots;
+    a unix socket that gets the pty's master; ``pidfd_socket``: of one that gets the new process's pidfd;
+    ``notify``: a folder of the host that is shown at /run/notify, "" for none;
+    ``stdio``: the launcher (a shim) puts the container's ends in slots;
     ``joined``: namespace type to a slot filled by the launcher; ``seccomp``: the program for ``linux.seccomp``, None to
     have none; ``listener``: what goes to ``linux.seccomp.listenerPath`` with the filter's listener, "" when none is asked
     for; ``hidden``: host folders never visible inside; ``unit``: the systemd scope to make, by ``driver``; None for the
@@ -64,8 +64,8 @@ class Launch:
     """
 
     __slots__ = ("bundle", "console_socket", "driver", "groups", "hidden", "identity", "joined", "layout", "listener",
-                 "map_tools", "new_keyring", "no_pivot", "preserve_fds", "root_in_slot", "seccomp", "seccomp_flags",
-                 "start_socket", "stdio", "trees_in_child", "uid", "unit")
+                 "map_tools", "new_keyring", "no_pivot", "notify", "pidfd_socket", "preserve_fds", "root_in_slot", "seccomp",
+                 "seccomp_flags", "start_socket", "stdio", "trees_in_child", "uid", "unit")
 
     def __init__(self, identity: str, bundle: str, layout: tree.Layout, uid: int = 0) -> None:
         self.identity = identity
@@ -75,6 +75,8 @@ class Launch:
         self.root_in_slot = False
         self.start_socket = ""
         self.console_socket = ""
+        self.pidfd_socket = ""
+        self.notify = ""
         self.stdio = False
         self.preserve_fds = 0
         self.no_pivot = False
@@ -179,6 +181,8 @@ class _Compiler:
 
     def maps(self) -> None:
         add = self.plan.add
+        if self.new_user and self.launch.uid != 0:  # a process that is not dumpable has its maps written by root alone
+            add(P.CHILD_BEFORE_PIVOT, "take_back", "leave /proc's files of this process to root again")
         if self.new_user and self.launch.map_tools:
             from dolium.runtime.rootless import map_by_tools
 
@@ -231,6 +235,10 @@ class _Compiler:
                 self.cgroup_v2(options, target)
             else:
                 self.file_system(entry, kind, options, target)
+        if self.launch.notify:
+            from dolium.runtime import notify
+
+            notify.bind(self.plan, self.opens, self.launch.notify, self.tree_slot())
         for path in self.launch.hidden:
             self.plan.add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"hide {path}", "tmpfs", "tmpfs", ["size=0", "mode=0"],
                           km.ATTR_RDONLY | km.ATTR_NOSUID | km.ATTR_NODEV | km.ATTR_NOEXEC, path, 0)
@@ -409,7 +417,7 @@ class _Compiler:
         if config.get("domainname"):
             add(P.CHILD_AFTER_PIVOT, "domainname", f"set domainname {config['domainname']}", config["domainname"])
         if self.namespaces.get("network") == "" and "network" not in self.launch.joined:
-            add(P.CHILD_AFTER_PIVOT, "netlink", "bring the loopback interface up", "lo", *LINK_UP)
+            add(P.CHILD_AFTER_PIVOT, "loopback", "bring the loopback interface up")
         if linux.get("netDevices"):
             from dolium.runtime import net_devices
 
@@ -462,6 +470,7 @@ class _Compiler:
         if launch.start_socket:
             self.plan.add(P.PARENT_BEFORE_CLONE, "listen", f"listen on {launch.start_socket}", SLOT_START,
                           launch.start_socket)
+        _pidfd(self.plan, launch, "standard")
         self.clone(flags)
         return self.plan
 
@@ -544,6 +553,16 @@ def add_exec(plan: Plan, process: dict[str, Any], launch: Launch) -> None:
              process.get("env") or [])
 
 
+def _pidfd(plan: Plan, launch: Launch, kind: str) -> None:
+    """``--pidfd-socket``: the record beside the fd says, as runc's, whether it is a container's init or an exec's."""
+    if launch.pidfd_socket:
+        # after clone: the new process is not to have the connection
+        plan.add(P.PARENT_AFTER_CLONE, "connect", f"connect to pidfd socket {launch.pidfd_socket}", SLOT_PIDFD,
+                 launch.pidfd_socket)
+        plan.add(P.PARENT_AFTER_CLONE, "send_pidfd", "send the pidfd", SLOT_PIDFD, kind)
+        plan.add(P.PARENT_AFTER_CLONE, "close", "leave the pidfd socket", SLOT_PIDFD)
+
+
 def _seccomp(plan: Plan, config: dict[str, Any], launch: Launch, status: str, pid: object = PID) -> None:
     """The filter's flags; and where it asks for a listener, the connection to the agent and the container process state
     (config-linux.md). ``pid``: of the container's init."""
@@ -587,6 +606,7 @@ def compile_exec(config: dict[str, Any], process: dict[str, Any], facts: Facts, 
     """
     plan = Plan()
     _seccomp(plan, config, launch, "running", pid)
+    _pidfd(plan, launch, "setns")
     declared = namespaces(config)
     slot = FIRST_NAMESPACE_SLOT
     files = {"user": "user", "mount": "mnt", "network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid",

@@ -50,12 +50,6 @@ class Facts:
         _check(number, "read", "standard input")
         return data[0]
 
-    def netlink(self, request: int) -> bytes:
-        """What the kernel lists for a request of rtnetlink(7): RTM_GETLINK, RTM_GETADDR."""
-        number, data = self._get(f"netlink:{request}")
-        _check(number, "list", "network links")
-        return data[0]
-
     def real(self, path: str) -> str:
         """The path with every link resolved. Raises NotFound."""
         number, data = self._get(f"real:{path}")
@@ -78,6 +72,17 @@ class Facts:
             return []
         _check(number, "list", path)
         return sorted(name.decode("utf-8", "surrogateescape") for name in data)
+
+
+    def program(self, name: str, env: dict[str, str]) -> str | None:
+        """Where a program lies in the caller's PATH; None when nowhere."""
+        for folder in (env.get("PATH") or "/usr/bin:/bin").split(":"):
+            try:
+                if folder.startswith("/") and self.stat(f"{folder}/{name}") is not None:
+                    return f"{folder}/{name}"
+            except (FailedPrecondition, PermissionDenied):  # a folder that is another's
+                continue
+        return None
 
 
 def _check(number: int, what: str, path: str) -> None:

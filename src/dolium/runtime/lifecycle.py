@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 SIGKILL = 9
 KILL_WAIT_MS = 10_000
+PS_LIMIT_MS = 10_000
 FREEZE_SECONDS = 10
 
 
 class Context:
-    """The caller's context, as the front sent it. ``now``: seconds since 1970."""
+    """The caller's context, as the front sent it. ``now``: seconds since 1970; ``created``: the same and a fraction, as a
+    state tells it; ``pid``: the front's."""
 
-    __slots__ = ("criu", "cursor", "cwd", "env", "gid", "machine", "now", "root", "systemd", "uid")
+    __slots__ = ("created", "criu", "cursor", "cwd", "env", "gid", "machine", "now", "pid", "root", "systemd", "uid")
 
     def __init__(self, cwd: str, env: dict[str, str], root: str, uid: int, gid: int, now: int, machine: str) -> None:
         self.cwd = cwd
@@ -41,6 +43,8 @@ class Context:
         self.gid = gid
         self.now = now
         self.machine = machine
+        self.created = rfc3339(now)
+        self.pid = 0
         self.criu = ""  # the program that --criu names
         self.systemd = False  # the systemd cgroup driver is asked for; later commands look at the state
         self.cursor = b""  # what this command's plan before handed on, by `again`
@@ -51,7 +55,7 @@ def absolute(cwd: str, path: str) -> str:
     return path if path.startswith("/") else f"{cwd.rstrip('/')}/{path}"
 
 
-def rfc3339(seconds: int) -> str:
+def rfc3339(seconds: int, nanoseconds: int = 0) -> str:
     """UTC, by arithmetic: datetime costs 2 ms to import (days_from_civil of the proleptic Gregorian calendar)."""
     days, rest = divmod(seconds, 86400)
     days += 719468
@@ -62,7 +66,8 @@ def rfc3339(seconds: int) -> str:
     day = day_of_year - (153 * month + 2) // 5 + 1
     month = month + 3 if month < 10 else month - 9
     year = year_of_era + era * 400 + (1 if month <= 2 else 0)
-    return f"{year:04d}-{month:02d}-{day:02d}T{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}Z"
+    fraction = f".{nanoseconds:09d}" if nanoseconds else ""
+    return f"{year:04d}-{month:02d}-{day:02d}T{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}{fraction}Z"
 
 
 def _seccomp(plan_folder: str, config: dict[str, Any], facts: Facts, context: Context) -> tuple[bytes | None, str | None]:
@@ -77,6 +82,8 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
     no-new-keyring, detach, keep."""
     state.check_identity(identity)
     folder = f"{context.root}/{identity}"
+    if context.cursor:  # of a detached run, when all is done
+        return _notified(facts, folder)
     facts.want(f"stat:{folder}", f"real:{absolute(context.cwd, bundle)}", *cgroups.LAYOUT_QUERIES,
                seccomp_cache.RELEASE)
     if facts.stat(folder) is not None:
@@ -100,9 +107,8 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
     launch.seccomp, keep = _seccomp(cache, config, facts, context)
     launch.no_pivot = bool(options.get("no-pivot"))
     launch.new_keyring = not options.get("no-new-keyring")
-    launch.preserve_fds = int(options.get("preserve-fds") or 0)
-    if options.get("console-socket"):
-        launch.console_socket = absolute(context.cwd, options["console-socket"])
+    launch.preserve_fds = int(options.get("preserve-fds") or 0) + _activated(context, process)
+    _sockets(context, options, launch)
     if not run:
         launch.start_socket = f"{folder}/start.sock"
     cgroups_path = (config.get("linux") or {}).get("cgroupsPath") or ""
@@ -116,13 +122,20 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
         from dolium.runtime import rootless
 
         rootless.prepare(context, facts, launch, config)
+    manager = context.env.get("NOTIFY_SOCKET")
+    prepared = Plan()
+    if manager:
+        from dolium.runtime import deeds, notify
+
+        launch.notify = f"{folder}/{notify.FOLDER}"
+        notify.prepare(prepared, folder, process)
     compiled = compile_container(config, facts, launch)
     root_path = config["root"]["path"]
     unit = launch.unit.name if launch.unit else ""
     groups = launch.layout if launch.groups is None else launch.groups
     folders = groups.paths(launch.unit.group if launch.unit else tree.group_of(cgroups_path, identity))
     record = state.template(identity, bundle, root_path if root_path.startswith("/") else f"{bundle}/{root_path}",
-                            rfc3339(context.now), context.uid, folders, config["ociVersion"], unit)
+                            context.created, context.uid, folders, config["ociVersion"], unit)
 
     plan = Plan(compiled.flags)
     add = plan.add
@@ -137,20 +150,53 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
             0)
     if launch.seccomp is not None:
         seccomp_cache.keep(plan, cache, keep, launch.seccomp)
+    plan.ops.extend(prepared.ops)
     plan.ops.extend(compiled.ops)
     add(P.PARENT_CREATED, "write_file", f"write {folder}/state.json", f"{folder}/state.json", record, 0o600, 1)
     if options.get("pid-file"):
         path = absolute(context.cwd, options["pid-file"])
         add(P.PARENT_CREATED, "write_file", f"write pid file {path}", path, PID, 0o644, 1)
+    if run and manager:
+        notify.listen(plan, P.PARENT_CREATED, folder, manager, deeds.PID_LATER, main=bool(options.get("detach")))
+        if options.get("detach"):
+            notify.wait(plan)
     if run:
         add_hooks(plan, P.PARENT_STARTED, config, "poststart", state_json(config, identity, bundle, "running"),
                   optional=True)
         if not options.get("detach"):
             add(P.PARENT_BEFORE_CLONE, "hold", "stay until it ends")
             if not options.get("keep"):
-                _remove(plan, P.AFTER_EXIT, folders, folder, config, identity, bundle, unit, launch.driver)
-    _remove_folder(plan, P.ON_FAILURE, folder)
+                _remove(plan, P.AFTER_EXIT, folders, folder, config, identity, bundle, unit, launch.driver,
+                        notify=bool(manager))
+    _remove_folder(plan, P.ON_FAILURE, folder, notify=bool(manager))
     return _clone_last(plan)
+
+
+def _notified(facts: Facts, folder: str) -> Plan:
+    from dolium.runtime import notify
+
+    return notify.look(Plan(), facts, folder)
+
+
+def _sockets(context: Context, options: dict[str, Any], launch: Launch) -> None:
+    if options.get("console-socket"):
+        launch.console_socket = absolute(context.cwd, options["console-socket"])
+    if options.get("pidfd-socket"):
+        launch.pidfd_socket = absolute(context.cwd, options["pidfd-socket"])
+
+
+def _activated(context: Context, process: dict[str, Any]) -> int:
+    """Descriptors that were passed to this very process by sd_listen_fds(3): they and what is said of them go on to the
+    container's first process. They lie before those of --preserve-fds, as in runc."""
+    count = context.env.get("LISTEN_FDS", "")
+    if not (count.isascii() and count.isdigit() and int(count)) or context.env.get("LISTEN_PID") != str(context.pid):
+        return 0
+    said = [f"LISTEN_FDS={int(count)}", "LISTEN_PID=1"]
+    if context.env.get("LISTEN_FDNAMES"):
+        said.append(f"LISTEN_FDNAMES={context.env['LISTEN_FDNAMES']}")
+    names = ("LISTEN_FDS=", "LISTEN_PID=", "LISTEN_FDNAMES=")
+    process["env"] = [entry for entry in process.get("env") or [] if not entry.startswith(names)] + said
+    return int(count)
 
 
 def _clone_last(plan: Plan) -> Plan:
@@ -170,7 +216,9 @@ def _check_terminal(process: dict[str, Any], options: dict[str, Any], run: bool)
         raise InvalidArgument("cannot use console socket if runc will not detach or allocate tty")
 
 
-def _remove_folder(plan: Plan, stage: int, folder: str) -> None:
+def _remove_folder(plan: Plan, stage: int, folder: str, *, notify: bool = True) -> None:
+    if notify:
+        plan.add(stage, "remove_dir", f"remove {folder}/notify", f"{folder}/notify")
     plan.add(stage, "remove_dir", f"remove state folder {folder}", folder)
 
 
@@ -181,14 +229,14 @@ def _driver(context: Context) -> Driver:
 
 
 def _remove(plan: Plan, stage: int, folders: list[str], folder: str, config: dict[str, Any], identity: str,
-            bundle: str, unit: str, driver: Driver | None) -> None:
+            bundle: str, unit: str, driver: Driver | None, *, notify: bool = True) -> None:
     cgroups.remove(plan, stage, folders, unit, driver)
     if (config.get("linux") or {}).get("intelRdt") is not None:
         from dolium.runtime import rdt
 
         rdt.remove(plan, stage, config["linux"]["intelRdt"], identity)
     add_hooks(plan, stage, config, "poststop", state_json(config, identity, bundle, "stopped", 0), optional=True)
-    _remove_folder(plan, stage, folder)
+    _remove_folder(plan, stage, folder, notify=notify)
 
 
 def remove(context: Context, plan: Plan, stage: int, where: state.State, config: dict[str, Any]) -> None:
@@ -207,6 +255,8 @@ def read_config(facts: Facts, where: state.State) -> dict[str, Any]:
 
 def start(context: Context, facts: Facts, identity: str) -> Plan:
     """``start``: let a created container's init run its program."""
+    if context.cursor:
+        return _notified(facts, f"{context.root}/{identity}")
     facts.want(f"read:{context.root}/{identity}/state.json", f"stat:{context.root}/{identity}",
                f"read:{context.root}/{identity}/config.json")
     where = state.load(facts, context.root, identity)
@@ -219,10 +269,18 @@ def start(context: Context, facts: Facts, identity: str) -> Plan:
     plan = Plan()
     plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {where.folder}", where.folder)
     plan.add(P.PARENT_BEFORE_CLONE, "pidns_init_alive", f"start {identity}", where.pid, where.start_time)
+    manager = context.env.get("NOTIFY_SOCKET")
+    waits = manager and facts.stat(f"{where.folder}/notify") is not None  # it was there at `create` too
+    if manager and waits:
+        from dolium.runtime import notify
+
+        notify.listen(plan, P.PARENT_BEFORE_CLONE, where.folder, manager, where.pid, main=True)
     plan.add(P.PARENT_BEFORE_CLONE, "start", f"start {identity}", f"{where.folder}/start.sock")
     plan.add(P.PARENT_BEFORE_CLONE, "unlink", "mark as running", f"{where.folder}/start.sock")
     add_hooks(plan, P.PARENT_BEFORE_CLONE, config, "poststart",
               state_json(config, identity, where.bundle, "running", where.pid), optional=True)
+    if waits:
+        notify.wait(plan)
     return plan
 
 
@@ -379,18 +437,50 @@ def listing(context: Context, facts: Facts, *, quiet: bool, as_json: bool) -> Pl
                          for line in table))
 
 
-def processes(context: Context, facts: Facts, identity: str, *, as_json: bool) -> Plan:
-    """``ps``: the processes in the container's cgroup and the groups below it, as numbers of the caller's pid namespace."""
+def processes(context: Context, facts: Facts, identity: str, words: list[str], *, as_json: bool) -> Plan:
+    """``ps``: the processes in the container's cgroup and the groups below it, as numbers of the caller's pid namespace;
+    as a table, what ps(1) says of them when asked with ``words`` (default -ef); without that program, number and command."""
     where = state.load(facts, context.root, identity)
     pids = sorted(cgroups.processes(facts, where.folders[0])) if where.folders else []
     if as_json:
         return _show(json.dumps(pids or None) + "\n")
+    said = f"{where.folder}/ps.{context.pid}"
+    if context.cursor == b"said":
+        table = _only(facts.read(said) or b"", pids)
+        plan = _show(table)
+        plan.add(P.PARENT_BEFORE_CLONE, "unlink", "forget what ps said", said)
+        if not table:
+            plan.add(P.PARENT_BEFORE_CLONE, "again", "tell", 0, "no PID")
+        return plan
+    if context.cursor:
+        raise InvalidArgument("couldn't find PID field in ps output", hint="ask for it: -o pid,...")
+    program = facts.program("ps", context.env)
+    if program is None and words:
+        raise NotFound("ps: this program is not installed", hint="Debian's package procps has it")
+    if program is not None:
+        plan = Plan()
+        script = 'umask 077; out=$1; shift; exec "$@" > "$out"'
+        env = [f"{name}={context.env[name]}" for name in ("COLUMNS", "LANG", "TZ") if name in context.env]
+        plan.add(P.PARENT_BEFORE_CLONE, "hook", "ps", "/bin/sh",
+                 ["sh", "-c", script, "sh", said, program, *(words or ["-ef"])], env, PS_LIMIT_MS, "")
+        plan.add(P.PARENT_BEFORE_CLONE, "again", "show", 0, "said")
+        plan.add(P.ON_FAILURE, "unlink", "forget what ps said", said)
+        return plan
     facts.want(*(f"read:/proc/{pid}/cmdline" for pid in pids))
     lines = ["       PID CMD"]
     for pid in pids:
-        words = (facts.read(f"/proc/{pid}/cmdline") or b"").rstrip(b"\0").split(b"\0")
-        lines.append(f"{pid:>10} {' '.join(word.decode('utf-8', 'replace') for word in words)}")
+        words = (facts.read(f"/proc/{pid}/cmdline") or b"").rstrip(b"\0").decode("utf-8", "replace").split("\0")
+        lines.append(f"{pid:>10} {' '.join(words)}")
     return _show("\n".join(lines) + "\n")
+
+
+def _only(text: bytes, pids: list[int]) -> str:
+    """The title and the lines of a table that speak of these processes; "" where no column is called PID."""
+    title, *lines = text.decode("utf-8", "surrogateescape").splitlines(keepends=True) or [""]
+    if "PID" not in title.split():
+        return ""
+    at, wanted = title.split().index("PID"), {str(pid) for pid in pids}
+    return title + "".join(line for line in lines if line.split()[at : at + 1] and line.split()[at] in wanted)
 
 
 def execute(context: Context, facts: Facts, identity: str, process: dict[str, Any], options: dict[str, Any]) -> Plan:
@@ -414,8 +504,7 @@ def execute(context: Context, facts: Facts, identity: str, process: dict[str, An
     launch = Launch(identity, where.bundle, layout, context.uid)
     launch.seccomp, keep = _seccomp(cache, config, facts, context)
     launch.preserve_fds = int(options.get("preserve-fds") or 0)
-    if options.get("console-socket"):
-        launch.console_socket = absolute(context.cwd, options["console-socket"])
+    _sockets(context, options, launch)
     membership = (facts.read(f"/proc/{where.pid}/cgroup") or b"").decode()
     plan = Plan()
     if launch.seccomp is not None:

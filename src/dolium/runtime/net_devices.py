@@ -8,6 +8,7 @@ when the container's namespace ends is the kernel's affair: hardware returns, vi
 from __future__ import annotations
 
 from dolium.linux import links
+from dolium.runtime import deeds
 from dolium.runtime import plan as P
 from dolium.runtime.spec import take, wrong
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from dolium.runtime.facts import Facts
     from dolium.runtime.plan import Plan
+
+
+LIMIT_MS = 30_000
 
 
 def _name(text: str, field: str) -> str:
@@ -46,20 +50,15 @@ def check(linux: dict[str, Any]) -> dict[str, str]:
 
 
 def add(plan: Plan, linux: dict[str, Any], facts: Facts) -> None:
-    """Move them once the new process is in its namespace; it gives them their addresses back. Raises InvalidArgument for a
-    link that is not there."""
+    """Move them, by a program of ours, once the new process is in its namespace. Raises InvalidArgument for a link that is
+    not there."""
     devices = check(linux)
     if not devices:
         return
-    facts.want(f"netlink:{links.RTM_GETLINK}", f"netlink:{links.RTM_GETADDR}")
-    indexes = links.indexes(facts.netlink(links.RTM_GETLINK))
-    told = facts.netlink(links.RTM_GETADDR)
-    for name, inside in devices.items():
-        field = f"linux.netDevices.{name}"
-        if name not in indexes:
-            raise wrong(field, "there is no such link in the runtime's network namespace")
-        plan.add(P.PARENT_AFTER_CLONE, "netlink", f"{field}: move it to the container as {inside}", "",
-                 *links.move(indexes[name], inside))
-        for address in links.addresses(told, indexes[name]):
-            plan.add(P.CHILD_AFTER_PIVOT, "netlink", f"{field}: give {inside} its address", inside, *links.address(address))
-        plan.add(P.CHILD_AFTER_PIVOT, "netlink", f"{field}: bring {inside} up", inside, *links.up())
+    listed = (facts.read("/proc/self/net/dev") or b"").decode("utf-8", "surrogateescape")
+    present = {line.partition(":")[0].strip() for line in listed.splitlines()}
+    for name in devices:
+        if name not in present:
+            raise wrong(f"linux.netDevices.{name}", "there is no such link in the runtime's network namespace")
+    deeds.add(plan, P.PARENT_AFTER_CLONE, f"linux.netDevices: move {', '.join(devices)} to the container",
+              "dolium.linux.link_calls", {"pid": deeds.PID_LATER, "devices": devices}, LIMIT_MS)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 PLAN_VERSION = 1
 FLAG_OLD_MOUNT_API = 1
+FLAG_DEBUG = 2  # the front tells each operation and its time
 
 PARENT_BEFORE_CLONE = 0
 PARENT_AFTER_CLONE = 1
@@ -123,10 +124,12 @@ OPS: dict[str, tuple[int, str]] = {
     "personality": (124, "i"),
     "memory_policy": (125, "is"),
     "seccomp_listener": (126, "isis"),
-    "netlink": (127, "sis"),
     "lsm": (128, "ss"),
     "enter_time": (129, ""),
     "close": (130, "i"),
+    "loopback": (131, ""),
+    "send_pidfd": (132, "is"),
+    "take_back": (133, ""),
 }
 NAMES = {code: name for name, (code, _) in OPS.items()}
 

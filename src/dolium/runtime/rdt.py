@@ -98,6 +98,31 @@ def join(plan: Plan, rdt: dict[str, Any], identity: str) -> None:
                  0)
 
 
+def update(plan: Plan, facts: Facts, config: dict[str, Any], identity: str, pid: int, wished: dict[str, str]) -> None:
+    """``update --l3-cache-schema`` and ``--mem-bw-schema``: the lines that are named, in the container's class of
+    service; one that had none gets one of its own, as with runc. ``config`` is changed. Raises InvalidArgument."""
+    linux = config.setdefault("linux", {})
+    had = linux.get("intelRdt")
+    check(wished)
+    if facts.stat(f"{ROOT}/schemata") is None:
+        raise wrong(FIELD, f"there is no resctrl file system at {ROOT}",
+                    "mount it (mount -t resctrl resctrl /sys/fs/resctrl) where the processor has RDT")
+    folder = f"{ROOT}/{(had or {}).get('closID') or identity}"
+    before = facts.read(f"{folder}/schemata")
+    if before is None:
+        plan.add(P.PARENT_BEFORE_CLONE, "mkdir", f"{FIELD}: make {folder}", folder, 0o755, 0)
+        plan.add(P.ON_FAILURE, "cg_rmdir", f"{FIELD}: remove {folder}", folder)
+        plan.add(P.PARENT_BEFORE_CLONE, "write_file", f"{FIELD}: put init into {folder}", f"{folder}/tasks", str(pid), 0o644,
+                 0)
+    for line in _lines(wished):
+        plan.add(P.PARENT_BEFORE_CLONE, "cg_write", f"{FIELD}: write {line} to {folder}", f"{folder}/schemata", f"{line}\n",
+                 0)
+    for kept in (before or b"").splitlines():
+        plan.add(P.ON_FAILURE, "cg_write", f"{FIELD}: put {folder} back", f"{folder}/schemata", kept.strip() + b"\n", 0,
+                 optional=True)
+    linux["intelRdt"] = {**(had or {}), **wished}
+
+
 def remove(plan: Plan, stage: int, rdt: dict[str, Any], identity: str) -> None:
     """Take away what the container had of its own."""
     for folder in folders(rdt, identity):

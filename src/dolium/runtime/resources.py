@@ -74,6 +74,12 @@ def wished(options: dict[str, Any], facts: Facts, path: str) -> dict[str, Any]:
     return found
 
 
+def schemata(options: dict[str, Any], path: str) -> dict[str, str]:
+    """What an update's flags say of ``linux.intelRdt``; with a file they are ignored, as all others."""
+    flags = {"l3-cache-schema": "l3CacheSchema", "mem-bw-schema": "memBwSchema"}
+    return {} if path else {key: options[flag] for flag, key in flags.items() if options.get(flag)}
+
+
 def _number(data: bytes | None) -> int | None:
     text = (data or b"").strip()
     if text == b"max":
@@ -110,13 +116,13 @@ class _Folders:
         return {line[0]: int(line[1]) for line in words if len(line) == 2 and line[1].lstrip("-").isdigit()}
 
 
-def update(context: Context, facts: Facts, identity: str, resources: dict[str, Any]) -> Plan:
-    """``update``: write the limits that are named, leave the others. Nothing is left half changed: what was written
-    before a refusal is written back."""
+def update(context: Context, facts: Facts, identity: str, resources: dict[str, Any], rdt: dict[str, str]) -> Plan:
+    """``update``: write the limits that are named, leave the others; ``rdt``: of ``linux.intelRdt``. Nothing is left half
+    changed: what was written before a refusal is written back."""
     where = state.load(facts, context.root, identity)
     if state.status(facts, where) == "stopped":
         raise FailedPrecondition(f"container not running: {identity}")
-    if not where.folders:
+    if not where.folders and not rdt:
         raise FailedPrecondition(f"container {identity} has no cgroup of its own: its caller had no right to make one")
     text = facts.read(f"{where.folder}/config.json")
     if text is None:
@@ -129,7 +135,7 @@ def update(context: Context, facts: Facts, identity: str, resources: dict[str, A
     try:
         load(json.dumps(merged).encode(), "update")
     except InvalidArgument as error:
-        raise InvalidArgument(str(error).replace("update: ", "")) from None
+        raise InvalidArgument(error.message.replace("config.json: linux.", ""), hint=error.hint) from None
     if "devices" in resources and not isinstance(resources["devices"], list):
         raise InvalidArgument("resources: devices: must be an array")
     layout = cgroups.layout(facts)
@@ -142,7 +148,7 @@ def update(context: Context, facts: Facts, identity: str, resources: dict[str, A
     _check_memory(files, wanted["memory"])
     plan = Plan()
     plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {where.folder}", where.folder)
-    group = _group(layout, where.folders)
+    group = _group(layout, where.folders) if where.folders else ""
     if where.unit:
         from dolium.runtime.systemd import Driver
 
@@ -161,6 +167,10 @@ def update(context: Context, facts: Facts, identity: str, resources: dict[str, A
         before = facts.read(str(op.args[0]))
         if before is not None and before.strip() and not op.label.startswith("set devices."):
             plan.add(P.ON_FAILURE, "cg_write", f"put {op.args[0]} back", op.args[0], before.strip(), 1, optional=True)
+    if rdt:
+        from dolium.runtime import rdt as resctrl
+
+        resctrl.update(plan, facts, merged, identity, where.pid, rdt)
     path = f"{where.folder}/config.json"
     plan.add(P.PARENT_BEFORE_CLONE, "write_file", f"write {path}", path,
              json.dumps(merged).encode().replace(b"\x01", b"\x01\x01"), 0o600, 1)

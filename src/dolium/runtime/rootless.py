@@ -7,7 +7,7 @@ Maps of more than the caller's own ids are written by newuidmap and newgidmap, f
 
 from __future__ import annotations
 
-from dolium.errors import DoliumError, FailedPrecondition, Unimplemented
+from dolium.errors import FailedPrecondition, Unimplemented
 from dolium.linux.cgroup import tree, v1, v2
 from dolium.runtime import plan as P
 
@@ -91,23 +91,14 @@ def _needs_tools(linux: dict[str, Any], uid: int, gid: int) -> bool:
 
 
 def _tools(context: Context, facts: Facts) -> tuple[str, str]:
-    folders = (context.env.get("PATH") or "/usr/bin:/bin").split(":")
     found = []
     for name in ("newuidmap", "newgidmap"):
-        path = next((f"{folder}/{name}" for folder in folders if folder.startswith("/")
-                     and _exists(facts, f"{folder}/{name}")), None)
+        path = facts.program(name, context.env)
         if path is None:
             raise Unimplemented(f"config.json: linux.uidMappings: more than the own id needs {name}, which is not installed",
                                 hint="Debian's package uidmap has it; or map the own uid and gid alone")
         found.append(path)
     return found[0], found[1]
-
-
-def _exists(facts: Facts, path: str) -> bool:
-    try:
-        return facts.stat(path) is not None
-    except DoliumError:  # a folder of PATH that is another's
-        return False
 
 
 def map_by_tools(plan: Plan, tools: tuple[str, str], linux: dict[str, Any]) -> None:
