@@ -44,6 +44,8 @@ def arguments() -> argparse.ArgumentParser:
                         "fd:// takes the one systemd passes")
     parser.add_argument("--data-root", default=DATA, help="folder of images, containers, volumes (default %(default)s)")
     parser.add_argument("--run-root", default=RUN, help="folder of sockets and shims (default %(default)s)")
+    parser.add_argument("--etc-root", default="/etc", help="folder with docker/daemon.json, docker/certs.d, "
+                        "containers/registries.conf, containers/policy.json (default %(default)s)")
     parser.add_argument("--log-file", default="", help="write the log there instead of standard error")
     parser.add_argument("--snapshotter", "--storage-driver", choices=DRIVERS, default=DRIVERS[0], help="how container roots "
                         "are made of layers (default %(default)s): native copies, erofs keeps layers as sealed files")
@@ -174,7 +176,8 @@ def entry() -> int:
         print("doliumd: needs root", file=sys.stderr)
         return 1
     memory.one_heap()
-    paths = Paths(os.path.abspath(options.data_root), os.path.abspath(options.run_root))
+    paths = Paths(os.path.abspath(options.data_root), os.path.abspath(options.run_root),
+                  os.path.abspath(options.etc_root))
     try:
         os.makedirs(paths.data, mode=0o711, exist_ok=True)
         asyncio.run(serve(paths, options.host, options.snapshotter, options.userns_remap))

@@ -87,7 +87,7 @@ class Daemon:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [*((*AFTER_BOOT, str(boot_id)) if boot_id else ()), sys.executable, "-I", "-m", "dolium.daemon", "-H", f"unix://{self.socket}", "--data-root",
-                 str(self.folder / "data"), "--run-root", str(self.folder / "run"), *self.options],
+                 str(self.folder / "data"), "--run-root", str(self.folder / "run"), "--etc-root", str(self.folder / "etc"), *self.options],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True)
         if wait:
             eventually(lambda: self.listening() or self.process is None or self.process.poll() is not None,
@@ -151,7 +151,8 @@ class Daemon:
         options.setdefault("timeout", DEADLINE * 2)
         if "input" not in options:
             options.setdefault("stdin", subprocess.DEVNULL)
-        done = subprocess.run([program, *words], capture_output=True, text=True, env=self.env, check=False, **options)
+        env = {**self.env, **options.pop("env", {})}
+        done = subprocess.run([program, *words], capture_output=True, text=True, env=env, check=False, **options)
         if check:
             assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.tail()}"
         return done

@@ -126,9 +126,13 @@ def index(images: Mapping[str, ImageFiles]) -> ImageFiles:
 class Registry:
     """docker-registry with its own directory; ended by its own process handle. ``auth`` asks for USER and PASSWORD."""
 
-    def __init__(self, root: Path, *, auth: bool = False) -> None:
+    def __init__(self, root: Path, *, auth: bool = False, tls: tuple[Path, Path] | None = None,
+                 token: Mapping[str, object] | None = None, client_ca: Path | None = None, upstream: str = "") -> None:
+        """``tls``: certificate and key; ``token``: distribution's token settings (realm, service, issuer,
+        rootcertbundle); ``client_ca``: only clients with a certificate of it; ``upstream``: a pull-through cache of it."""
         self.root = root / "registry"
         self.auth = auth
+        self.tls, self.token, self.client_ca, self.upstream = tls, token, client_ca, upstream
         self.address = ""
         self._process: subprocess.Popen[str] | None = None
 
@@ -143,6 +147,15 @@ class Registry:
         if self.auth:
             (self.root / "htpasswd").write_text(_HTPASSWD + "\n")
             settings["auth"] = {"htpasswd": {"realm": "tests", "path": str(self.root / "htpasswd")}}
+        if self.token:
+            settings["auth"] = {"token": dict(self.token)}
+        if self.tls:
+            http: dict[str, object] = {"certificate": str(self.tls[0]), "key": str(self.tls[1])}
+            if self.client_ca:
+                http["clientcas"] = [str(self.client_ca)]
+            settings["http"] = {"addr": "127.0.0.1:0", "tls": http}
+        if self.upstream:
+            settings["proxy"] = {"remoteurl": self.upstream}
         path = self.root / "config.yml"
         path.write_text(json.dumps(settings))  # JSON is YAML
         self._process = subprocess.Popen(

@@ -13,12 +13,13 @@ import pytest
 from aiohttp import web
 
 from dolium.errors import InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, Unavailable
-from dolium.images import registry as module
+from dolium.images import transport as module
 from dolium.images.auth import Challenge, Credentials, Token, parse_challenges
 from dolium.images.content import ContentStore, digest_of
+from dolium.images.hosts import is_loopback
 from dolium.images.manifest import OCI_MANIFEST, Descriptor
 from dolium.images.reference import Reference
-from dolium.images.registry import RegistryClient, is_loopback
+from dolium.images.registry import RegistryClient
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BLOB = os.urandom(3_000_000)

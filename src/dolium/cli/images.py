@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from dolium.cli import output
+from dolium.cli import credentials, output
 from dolium.cli.containers import FORMAT, filter_query, read_chunks
 from dolium.cli.context import Context
 from dolium.cli.flags import Command, Flag, UsageError
@@ -47,11 +47,13 @@ class Bars:
         if "error" in row:
             raise ApiError(500, row["error"])
         identity, status = row.get("id", ""), row.get("status", "")
+        if "aux" in row:
+            return
         text = f"{identity}: {status}" if identity else status
         if not self._live:
             if self._said.get(identity) != status:
                 self._said[identity] = status
-                if status not in ("Downloading", "Extracting"):
+                if status not in ("Downloading", "Extracting", "Pushing"):
                     self._file.write(text + "\n")
             return
         detail = row.get("progressDetail") or {}
@@ -91,7 +93,8 @@ def pull_image(client: Client, context: Context, image: str, platform: str | Non
         tag = last.partition(":")[2] or "latest"
         name = image[: len(image) - len(last)] + last.partition(":")[0]
     bars = Bars(file, os.isatty(file.fileno()))
-    response = client.open("POST", "/images/create" + query(fromImage=name, tag=digest or tag, platform=platform))
+    response = client.open("POST", "/images/create" + query(fromImage=name, tag=digest or tag, platform=platform),
+                           headers=credentials.header(context, image))
     for row in response.lines():
         if not quiet or "error" in row:
             bars.show(row)

@@ -32,6 +32,9 @@ COMMANDS = {
     "stats": ("containers", "stats", "show what containers use"),
     "cp": ("containers", "copy", "copy files out of or into a container"),
     "pull": ("images", "pull", "fetch an image from a registry"),
+    "push": ("registries", "push", "send an image to a registry"),
+    "login": ("registries", "login", "keep the credentials of a registry"),
+    "logout": ("registries", "logout", "forget the credentials of a registry"),
     "images": ("images", "images", "list images"),
     "rmi": ("images", "remove", "remove images"),
     "tag": ("images", "tag", "give an image another name"),
@@ -43,7 +46,7 @@ COMMANDS = {
     "version": ("system", "version", "versions"),
     "daemon": ("system", "daemon", "start or stop the daemon"),
 }
-NO_DAEMON_NEEDED = ("daemon", "version")
+NO_DAEMON_NEEDED = ("daemon", "version", "logout")
 
 
 def usage() -> str:

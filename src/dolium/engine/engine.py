@@ -34,10 +34,11 @@ RETRY = 1.0  # seconds between tries to store what a full disk kept out of the d
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Where an instance lives. ``data`` survives a reboot, ``run`` does not."""
+    """Where an instance lives. ``data`` survives a reboot, ``run`` does not. ``etc``: the host's settings of registries."""
 
     data: str
     run: str
+    etc: str = "/etc"
 
     def container(self, identity: str) -> str:
         """A container's own folder: log, hosts, hostname, resolv.conf."""
@@ -78,7 +79,7 @@ class Engine:
         self.snapshotter = snapshotter
         self.remapped = remapped(userns_remap) if userns_remap else []
         self.images = ImageStore(Path(paths.data), SqliteImageRecords(self._connection), in_use=self._image_users,
-                                 snapshots=make_snapshotter(snapshotter, Path(paths.data)))
+                                 snapshots=make_snapshotter(snapshotter, Path(paths.data)), etc=Path(paths.etc))
         self.roots = Roots(self.images.snapshots, f"{paths.data}/mountpoints", f"{paths.data}/containers")
         self.volumes = Volumes(f"{paths.data}/volumes", self.store)
         self.network = make_network(self.instance, self.store)

@@ -28,6 +28,14 @@ async def settled(future: asyncio.Future[_T]) -> bool:
     return not future.cancelled() and future.exception() is None
 
 
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error inside nested groups, in the order tasks failed."""
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 class SingleFlight(Generic[_T]):
     """Calls with one key share one task. For one event loop.
 

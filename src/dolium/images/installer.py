@@ -17,7 +17,7 @@ from pathlib import Path
 from dolium import faults
 from dolium.errors import DoliumError, InvalidArgument
 from dolium.images.content import ContentStore, Ingest, syncfs
-from dolium.images.flight import SingleFlight, settled
+from dolium.images.flight import SingleFlight, first_error, settled
 from dolium.images.manifest import CONFIG_MAX, Descriptor, ImageConfig, Manifest, parse_config
 from dolium.images.progress import LayerProgress, Progress, Status
 from dolium.images.records import ImageRecord, LayerRecord
@@ -96,7 +96,7 @@ class Installer:
                 for layer, diff_id, chain_id in zip(manifest.layers, config.diff_ids, config.chain_ids, strict=True):
                     group.create_task(one(layer, diff_id, chain_id))
         except BaseExceptionGroup as errors:
-            raise _first(errors) from None
+            raise first_error(errors) from None
         return sizes
 
     def _flush_early(self) -> None:
@@ -237,11 +237,3 @@ class Installer:
             finally:
                 self._snapshots.abort_layer(prepared)
             raise
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error inside nested groups, in the order tasks failed."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,7 +12,7 @@ _INTERVAL = 0.1
 
 
 class Status(StrEnum):
-    """The words of ``docker pull``, in the order a layer goes through them."""
+    """The words of ``docker pull`` and ``docker push``, in the order a layer goes through them."""
 
     PULLING = "Pulling fs layer"
     DOWNLOADING = "Downloading"
@@ -21,6 +21,11 @@ class Status(StrEnum):
     EXTRACTING = "Extracting"
     COMPLETE = "Pull complete"
     EXISTS = "Already exists"
+    PREPARING = "Preparing"
+    PUSHING = "Pushing"
+    PUSHED = "Pushed"
+    THERE = "Layer already exists"
+    MOUNTED = "Mounted from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +33,14 @@ class ProgressEvent:
     """One step. ``id`` is a layer's short digest, a tag, or empty for a line about the whole image.
 
     ``status`` is one of ``Status`` for layers, free text for lines. ``current`` and ``total`` are bytes; ``total`` is 0
-    when there is nothing to measure.
+    when there is nothing to measure. ``aux`` is for programs, with an empty status.
     """
 
     id: str
     status: str
     current: int = 0
     total: int = 0
+    aux: Mapping[str, object] | None = None
 
 
 Progress = Callable[[ProgressEvent], None]
@@ -60,7 +66,7 @@ class LayerProgress:
         self._next = 0.0
         self._status = ""
 
-    def __call__(self, status: Status, current: int = 0, total: int = 0) -> None:
+    def __call__(self, status: str, current: int = 0, total: int = 0) -> None:
         """Report; dropped when the last one with this status is not a tenth of a second old and this is not the end."""
         now = time.monotonic()
         if status == self._status and now < self._next and current != total:

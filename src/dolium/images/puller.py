@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from dolium.errors import InvalidArgument, NotFound
 from dolium.images.manifest import Manifest, parse_manifest
 from dolium.images.platform import Platform, choose, describe
 from dolium.images.reference import Reference
-from dolium.images.registry import RegistryClient
 
 _NESTING = 4
+
+
+class Manifests(Protocol):
+    """Who has manifests: a registry, or several."""
+
+    async def manifest(self, name: str) -> tuple[bytes, str, str]:
+        """Bytes, media type and digest of a tag or digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +41,7 @@ class Resolved:
             )
 
 
-async def resolve_manifest(registry: RegistryClient, reference: Reference, wanted: Platform) -> Resolved:
+async def resolve_manifest(registry: Manifests, reference: Reference, wanted: Platform) -> Resolved:
     """Fetch what the name stands for, and from an index the manifest that suits ``wanted``.
 
     Raises NotFound naming the platforms there are, InvalidArgument, and what the registry client raises.

@@ -34,6 +34,11 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+def is_domain(text: str) -> bool:
+    """True for HOST or HOST:PORT, as they stand in front of a repository."""
+    return _DOMAIN.fullmatch(text) is not None
+
+
 def check_digest(text: str) -> str:
     """``text`` itself when it is a digest; else InvalidArgument. Guards every path made of a digest."""
     if not is_digest(text):

@@ -1,113 +1,51 @@
-"""A client for registries that speak the OCI distribution protocol (v1.1) or its ancestor, Docker's registry v2.
-
-Anonymous, basic and bearer authentication. Plain HTTP only to loopback addresses. Redirects are followed here, not by
-the HTTP library: the Authorization header never goes to another origin, and no redirect leads from TLS to plain HTTP.
+"""A client for registries that speak the OCI distribution protocol (v1.1) or its ancestor, Docker's registry v2: what is
+asked of them. How it is asked is ``transport``'s business.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import TypeVar
-from urllib.request import getproxies, proxy_bypass
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, BinaryIO
+from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
 
-from dolium.errors import Internal, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, Unavailable
-from dolium.images.auth import Challenge, Credentials, Token, parse_challenges
+from dolium.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from dolium.images.auth import Credentials
 from dolium.images.content import CHUNK, Ingest, digest_of
 from dolium.images.flight import settled
-from dolium.images.manifest import INDEXES, MANIFEST_MAX, MANIFESTS, Descriptor
-from dolium.images.reference import DEFAULT_DOMAIN, Reference, is_digest
+from dolium.images.hosts import Endpoint, Settings, is_loopback
+from dolium.images.manifest import INDEXES, MANIFEST_MAX, MANIFESTS, OCI_INDEX, Descriptor, Index, parse_manifest
+from dolium.images.reference import Reference, is_digest
+from dolium.images.transport import Body, Broken, Transport, parse_json, read_limited
 
-ATTEMPTS = 5  # in a row without a byte of progress
-_REDIRECTS = 5
-_TOKEN_MAX = 1 << 20
-_ERROR_MAX = 1 << 16
-_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
-_DOCKER_HUB = "registry-1.docker.io"
-_RETRIED = (408, 500, 502, 503, 504)
-
-_T = TypeVar("_T")
-
-
-def is_loopback(host: str) -> bool:
-    """127.0.0.0/8, ::1 and the name localhost: the only places plain HTTP is spoken to."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+PART = 4 << 20  # bytes; a part is held in memory until it is its turn to be written
+PARTS = 3  # of one blob, asked for at the same time
+PARTS_FROM = 32 << 20  # bytes of a blob that is worth several connections
+UPLOAD_CHUNK = 16 << 20  # bytes; what breaks off is sent again from the last whole chunk
+_REFERRERS_PAGES = 64
+JsonObject = dict[str, Any]
 
 
-def _proxy(url: URL) -> str | None:
-    """The proxy of HTTPS_PROXY and NO_PROXY. aiohttp's own trust_env would also send what ~/.netrc has for the host."""
-    host = url.host or ""
-    if is_loopback(host) or proxy_bypass(host):
-        return None
-    return getproxies().get(url.scheme)
+class RegistryClient(Transport):
+    """One registry and one repository, for the length of one pull or push."""
 
-
-class _Broken(Exception):
-    """The connection broke, or the server had a bad moment: the request may be sent again."""
-
-
-class RegistryClient:
-    """One registry and one repository, for the length of one pull. An async context manager; not shared by tasks of
-    different event loops, but by any number of tasks of one.
-    """
-
-    def __init__(self, reference: Reference, credentials: Credentials | None = None) -> None:
-        """Nothing is sent yet."""
-        self._repository = reference.path
-        self._domain = reference.domain
-        host = _DOCKER_HUB if reference.domain == DEFAULT_DOMAIN else reference.domain
-        self._plain_allowed = is_loopback(URL(f"https://{host}").host or "")
-        self._base = URL(f"{'http' if self._plain_allowed else 'https'}://{host}")
-        self._credentials = credentials
-        self._token: Token | None = None
-        self._challenge: Challenge | None = None
-        self._auth_lock = asyncio.Lock()
-        self._session: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> RegistryClient:
-        # Blobs are stored as they come: content codings must not be undone, nor cookies carried along.
-        self._session = aiohttp.ClientSession(
-            auto_decompress=False, timeout=_TIMEOUT, cookie_jar=aiohttp.DummyCookieJar(), read_bufsize=CHUNK,
-            headers={"User-Agent": "dolium", "Accept-Encoding": "identity"},
-        )
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    def __init__(
+        self, reference: Reference, credentials: Credentials | None = None, *, endpoint: Endpoint | None = None,
+        actions: str = "pull", parts_from: int | None = None,
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-
-    async def ping(self) -> None:
-        """Ask for ``/v2/``: settles the scheme of a loopback registry and the way to authenticate.
-
-        Raises Unavailable when nobody answers, or what answers is no registry.
+        """Nothing is sent yet. ``endpoint`` is where the repository is, by default at its own domain. Blobs of
+        ``parts_from`` bytes come in parts; by default only from afar: on loopback one connection is faster than its
+        digest is computed.
         """
-        async def once() -> None:
-            async with self._send(self._base.with_path("/v2/"), {}) as answer:
-                if answer.status == 400 and self._base.scheme == "http":  # Go's server, spoken to without TLS
-                    self._base = self._base.with_scheme("https")
-                    raise _Broken("the registry wants TLS")
-                if answer.status == 401:
-                    self._challenge = self._pick(answer)
-                elif answer.status != 200:
-                    raise await self._error(answer, "ping")
-
-        await self._retry("ping", once)
+        endpoint = endpoint or Settings().home(reference)
+        super().__init__(endpoint, credentials, actions=actions, name=reference.name)
+        local = is_loopback(self._base.host or "")
+        self._parts_from = parts_from if parts_from is not None else None if local else PARTS_FROM
 
     async def manifest(self, name: str) -> tuple[bytes, str, str]:
         """The manifest or index of a tag or digest: its bytes, media type and digest.
@@ -118,10 +56,10 @@ class RegistryClient:
         accept = ", ".join((*MANIFESTS, *INDEXES))
 
         async def once() -> tuple[bytes, str, str]:
-            async with self._request(url, {"Accept": accept}) as answer:
+            async with self._request("GET", url, {"Accept": accept}) as answer:
                 if answer.status != 200:
                     raise await self._error(answer, f"manifest {name}")
-                data = await _read(answer, MANIFEST_MAX, f"manifest {name}")
+                data = await read_limited(answer, MANIFEST_MAX, f"manifest {name}")
                 return data, answer.content_type, answer.headers.get("Docker-Content-Digest", "")
 
         data, media_type, announced = await self._retry(f"manifest {name}", once)
@@ -140,6 +78,9 @@ class RegistryClient:
         url = self._url("blobs", descriptor.digest)
         what = f"blob {descriptor.digest}"
         while True:
+            if self._parts_from is not None and descriptor.size - ingest.offset >= self._parts_from:
+                await self._retry(what, lambda: self._blob_parts(url, descriptor, ingest, progress),
+                                  lambda: ingest.offset)
             await self._retry(what, lambda: self._blob_rest(url, descriptor, ingest, progress), lambda: ingest.offset)
             if not ingest.resumed:
                 await asyncio.to_thread(ingest.commit)
@@ -157,7 +98,7 @@ class RegistryClient:
         if start == descriptor.size:
             return
         headers = {"Range": f"bytes={start}-{descriptor.size - 1}"} if start else {}
-        async with self._request(url, headers) as answer:
+        async with self._request("GET", url, headers) as answer:
             if start and answer.status == 206:
                 if not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                     raise Unavailable(f"{self._name}: the registry sent another range of {descriptor.digest}")
@@ -166,12 +107,12 @@ class RegistryClient:
                     ingest.reset()
             elif answer.status == 416:
                 ingest.reset()
-                raise _Broken("the registry refused to resume")
+                raise Broken("the registry refused to resume")
             else:
                 raise await self._error(answer, f"blob {descriptor.digest}")
             await self._receive(answer, ingest, progress)
         if ingest.offset < descriptor.size:
-            raise _Broken(f"the connection ended after {ingest.offset} of {descriptor.size} bytes")
+            raise Broken(f"the connection ended after {ingest.offset} of {descriptor.size} bytes")
 
     async def _receive(
         self, answer: aiohttp.ClientResponse, ingest: Ingest, progress: Callable[[int], None]
@@ -203,159 +144,297 @@ class RegistryClient:
         if broken is not None:
             raise broken
 
-    @property
-    def _name(self) -> str:
-        return f"{self._domain}/{self._repository}"
+    async def _blob_parts(
+        self, url: URL, descriptor: Descriptor, ingest: Ingest, progress: Callable[[int], None]
+    ) -> None:
+        """The blob in ranges over several connections, written in their order: whoever reads along sees one stream.
 
-    def _url(self, kind: str, name: str) -> URL:
-        return self._base.with_path(f"/v2/{self._repository}/{kind}/{name}")
-
-    async def _retry(self, what: str, once: Callable[[], Awaitable[_T]], made: Callable[[], int] = lambda: 0) -> _T:
-        """Call ``once`` until it succeeds, fails for good, or breaks ATTEMPTS times without ``made()`` growing."""
-        attempt, before = 0, made()
-        while True:
-            try:
-                return await once()
-            except aiohttp.ClientConnectorError as error:  # nobody there, no such host, a bad certificate
-                raise Unavailable(f"{self._domain}: {error}") from None
-            except (_Broken, aiohttp.ClientError, TimeoutError) as error:
-                now = made()
-                attempt = 1 if now > before else attempt + 1
-                before = now
-                if attempt >= ATTEMPTS:
-                    raise Unavailable(f"{self._name}: {what}: {str(error) or type(error).__name__}") from None
-            if attempt > 1:  # the first cut is resumed at once; later ones spread out
-                await asyncio.sleep(0.1 * 2**attempt * (0.5 + random.random()))
-
-    @asynccontextmanager
-    async def _request(self, url: URL, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """GET with whatever authorization the registry asked for; a 401 is answered once."""
-        for last in (False, True):
-            token = await self._authorize()
-            sent = dict(headers) | ({"Authorization": token} if token else {})
-            async with self._send(url, sent) as answer:
-                if answer.status != 401 or last:
-                    yield answer
-                    return
-                challenge = self._pick(answer)
-            async with self._auth_lock:
-                self._challenge = challenge
-                if self._token is not None and token == f"Bearer {self._token.value}":
-                    self._token = None  # refused: expired early, or for another scope
-
-    async def _authorize(self) -> str:
-        """The Authorization header to send, or ''. One token request at a time."""
-        async with self._auth_lock:
-            challenge = self._challenge
-            if challenge is None:
-                return ""
-            if challenge.scheme == "basic":
-                return self._credentials.basic() if self._credentials else ""
-            if self._token is None or not self._token.fresh:
-                self._token = await self._retry("token", lambda: self._fetch_token(challenge))
-            return f"Bearer {self._token.value}"
-
-    def _pick(self, answer: aiohttp.ClientResponse) -> Challenge:
-        """The best challenge of a 401: bearer, then basic when there are credentials."""
-        challenges = parse_challenges(answer.headers.getall("WWW-Authenticate", []))
-        for scheme in ("bearer", "basic"):
-            for challenge in challenges:
-                if challenge.scheme == scheme and (scheme == "bearer" or self._credentials is not None):
-                    return challenge
-        if any(challenge.scheme == "basic" for challenge in challenges):
-            raise PermissionDenied(f"{self._domain}: no basic auth credentials", hint="log in to the registry first")
-        raise PermissionDenied(f"{self._domain}: the registry asks for an authentication dolium does not know")
-
-    async def _fetch_token(self, challenge: Challenge) -> Token:
-        realm = self._parse(challenge.parameters.get("realm", ""))
-        if not realm.is_absolute() or not self._may_visit(realm):
-            raise PermissionDenied(f"{self._domain}: refusing to send credentials to token server {realm}")
-        query = {"scope": challenge.parameters.get("scope") or f"repository:{self._repository}:pull"}
-        if service := challenge.parameters.get("service"):
-            query["service"] = service
-        headers = {}
-        if self._credentials is not None:
-            query["account"] = self._credentials.user
-            headers["Authorization"] = self._credentials.basic()
-        async with self._send(realm.update_query(query), headers) as answer:
-            if answer.status in (400, 401, 403):
-                raise PermissionDenied(f"{self._domain}: authentication failed: {await _message(answer)}")
-            if answer.status != 200:
-                raise await self._error(answer, "token")
-            return Token.parse(_json(await _read(answer, _TOKEN_MAX, "token")))
-
-    def _parse(self, text: str) -> URL:
-        """A URL the server named, spelled as it is: a presigned one's signature covers the spelling."""
+        Returns early, with nothing lost, when the registry knows no ranges.
+        """
+        waiting: deque[asyncio.Task[bytes | None]] = deque()
+        begun = ingest.offset
         try:
-            return URL(text, encoded=True)
-        except ValueError as error:
-            raise Unavailable(f"{self._domain}: the registry named an invalid URL: {error}") from None
-
-    def _may_visit(self, url: URL) -> bool:
-        """TLS anywhere; plain HTTP only from a loopback registry to loopback."""
-        return url.scheme == "https" or (
-            url.scheme == "http" and self._plain_allowed and is_loopback(url.host or "")
-        )
-
-    @asynccontextmanager
-    async def _send(self, url: URL, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One GET, redirects followed by the rules of this module."""
-        if self._session is None:
-            raise Internal("the registry client is used outside its context")
-        for _ in range(_REDIRECTS + 1):
-            async with self._session.get(url, headers=headers, allow_redirects=False, proxy=_proxy(url)) as answer:
-                if answer.status not in (301, 302, 303, 307, 308):
-                    yield answer
+            while ingest.offset < descriptor.size:
+                while begun < descriptor.size and len(waiting) < PARTS:
+                    end = min(begun + PART, descriptor.size)
+                    waiting.append(asyncio.ensure_future(self._part(url, descriptor, begun, end)))
+                    begun = end
+                data = await waiting.popleft()
+                if data is None:
                     return
-                target = url.join(self._parse(answer.headers.get("Location", "")))
-            if not self._may_visit(target):
-                raise Unavailable(f"{self._domain}: refusing the redirect to {target.scheme}://{target.host or ''}")
-            if target.origin() != url.origin():
-                headers = {name: value for name, value in headers.items() if name != "Authorization"}
-            url = target
-        raise Unavailable(f"{self._domain}: more than {_REDIRECTS} redirects")
+                writing = asyncio.get_running_loop().run_in_executor(None, ingest.write, data)
+                await settled(writing)  # also when cancelled: the thread must be done before the file is closed
+                writing.result()
+                progress(ingest.offset)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
-    async def _error(self, answer: aiohttp.ClientResponse, what: str) -> Exception:
-        """The error for a status that is not the one hoped for; _Broken when it is worth another try."""
-        said = await _message(answer)
-        subject = f"{self._name}: {what}"
-        if answer.status in _RETRIED:
-            return _Broken(f"HTTP {answer.status}: {said}")
-        if answer.status == 404:
-            return NotFound(f"{subject} not found: {said}")
-        if answer.status in (401, 403):
-            return PermissionDenied(
-                f"pull access denied for {self._name}: {said}",
-                hint="the repository does not exist or needs a login",
-            )
-        if answer.status == 429:
-            return ResourceExhausted(f"{subject}: too many requests: {said}")
-        return Unavailable(f"{subject}: HTTP {answer.status}: {said}")
+    async def _part(self, url: URL, descriptor: Descriptor, start: int, end: int) -> bytes | None:
+        """One range; None when the registry sends the whole blob instead."""
+        what = f"blob {descriptor.digest}, bytes {start}-{end - 1}"
 
+        async def once() -> bytes | None:
+            async with self._request("GET", url, {"Range": f"bytes={start}-{end - 1}"}) as answer:
+                if answer.status in (200, 416):
+                    return None
+                if answer.status != 206:
+                    raise await self._error(answer, what)
+                if not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                    raise Unavailable(f"{self._name}: the registry sent another range of {descriptor.digest}")
+                data = await read_limited(answer, end - start, what)
+            if len(data) < end - start:
+                raise Broken(f"the connection ended after {len(data)} of {end - start} bytes")
+            return data
 
-async def _read(answer: aiohttp.ClientResponse, limit: int, what: str) -> bytes:
-    data = bytearray()
-    async for chunk in answer.content.iter_any():
-        data += chunk
-        if len(data) > limit:
-            raise InvalidArgument(f"{what}: the answer is longer than {limit} bytes")
-    return bytes(data)
+        return await self._retry(what, once)
 
+    # Pushing
 
-def _json(data: bytes) -> object:
-    try:
-        return json.loads(data)
-    except ValueError:
+    async def has_blob(self, digest: str) -> bool:
+        """Is the blob in the repository already?"""
+        async def once() -> bool:
+            async with self._request("HEAD", self._url("blobs", digest), {}) as answer:
+                if answer.status not in (200, 404):
+                    raise await self._error(answer, f"blob {digest}")
+                return answer.status == 200
+
+        return await self._retry(f"blob {digest}", once)
+
+    async def push_blob(
+        self, digest: str, size: int, source: Callable[[], BinaryIO], progress: Callable[[int], None],
+        mounts: Sequence[str] = (),
+    ) -> str | None:
+        """Have the blob in the repository: found there, mounted from one of ``mounts`` (repositories of the same host), or
+        sent. ``source`` opens the blob; ``progress`` gets the bytes sent so far.
+
+        Returns "" when it was there, the repository it was mounted from, None when it was sent. Raises PermissionDenied,
+        Unavailable, and InvalidArgument when the registry finds another digest.
+        """
+        if await self.has_blob(digest):
+            return ""
+        upload = _Upload()
+        for repository in mounts:
+            if await self._begin(upload, mount=(digest, repository)):
+                return repository
+            if upload.location is not None:
+                break  # it was not mounted, and an upload has begun instead
+        await self._retry(f"push blob {digest}", lambda: self._upload(upload, digest, size, source, progress),
+                          lambda: upload.offset)
         return None
 
+    def upload_location(self, url: URL, text: str) -> URL:
+        """Where an upload goes on. Raises Unavailable for a place this registry may not send us to."""
+        target = url.join(self._parse(text))
+        if not self._may_visit(target):
+            raise Unavailable(f"{self._domain}: refusing to upload to {target.scheme}://{target.host or ''}")
+        return target
 
-async def _message(answer: aiohttp.ClientResponse) -> str:
-    """What the server says is wrong, in one printable line; its status line when it says nothing."""
-    body = _json(await answer.content.read(_ERROR_MAX))
-    said = ""
-    if isinstance(body, dict):
-        errors = body.get("errors")
-        first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else body
-        said = str(first.get("message") or first.get("code") or first.get("details") or "")
-    said = "".join(character for character in said if character.isprintable())
-    return said or f"{answer.status} {answer.reason}"
+    async def _begin(self, upload: _Upload, mount: tuple[str, str] | None = None) -> bool:
+        """Open an upload; True when the registry mounted the blob instead."""
+        url = self._base.with_path(f"/v2/{self._repository}/blobs/uploads/")
+        if mount is not None:
+            url = url.with_query({"mount": mount[0], "from": mount[1]})
+        what = "begin an upload"
+
+        async def once() -> bool:
+            async with self._request("POST", url, {"Content-Length": "0"}) as answer:
+                if answer.status == 201 and mount is not None:
+                    return True
+                if mount is not None and answer.status in (401, 403, 404):
+                    return False  # we may not read there, or it is gone: the blob is sent
+                if answer.status != 202:
+                    raise await self._error(answer, what)
+                upload.move(self, url, answer)
+                upload.offset = 0
+                least = answer.headers.get("OCI-Chunk-Min-Length", "")
+                upload.chunk = max(UPLOAD_CHUNK, int(least) if least.isascii() and least.isdigit() else 0)
+                return False
+
+        return await self._retry(what, once)
+
+    async def _upload(
+        self, upload: _Upload, digest: str, size: int, source: Callable[[], BinaryIO],
+        progress: Callable[[int], None],
+    ) -> None:
+        """From where the upload stands to its end: a small blob in one request, a large one in chunks."""
+        if upload.unsure:
+            await self._where(upload)
+        if upload.location is None:
+            await self._begin(upload)
+        upload.unsure = True
+        what = f"push blob {digest}"
+        while size > upload.chunk and upload.offset < size:
+            start, end = upload.offset, min(upload.offset + upload.chunk, size)
+            headers = {"Content-Type": "application/octet-stream", "Content-Length": str(end - start),
+                       "Content-Range": f"{start}-{end - 1}"}
+            url = upload.where()
+            async with self._request("PATCH", url, headers, _body(source, start, end, progress)) as answer:
+                if answer.status == 416:
+                    raise Broken("the registry has another part of the blob")
+                if answer.status not in (202, 204):
+                    raise await self._error(answer, what)
+                upload.move(self, url, answer)
+                upload.offset = end
+        start = upload.offset
+        url = upload.where()
+        url = URL(f"{url}{'&' if url.raw_query_string else '?'}digest={quote(digest, safe='')}", encoded=True)
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size - start)}
+        async with self._request("PUT", url, headers, _body(source, start, size, progress)) as answer:
+            if answer.status == 400:
+                raise InvalidArgument(f"{self._name}: {what}: the registry refused its content")
+            if answer.status not in (201, 204):
+                raise await self._error(answer, what)
+        progress(size)
+
+    async def _where(self, upload: _Upload) -> None:
+        """How much of an upload that broke off the registry has; it begins again when it has forgotten it."""
+        url = upload.where()
+        async with self._request("GET", url, {}) as answer:
+            first, _, last = answer.headers.get("Range", "").removeprefix("bytes=").partition("-")
+            if answer.status == 204 and first == "0" and last.isascii() and last.isdigit():
+                upload.move(self, url, answer)
+                upload.offset = int(last) + 1 if int(last) else 0
+            else:
+                upload.location = None
+
+    async def put_manifest(self, name: str, data: bytes, media_type: str, *, subject: Descriptor | None = None) -> str:
+        """Store a manifest or index under a tag or digest; returns its digest. The blobs it names must be there.
+
+        ``subject`` is the document's own: a registry that does not know referrers is told by the tag that distribution
+        1.1 ("Unavailable Referrers API") has for that.
+        """
+        what, digest = f"manifest {name}", digest_of(data)
+
+        async def once() -> bool:
+            headers = {"Content-Type": media_type, "Content-Length": str(len(data))}
+            async with self._request("PUT", self._url("manifests", name), headers, lambda: data) as answer:
+                if answer.status not in (201, 202):
+                    raise await self._error(answer, what)
+                found = answer.headers.get("Docker-Content-Digest", "")
+                if is_digest(found) and found != digest:
+                    raise InvalidArgument(f"{self._name}: {what}: the registry made {found} of {digest}")
+                return "OCI-Subject" in answer.headers
+
+        known = await self._retry(what, once)
+        if subject is not None and not known:
+            await self._tag_referrer(subject.digest, data, media_type, digest)
+        return digest
+
+    async def _tag_referrer(self, subject: str, data: bytes, media_type: str, digest: str) -> None:
+        tag = referrers_tag(subject)
+        entries = [entry for entry in await self._tagged_referrers(subject) if entry.get("digest") != digest]
+        entries.append(referrer_entry(data, media_type, digest))
+        index = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}, separators=(",", ":"))
+        await self.put_manifest(tag, index.encode(), OCI_INDEX)
+
+    # Referrers
+
+    async def referrers(self, digest: str, artifact_type: str = "") -> list[JsonObject]:
+        """The descriptors of what refers to a manifest, in the registry's order: signatures, attestations and the like.
+
+        By distribution 1.1's API, or by the tag that stands for it. Raises as ``manifest``.
+        """
+        url: URL | None = self._url("referrers", digest)
+        if artifact_type and url is not None:
+            url = url.with_query({"artifactType": artifact_type})
+        found: list[JsonObject] = []
+        for _ in range(_REFERRERS_PAGES):
+            if url is None:
+                break
+            page = await self._referrers_page(url, digest)
+            if page is None:
+                found = await self._tagged_referrers(digest)
+                break
+            entries, url = page
+            found += entries
+        return [entry for entry in found if not artifact_type or entry.get("artifactType") == artifact_type]
+
+    async def _referrers_page(self, url: URL, digest: str) -> tuple[list[JsonObject], URL | None] | None:
+        """One page and the next one's address; None when the registry has no such API."""
+        what = f"referrers of {digest}"
+
+        async def once() -> tuple[list[JsonObject], URL | None] | None:
+            async with self._request("GET", url, {"Accept": OCI_INDEX}) as answer:
+                if answer.status in (404, 405) or (answer.status == 200 and answer.content_type != OCI_INDEX):
+                    return None
+                if answer.status != 200:
+                    raise await self._error(answer, what)
+                link = answer.links.get("next")
+                after = link.get("url") if link is not None else None
+                entries = _entries(await read_limited(answer, MANIFEST_MAX, what), what)
+                return entries, url.join(self._parse(str(after))) if after else None
+
+        return await self._retry(what, once)
+
+    async def _tagged_referrers(self, digest: str) -> list[JsonObject]:
+        try:
+            data, _, _ = await self.manifest(referrers_tag(digest))
+        except NotFound:
+            return []
+        return _entries(data, f"referrers of {digest}")
+
+
+class _Upload:
+    """An upload under way: where it goes on, and how many bytes the registry has."""
+
+    def __init__(self) -> None:
+        self.location: URL | None = None
+        self.offset = 0
+        self.chunk = UPLOAD_CHUNK
+        self.unsure = False  # a request broke off: what the registry has is to be asked for
+
+    def where(self) -> URL:
+        if self.location is None:
+            raise Broken("the upload has to begin again")
+        return self.location
+
+    def move(self, client: RegistryClient, url: URL, answer: aiohttp.ClientResponse) -> None:
+        """Follow the Location of an answer; without one the upload goes on where it was."""
+        text = answer.headers.get("Location", "")
+        self.location = client.upload_location(url, text) if text else self.location
+
+
+def referrers_tag(digest: str) -> str:
+    """``sha256-HEX``: distribution 1.1's tag for the referrers of a manifest."""
+    return digest.replace(":", "-", 1)
+
+
+def referrer_entry(data: bytes, media_type: str, digest: str) -> JsonObject:
+    """The descriptor of a manifest among the referrers of its subject: with artifact type and annotations."""
+    value = parse_json(data)
+    document: JsonObject = value if isinstance(value, dict) else {}
+    config: Any = document.get("config")
+    entry: JsonObject = {"mediaType": media_type, "digest": digest, "size": len(data)}
+    kind = document.get("artifactType") or (config.get("mediaType") if isinstance(config, dict) else "")
+    if kind:
+        entry["artifactType"] = kind
+    if document.get("annotations"):
+        entry["annotations"] = document["annotations"]
+    return entry
+
+
+def _entries(data: bytes, what: str) -> list[JsonObject]:
+    index = parse_manifest(data, OCI_INDEX, what=what)
+    if not isinstance(index, Index):
+        raise InvalidArgument(f"{what}: not an index")
+    value = parse_json(data)
+    return list(value["manifests"]) if isinstance(value, dict) and "manifests" in value else []
+
+
+def _body(source: Callable[[], BinaryIO], start: int, end: int, progress: Callable[[int], None]) -> Body:
+    """Bytes ``start`` to ``end`` of the blob, read in a thread."""
+    async def chunks() -> AsyncIterator[bytes]:
+        with source() as file:
+            file.seek(start)
+            at = start
+            while at < end:
+                data = await asyncio.to_thread(file.read, min(CHUNK, end - at))
+                if not data:
+                    raise FailedPrecondition("a blob of the store is shorter than its size", hint="dolium system check")
+                yield data
+                at += len(data)
+                progress(at)
+
+    return chunks if end > start else lambda: b""

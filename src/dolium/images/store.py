@@ -35,6 +35,7 @@ from dolium.images.auth import Credentials
 from dolium.images.changes import apply_changes
 from dolium.images.content import ContentStore
 from dolium.images.flight import settled
+from dolium.images.hosts import read_settings
 from dolium.images.installer import Fetch, Installer, no_source
 from dolium.images.manifest import (
     CONFIG_MAX,
@@ -51,16 +52,21 @@ from dolium.images.names import Names, Removal, Use, plan_removal
 from dolium.images.platform import Platform, host
 from dolium.images.progress import Progress, ProgressEvent, silent
 from dolium.images.puller import resolve_manifest
+from dolium.images.pusher import push, require_blobs
 from dolium.images.records import Change, ImageRecord, Records
-from dolium.images.reference import DEFAULT_DOMAIN, Reference
+from dolium.images.reference import DEFAULT_DOMAIN, Reference, is_domain
 from dolium.images.registry import RegistryClient
 from dolium.images.snapshots.base import Snapshotter
 from dolium.images.snapshots.layers import FolderLayers
 from dolium.images.snapshots.overlay import OverlaySnapshotter
+from dolium.images.sources import Sources
+from dolium.images.transport import Transport
 from dolium.units import rfc3339
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+ETC = Path("/etc")
 
 faults.register("image.committed", "image.dropped")
 
@@ -142,12 +148,14 @@ class ImageStore:
     def __init__(
         self, root: Path, records: Records, *, snapshots: Snapshotter | None = None,
         in_use: Callable[[str], Sequence[Use]] = unused, platform: Platform | None = None, unprivileged: bool = False,
+        etc: Path = ETC,
     ) -> None:
         """Open the store; call ``recover`` before anything else and ``close`` at the end.
 
         ``in_use`` tells the containers made from an image; ``platform`` is what images are picked for, by default this
-        machine's; ``unprivileged`` unpacks without owners and devices.
+        machine's; ``unprivileged`` unpacks without owners and devices; ``etc`` has the registries' settings (``hosts``).
         """
+        self._etc = etc
         self.content = ContentStore(root / "content")
         self.snapshots: Snapshotter = snapshots or OverlaySnapshotter(FolderLayers(root / "snapshots"))
         self._records = records
@@ -218,8 +226,7 @@ class ImageStore:
         wanted = Platform.parse(platform) if platform else self._platform
         progress(ProgressEvent(reference.digest or reference.tag or "", f"Pulling from {reference.path}"))
         with self._holding() as hold:
-            async with RegistryClient(reference, credentials) as registry:
-                await registry.ping()
+            async with Sources(reference, credentials, read_settings(self._etc)) as registry:
                 found = await resolve_manifest(registry, reference, wanted)
                 manifest = found.manifest
                 hold.add([found.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)])
@@ -235,6 +242,61 @@ class ImageStore:
         status = "Image is up to date" if known else "Downloaded newer image"
         progress(ProgressEvent("", f"Status: {status} for {reference.familiar()}"))
         return image
+
+    async def push(self, name: str, *, credentials: Credentials | None = None, progress: Progress = silent) -> str:
+        """Push what a name stands for, to the registry in it: under its tag, or under its digest for ``NAME@DIGEST``.
+        Returns the manifest's digest, which is the one it was pulled or loaded with.
+
+        Raises NotFound (no such name here), PermissionDenied, Unavailable, FailedPrecondition when blobs were lost.
+        """
+        reference = Reference.parse(name).with_default_tag()
+        try:
+            image_id, _ = self._names.resolve(str(reference), self._images)
+        except NotFound:
+            raise NotFound(f"An image does not exist locally with the tag: {reference.familiar()}") from None
+        record = self._images[image_id]
+        if reference.digest is not None and reference.digest != record.manifest:
+            raise NotFound(f"{reference.familiar()} is an index: only its image {record.manifest} is here")
+        config = Descriptor("", record.id, record.config_size)
+        blobs = [*(Descriptor(layer.media_type, layer.digest, layer.size) for layer in record.layers), config]
+        progress(ProgressEvent("", f"The push refers to repository [{reference.name}]"))
+        endpoint = read_settings(self._etc).home(reference)
+        with self._holding() as hold:
+            hold.add(record.blobs())
+            require_blobs(self.content, blobs, f"image {reference.familiar()}")
+            manifest = Descriptor(record.media_type, record.manifest, self.content.size(record.manifest))
+            async with RegistryClient(reference, credentials, endpoint=endpoint, actions="pull,push") as registry:
+                await push(registry, self.content, manifest, blobs, self._elsewhere(reference, blobs),
+                           reference.tag or "", progress, quiet=frozenset([record.id]))
+        pushed = str(reference.digested(record.manifest))
+        if record.id in self._images and self._names.get(pushed) is None:
+            self._records.commit(Change(tag={pushed: record.id}))
+            self._names.update({pushed: record.id})
+        return record.manifest
+
+    def _elsewhere(self, reference: Reference, blobs: Iterable[Descriptor]) -> dict[str, list[str]]:
+        """Blob to the other repositories of the host it was pulled from or pushed to: a digest is named only then."""
+        wanted = {blob.digest for blob in blobs}
+        found: dict[str, list[str]] = {}
+        for image in self._images.values():
+            paths = [name.path for name in self._names.of(image.id)
+                     if name.digest and name.domain == reference.domain and name.path != reference.path]
+            for digest in wanted & image.blobs() if paths else ():
+                found.setdefault(digest, []).extend(path for path in paths if path not in found.get(digest, ()))
+        return found
+
+    async def login(self, server: str, credentials: Credentials) -> str:
+        """Have the registry at ``server`` (a host, or a URL as Docker keeps them) check credentials; returns an identity
+        token to keep in place of the password, or "". Raises PermissionDenied, Unavailable, InvalidArgument.
+        """
+        host = server.partition("://")[2] or server
+        host = host.partition("/")[0]
+        if not host or host == "index.docker.io":
+            host = DEFAULT_DOMAIN
+        if not is_domain(host):
+            raise InvalidArgument(f"{server!r} names no registry")
+        async with Transport(read_settings(self._etc).endpoint(f"{host}/"), credentials) as registry:
+            return await registry.login()
 
     async def load(self, source: Path | BinaryIO, *, progress: Progress = silent) -> list[Image]:
         """Load an OCI layout (directory or tar) or a ``docker save`` archive; plain or compressed, file or stream.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import fnmatch
 import json
 import os
@@ -17,8 +15,8 @@ from aiohttp import web
 
 from dolium.api.docker import models
 from dolium.api.docker.common import ENGINE, filters, flag, label_matches, stream
-from dolium.errors import DoliumError, InvalidArgument, Unimplemented
-from dolium.images.auth import Credentials
+from dolium.errors import DoliumError, InvalidArgument, NotFound, Unimplemented
+from dolium.images.auth import Credentials, decode_header
 from dolium.images.progress import Progress, ProgressEvent
 from dolium.images.reference import Reference
 from dolium.units import format_size
@@ -30,13 +28,7 @@ def _credentials(request: web.Request) -> Credentials | None:
     header = request.headers.get("X-Registry-Auth")
     if not header:
         return None
-    try:
-        value = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
-    except (ValueError, binascii.Error) as error:
-        raise InvalidArgument("X-Registry-Auth is not base64 of a JSON object") from error
-    if not value.get("username"):
-        return None
-    return Credentials(value["username"], value.get("password") or "")
+    return Credentials.parse(decode_header(header))
 
 
 def _bar(current: int, total: int) -> str:
@@ -49,6 +41,8 @@ def _bar(current: int, total: int) -> str:
 
 def progress_json(event: ProgressEvent) -> dict[str, Any]:
     """A progress event as a line of Docker's JSON stream."""
+    if event.aux is not None:
+        return {"progressDetail": {}, "aux": dict(event.aux)}
     row: dict[str, Any] = {"status": event.status}
     if event.id:
         row["id"] = event.id
@@ -216,6 +210,27 @@ async def history(request: web.Request) -> web.Response:
         {"Id": line.id, "Created": int(models.moment(line.created)), "CreatedBy": line.created_by,
          "Tags": list(line.tags) or None, "Size": line.size, "Comment": line.comment}
         for line in engine.images.history(image.id)])
+
+
+@routes.post("/images/{name:.+}/push")
+async def push(request: web.Request) -> web.StreamResponse:
+    """``docker push``: one tag, or all tags of the repository when none is given. A digest is pushed as such."""
+    engine, name, tag = request.app[ENGINE], request.match_info["name"], request.query.get("tag", "")
+    reference = Reference.parse(f"{name}@{tag}" if tag.startswith("sha256:") else f"{name}:{tag}" if tag else name)
+    credentials = _credentials(request)
+    targets = [reference.familiar()]
+    if reference.tag is None and reference.digest is None:
+        targets = [tagged for image in engine.images.images() for tagged in image.repo_tags
+                   if Reference.parse(tagged).name == reference.name]
+        if not targets:
+            raise NotFound(f"An image does not exist locally with the tag: {reference.familiar_name}")
+
+    async def push_all(progress: Progress) -> None:
+        for target in targets:
+            await engine.images.push(target, credentials=credentials, progress=progress)
+            engine.events.publish("image", "push", target, {"name": reference.familiar_name})
+
+    return await _streamed(request, push_all)
 
 
 @routes.post("/images/{name:.+}/tag")

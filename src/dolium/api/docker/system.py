@@ -13,8 +13,10 @@ from aiohttp import web
 from dolium import __version__
 from dolium.api.docker import models
 from dolium.api.docker.common import API_VERSION, ENGINE, MIN_API_VERSION, body, filters, flag, label_matches, no_content
+from dolium.api.docker.errors import error_response
 from dolium.engine import model
-from dolium.errors import NotFound, Unimplemented
+from dolium.errors import InvalidArgument, NotFound, PermissionDenied, Unimplemented
+from dolium.images.auth import Credentials
 from dolium.units import rfc3339
 
 routes = web.RouteTableDef()
@@ -82,8 +84,16 @@ async def info(request: web.Request) -> web.Response:
 
 @routes.post("/auth")
 async def auth(request: web.Request) -> web.Response:
-    """Not in this version; says so."""
-    raise Unimplemented("docker login is not supported in this version")
+    """``docker login``: the registry checks the credentials, nothing is kept here."""
+    wish = await body(request)
+    credentials = Credentials.parse(wish)
+    if credentials is None:
+        raise InvalidArgument("docker login: no credentials were given")
+    try:
+        token = await request.app[ENGINE].images.login(str(wish.get("serveraddress") or ""), credentials)
+    except PermissionDenied as error:
+        return error_response(401, str(error))  # what the docker command line takes for a refusal
+    return web.json_response({"Status": "Login Succeeded", "IdentityToken": token})
 
 
 # -- volumes --

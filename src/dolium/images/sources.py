@@ -1,0 +1,91 @@
+"""Where one name may be pulled from: mirrors and the registry itself, asked in turn until one has what is wanted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import TypeVar
+
+from dolium.errors import (
+    DeadlineExceeded,
+    DoliumError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
+from dolium.images.auth import Credentials
+from dolium.images.content import Ingest
+from dolium.images.hosts import Settings
+from dolium.images.manifest import Descriptor
+from dolium.images.reference import Reference
+from dolium.images.registry import JsonObject, RegistryClient
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_PASSED_OVER = (NotFound, PermissionDenied, Unavailable, InvalidArgument, DeadlineExceeded)
+
+
+class Sources:
+    """The clients of one pull. An async context manager; for one event loop."""
+
+    def __init__(self, reference: Reference, credentials: Credentials | None, settings: Settings) -> None:
+        """Credentials are the registry's own: no mirror gets them. Raises PermissionDenied for a blocked registry."""
+        self._clients = [
+            RegistryClient(reference, None if endpoint.mirror else credentials, endpoint=endpoint)
+            for endpoint in settings.sources(reference)
+        ]
+        self._pinged: set[RegistryClient] = set()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Sources:
+        for client in self._clients:
+            await self._stack.enter_async_context(client)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _first(self, work: Callable[[RegistryClient], Awaitable[_T]]) -> _T:
+        """What the first client that succeeds gives; the last one's error when none does."""
+        for client in list(self._clients):
+            try:
+                if client not in self._pinged:
+                    await client.ping()
+                    self._pinged.add(client)
+                return await work(client)
+            except DoliumError as error:
+                mirrored = client.endpoint.mirror and (
+                    isinstance(error, _PASSED_OVER) or (isinstance(error, ResourceExhausted) and error.errno is None))
+                if not mirrored:
+                    raise
+                _log.info("mirror %s is passed over: %s", client.endpoint.host, error)
+                if client not in self._pinged:
+                    self._clients.remove(client)  # not there: it is not asked for every blob again
+        raise NotFound("no registry to ask")
+
+    async def manifest(self, name: str) -> tuple[bytes, str, str]:
+        """See ``RegistryClient.manifest``."""
+        return await self._first(lambda client: client.manifest(name))
+
+    async def blob(self, descriptor: Descriptor, ingest: Ingest, progress: Callable[[int], None]) -> None:
+        """See ``RegistryClient.blob``. What one source began another goes on with; a digest proves it in the end."""
+        async def one(client: RegistryClient) -> None:
+            if ingest.ended:
+                ingest.reopen()  # the source before sent something else under this digest
+            await client.blob(descriptor, ingest, progress)
+
+        await self._first(one)
+
+    async def referrers(self, digest: str, artifact_type: str = "") -> list[JsonObject]:
+        """See ``RegistryClient.referrers``; the registry's own: a mirror that knows none does not decide."""
+        client = self._clients[-1]
+        if client not in self._pinged:
+            await client.ping()
+            self._pinged.add(client)
+        return await client.referrers(digest, artifact_type)
