@@ -21,7 +21,7 @@ from dolium.errors import DoliumError, InvalidArgument, NotFound, ResourceExhaus
 from dolium.images.names import Removal, Use
 from dolium.images.records import SqliteImageRecords
 from dolium.images.snapshots.drivers import DRIVERS, make_snapshotter
-from dolium.images.store import ImageStore
+from dolium.images.store import Image, ImageStore
 from dolium.isolation.process import ProcessIsolation
 from dolium.linux.cgroup import manage, tree
 from dolium.network.base import NetworkManager
@@ -176,6 +176,11 @@ class Engine:
         """``docker rmi``. Raises as ``ImageStore.remove``."""
         self.roots.drop_spares()
         return await self.images.remove(name, force=force)
+
+    async def prune_images(self, wanted: Callable[[Image], bool]) -> tuple[list[Removal], int]:
+        """``docker image prune``: see ``ImageStore.prune``."""
+        self.roots.drop_spares()
+        return await self.images.prune(wanted)
 
     def volume_users(self, name: str) -> list[str]:
         """Ids of containers that mount a volume."""

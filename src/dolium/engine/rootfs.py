@@ -137,6 +137,44 @@ class Roots:
             else:
                 self.release(container, root)
 
+    def upper(self, container: Container) -> str:
+        """The writable layer's folder. Raises NotFound."""
+        return str(self._snapshots.rootfs(container.id, container.chain_ids).upper)
+
+    @contextmanager
+    def lower(self, container: Container) -> Iterator[int]:
+        """What is below the writable layer, as a folder's fd. Blocks. Raises NotFound, Internal."""
+        parts = self._snapshots.rootfs(container.id, container.chain_ids)
+        if container.rootfs:
+            root = os.open(container.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        else:
+            root = self._read_only(container, [*map(str, parts.lowerdirs), self._lowest])
+        try:
+            yield root
+        finally:
+            os.close(root)
+
+    @contextmanager
+    def view(self, container: Container) -> Iterator[int]:
+        """The root, read-only and without what is mounted in it, whether the container runs or not. Blocks."""
+        parts = self._snapshots.rootfs(container.id, container.chain_ids)
+        lowers = [container.rootfs] if container.rootfs else [*map(str, parts.lowerdirs), self._lowest]
+        root = self._read_only(container, [str(parts.upper), *lowers])
+        try:
+            yield root
+        finally:
+            os.close(root)
+
+    def _read_only(self, container: Container, lowers: Sequence[str]) -> int:
+        """An overlay without a writable layer. One that a running container writes may be a lower one here: what is read
+        is as it is at that moment.
+        """
+        try:
+            return syscalls.mount_overlay(lowers, "", "")
+        except OSError as error:
+            raise Internal(f"mount the root of container {container.short_id}: {error.strerror}",
+                           errno=error.errno) from error
+
     def release(self, container: Container, root: int) -> None:
         """Close an fd of ``mount``."""
         if _volatile(container):

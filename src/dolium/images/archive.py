@@ -21,6 +21,7 @@ from dolium.images.content import CHUNK, ContentStore, Ingest
 from dolium.images.decompress import Compression
 from dolium.images.manifest import (
     MANIFEST_MAX,
+    MANIFESTS,
     OCI_CONFIG,
     OCI_LAYER,
     OCI_MANIFEST,
@@ -33,8 +34,8 @@ from dolium.images.platform import Platform, choose, describe
 from dolium.images.reference import Reference, is_digest
 from dolium.images.unpack import Cancelled
 
-_IMAGE_NAME = "io.containerd.image.name"  # the whole name, by containerd, BuildKit and Docker
-_REF_NAME = "org.opencontainers.image.ref.name"  # often only a tag
+IMAGE_NAME = "io.containerd.image.name"  # the whole name, by containerd, BuildKit and Docker
+REF_NAME = "org.opencontainers.image.ref.name"  # often only a tag
 _LINKS = 10
 
 
@@ -197,6 +198,7 @@ def _document(content: ContentStore, found: tuple[str, int], what: str) -> objec
 
 def _docker_images(content: ContentStore, files: _Files, archive: Archive, found: tuple[str, int]) -> None:
     entries = _document(content, found, "manifest.json")
+    known = _layout_manifests(content, files)
     if not isinstance(entries, list):
         raise InvalidArgument("manifest.json: not a list")
     for entry in entries:
@@ -210,11 +212,40 @@ def _docker_images(content: ContentStore, files: _Files, archive: Archive, found
         for layer in layers:
             digest, size = _need(files, layer)
             descriptors.append(Descriptor(layer_type(content, digest), digest, size))
-        manifest = Manifest(OCI_MANIFEST, Descriptor(OCI_CONFIG, config_digest, config_size), tuple(descriptors))
-        digest = put_manifest(content, manifest)
+        whole = known.get((config_digest, tuple(descriptor.digest for descriptor in descriptors)))
+        if whole is not None:  # the archive is an OCI layout, too: the image keeps its digest
+            manifest, digest = whole
+        else:
+            manifest = Manifest(OCI_MANIFEST, Descriptor(OCI_CONFIG, config_digest, config_size), tuple(descriptors))
+            digest = put_manifest(content, manifest)
         archive.blobs.add(digest)
         names = tuple(Reference.parse(tag).with_default_tag() for tag in tags)
         archive.images.append(Found(manifest, digest, names))
+
+
+def _layout_manifests(
+    content: ContentStore, files: _Files
+) -> dict[tuple[str, tuple[str, ...]], tuple[Manifest, str]]:
+    """The manifests an archive's index.json names itself, by config and layers."""
+    found = files.find("index.json")
+    if found is None:
+        return {}
+    index = parse_manifest(content.read(found[0], limit=MANIFEST_MAX), what="index.json")
+    known = {}
+    for entry in index.images if isinstance(index, Index) else ():
+        if entry.media_type not in MANIFESTS or files.find(_blob_path(entry.digest)) is None:
+            continue
+        _layout_blob(files, entry)
+        manifest = parse_manifest(content.read(entry.digest, limit=MANIFEST_MAX), entry.media_type)
+        if isinstance(manifest, Manifest):
+            layers = tuple(layer.digest for layer in manifest.layers)
+            known[manifest.config.digest, layers] = manifest, entry.digest
+    return known
+
+
+def _blob_path(digest: str) -> str:
+    algorithm, _, encoded = digest.partition(":")
+    return f"blobs/{algorithm}/{encoded}"
 
 
 def _all_strings(value: object) -> bool:
@@ -262,8 +293,7 @@ def _layout_images(
 
 
 def _layout_blob(files: _Files, descriptor: Descriptor) -> None:
-    algorithm, _, encoded = descriptor.digest.partition(":")
-    digest, _size = _need(files, f"blobs/{algorithm}/{encoded}")
+    digest, _size = _need(files, _blob_path(descriptor.digest))
     if digest != descriptor.digest:
         raise InvalidArgument(f"blob {descriptor.digest} has the wrong content: its digest is {digest}")
 
@@ -287,8 +317,8 @@ def _layout_manifest(
 
 def _layout_names(annotations: Mapping[str, str]) -> tuple[Reference, ...]:
     """The entry's whole name; a bare tag names no repository and is left out."""
-    name = annotations.get(_IMAGE_NAME) or annotations.get(_REF_NAME, "")
-    if not name or not ("/" in name or ":" in name or _IMAGE_NAME in annotations) or is_digest(name):
+    name = annotations.get(IMAGE_NAME) or annotations.get(REF_NAME, "")
+    if not name or not ("/" in name or ":" in name or IMAGE_NAME in annotations) or is_digest(name):
         return ()
     return (Reference.parse(name).with_default_tag(),)
 

@@ -97,6 +97,17 @@ class ContentStore:
             raise FailedPrecondition(f"blob {digest} is damaged on disk", hint="remove the image and pull it again")
         return data
 
+    def verify(self, digest: str) -> bool:
+        """Does the blob still have its digest? Blocks; False when it is not there."""
+        found = hashlib.sha256()
+        try:
+            with self.open(digest) as file:
+                while data := file.read(CHUNK):
+                    found.update(data)
+        except NotFound:
+            return False
+        return f"sha256:{found.hexdigest()}" == digest
+
     def put(self, data: bytes) -> str:
         """Store bytes in memory; returns their digest. Storing what is there already does nothing."""
         digest = digest_of(data)

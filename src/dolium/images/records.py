@@ -1,4 +1,4 @@
-"""What the store remembers: one record per image, one row per name, one per unpacked layer.
+"""What the store remembers: one record per image, one row per name, one per unpacked layer, leases and artifacts.
 
 ``Records`` is the interface; the engine owns the database and hands in a connection for ``SqliteImageRecords``.
 """
@@ -10,12 +10,12 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from dolium.errors import FailedPrecondition, Internal
 
 ROOM = "images"
-VERSION = 1
+VERSION = 2  # 1: dolium 0.1, without leases and artifacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,68 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """Blobs nobody may collect before ``expires`` (seconds since 1970; 0 for never), whether an image names them or not.
+
+    A pull has one, so that what it brought outlives the daemon; programs may have their own. ``labels`` are theirs.
+    """
+
+    id: str
+    created: float
+    expires: float
+    blobs: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, object]:
+        """The record as it is stored; ``from_json`` reads it back."""
+        return {"created": self.created, "expires": self.expires, "blobs": list(self.blobs), "labels": dict(self.labels)}
+
+    @classmethod
+    def from_json(cls, id: str, value: Mapping[str, Any]) -> Lease:
+        """Read a stored record. Raises Internal: only this class writes them."""
+        try:
+            return cls(id, float(value["created"]), float(value["expires"]), tuple(value["blobs"]), dict(value["labels"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise Internal(f"the record of lease {id} is damaged: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRecord:
+    """What a registry keeps that is no image (OCI image-spec 1.1, "Guidelines for Artifact Usage"): ``name`` is canonical,
+    ``digest`` its manifest's; ``blobs`` are digest and bytes, config first.
+    """
+
+    name: str
+    digest: str
+    media_type: str
+    artifact_type: str
+    created: float
+    blobs: tuple[tuple[str, int], ...]
+
+    def digests(self) -> set[str]:
+        """All blobs the artifact needs."""
+        return {self.digest, *(digest for digest, _ in self.blobs)}
+
+    def as_json(self) -> dict[str, object]:
+        """The record as it is stored; ``from_json`` reads it back."""
+        return {"digest": self.digest, "mediaType": self.media_type, "artifactType": self.artifact_type,
+                "created": self.created, "blobs": [list(blob) for blob in self.blobs]}
+
+    @classmethod
+    def from_json(cls, name: str, value: Mapping[str, Any]) -> ArtifactRecord:
+        """Read a stored record. Raises Internal: only this class writes them."""
+        try:
+            return cls(name, value["digest"], value["mediaType"], value["artifactType"], float(value["created"]),
+                       tuple((str(digest), int(size)) for digest, size in value["blobs"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise Internal(f"the record of artifact {name} is damaged: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
-    """What one transaction does. Tags are canonical references; ``layers`` are chain IDs with unpacked bytes."""
+    """What one transaction does. Tags are canonical references; ``layers`` are chain IDs with unpacked bytes; leases and
+    artifacts are deleted by id and name.
+    """
 
     put: Iterable[ImageRecord] = ()
     delete: Iterable[str] = ()
@@ -83,6 +143,10 @@ class Change:
     untag: Iterable[str] = ()
     layers: Mapping[str, int] = field(default_factory=dict)
     delete_layers: Iterable[str] = ()
+    put_leases: Iterable[Lease] = ()
+    delete_leases: Iterable[str] = ()
+    put_artifacts: Iterable[ArtifactRecord] = ()
+    delete_artifacts: Iterable[str] = ()
 
 
 class Records(Protocol):
@@ -97,15 +161,21 @@ class Records(Protocol):
     def layers(self) -> dict[str, int]:
         """Chain ID -> bytes of its files."""
 
+    def leases(self) -> list[Lease]:
+        """All leases, expired ones too."""
+
+    def artifacts(self) -> list[ArtifactRecord]:
+        """All artifacts."""
+
     def commit(self, change: Change) -> None:
         """Do all of it or nothing. Returns when it is as durable as the database's settings make it."""
 
 
 class SqliteImageRecords:
-    """Implements ``Records`` in three tables of a database somebody else opened."""
+    """Implements ``Records`` in five tables of a database somebody else opened."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        """Make the tables. Raises FailedPrecondition when a newer dolium wrote them."""
+        """Make the tables, or add what an older dolium's lack. Raises FailedPrecondition when a newer one wrote them."""
         self._connection = connection
         with self._transaction():
             connection.execute(
@@ -119,6 +189,8 @@ class SqliteImageRecords:
             connection.execute("CREATE TABLE IF NOT EXISTS images (id TEXT PRIMARY KEY, record TEXT NOT NULL)")
             connection.execute("CREATE TABLE IF NOT EXISTS tags (name TEXT PRIMARY KEY, image TEXT NOT NULL)")
             connection.execute("CREATE TABLE IF NOT EXISTS snapshots (chain TEXT PRIMARY KEY, size INTEGER NOT NULL)")
+            connection.execute("CREATE TABLE IF NOT EXISTS leases (id TEXT PRIMARY KEY, record TEXT NOT NULL)")
+            connection.execute("CREATE TABLE IF NOT EXISTS artifacts (name TEXT PRIMARY KEY, record TEXT NOT NULL)")
             connection.execute("INSERT OR REPLACE INTO schema_versions VALUES (?, ?)", (ROOM, VERSION))
 
     @contextmanager
@@ -145,6 +217,16 @@ class SqliteImageRecords:
         """See ``Records``."""
         return {row[0]: row[1] for row in self._connection.execute("SELECT chain, size FROM snapshots")}
 
+    def leases(self) -> list[Lease]:
+        """See ``Records``."""
+        rows = self._connection.execute("SELECT id, record FROM leases").fetchall()
+        return [Lease.from_json(row[0], json.loads(row[1])) for row in rows]
+
+    def artifacts(self) -> list[ArtifactRecord]:
+        """See ``Records``."""
+        rows = self._connection.execute("SELECT name, record FROM artifacts").fetchall()
+        return [ArtifactRecord.from_json(row[0], json.loads(row[1])) for row in rows]
+
     def commit(self, change: Change) -> None:
         """See ``Records``."""
         run = self._connection.executemany
@@ -156,3 +238,9 @@ class SqliteImageRecords:
             run("DELETE FROM tags WHERE name = ?", [(name,) for name in change.untag])
             run("DELETE FROM images WHERE id = ?", [(id,) for id in change.delete])
             run("DELETE FROM snapshots WHERE chain = ?", [(chain,) for chain in change.delete_layers])
+            run("INSERT OR REPLACE INTO leases VALUES (?, ?)",
+                [(lease.id, json.dumps(lease.as_json())) for lease in change.put_leases])
+            run("DELETE FROM leases WHERE id = ?", [(id,) for id in change.delete_leases])
+            run("INSERT OR REPLACE INTO artifacts VALUES (?, ?)",
+                [(artifact.name, json.dumps(artifact.as_json())) for artifact in change.put_artifacts])
+            run("DELETE FROM artifacts WHERE name = ?", [(name,) for name in change.delete_artifacts])

@@ -8,35 +8,27 @@ transaction, made in the loop's thread after all files it speaks of are on the d
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from dolium import faults
-from dolium.errors import (
-    DoliumError,
-    Internal,
-    InvalidArgument,
-    NotFound,
-    PermissionDenied,
-    ResourceExhausted,
-    Unavailable,
-)
+from dolium.errors import InvalidArgument, NotFound
 from dolium.images import archive as archives
+from dolium.images import saver
 from dolium.images.auth import Credentials
 from dolium.images.changes import apply_changes
+from dolium.images.commit import Layer, Write, config_document, new_manifest, write_layer
 from dolium.images.content import ContentStore
 from dolium.images.flight import settled
 from dolium.images.hosts import read_settings
 from dolium.images.installer import Fetch, Installer, no_source
+from dolium.images.keeping import PULL_LEASE, Hold, Keeper, chain_key
 from dolium.images.manifest import (
     CONFIG_MAX,
     MANIFEST_MAX,
@@ -53,9 +45,10 @@ from dolium.images.platform import Platform, host
 from dolium.images.progress import Progress, ProgressEvent, silent
 from dolium.images.puller import resolve_manifest
 from dolium.images.pusher import push, require_blobs
-from dolium.images.records import Change, ImageRecord, Records
+from dolium.images.records import Change, ImageRecord, Lease, Records
 from dolium.images.reference import DEFAULT_DOMAIN, Reference, is_domain
 from dolium.images.registry import RegistryClient
+from dolium.images.saver import Saved
 from dolium.images.snapshots.base import Snapshotter
 from dolium.images.snapshots.layers import FolderLayers
 from dolium.images.snapshots.overlay import OverlaySnapshotter
@@ -108,40 +101,6 @@ def unused(image_id: str) -> Sequence[Use]:
     return ()
 
 
-class _Hold:
-    """Blobs and layers a call under way needs: not collected before it ends."""
-
-    def __init__(self, held: Counter[str]) -> None:
-        self._held = held
-        self.items: set[str] = set()
-
-    def add(self, items: Iterable[str]) -> None:
-        new = set(items) - self.items
-        self.items |= new
-        self._held.update(new)
-
-    def release(self) -> None:
-        self._held.subtract(self.items)
-        for item in self.items:
-            if self._held[item] == 0:
-                del self._held[item]
-
-
-def _disk_error(error: OSError) -> DoliumError:
-    """What the disk under the store said, as one of the closed set."""
-    message = f"image store: {error.filename or 'file system'}: {error.strerror or error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
-        return ResourceExhausted(message, errno=error.errno)
-    if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
-        return PermissionDenied(message, errno=error.errno)
-    return Internal(message, errno=error.errno)
-
-
-def _chain(chain_id: str) -> str:
-    """How a layer is told from a blob among the names that are held or garbage."""
-    return f"chain {chain_id}"
-
-
 class ImageStore:
     """All images of one state directory: ``ROOT/content`` and ``ROOT/snapshots``."""
 
@@ -166,9 +125,8 @@ class ImageStore:
         self._names = Names(records.tags())
         self._sizes = records.layers()
         self._configs: dict[str, ImageConfig] = {}
-        self._held: Counter[str] = Counter()
-        self._reading = 0  # archives being read: their blobs are not known yet, so none is collected meanwhile
-        self._garbage: set[str] = set()  # perhaps: what is held or referenced is passed over
+        self._artifacts = {artifact.name: artifact for artifact in records.artifacts()}
+        self._keeper = Keeper(self.content, self.snapshots, records, self._referenced, self._sizes)
 
     async def recover(self) -> None:
         """Bring files and records together after a crash: drop temporaries, files without a record, and records whose
@@ -181,9 +139,7 @@ class ImageStore:
                 continue
             _log.warning("image %s has lost files: its record is dropped", image.id)
             self._drop(image, tuple(str(name) for name in self._names.of(image.id)))
-        self._garbage.update(self.content.digests())
-        self._garbage.update(map(_chain, self.snapshots.layers()))
-        self._collect()
+        await self._keeper.recover()
 
     async def _unpacked_again(self, image: ImageRecord) -> bool:
         """Have the layers that are missing, from the blobs: another snapshotter unpacked them elsewhere. False when that
@@ -225,12 +181,14 @@ class ImageStore:
             raise InvalidArgument("'scratch' is a reserved name")
         wanted = Platform.parse(platform) if platform else self._platform
         progress(ProgressEvent(reference.digest or reference.tag or "", f"Pulling from {reference.path}"))
-        with self._holding() as hold:
+        lease = f"pull {reference}"
+        with self._keeper.holding(lease) as hold:
             async with Sources(reference, credentials, read_settings(self._etc)) as registry:
                 found = await resolve_manifest(registry, reference, wanted)
                 manifest = found.manifest
                 hold.add([found.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)])
                 self.content.put(found.data)
+                self._keeper.lease(lease, life=PULL_LEASE, blobs=hold.items)
                 config = await self._installer.config(manifest, registry.blob)
                 found.check_platform(config.platform, wanted, reference)
                 names = [str(reference.digested(found.top))]
@@ -261,7 +219,7 @@ class ImageStore:
         blobs = [*(Descriptor(layer.media_type, layer.digest, layer.size) for layer in record.layers), config]
         progress(ProgressEvent("", f"The push refers to repository [{reference.name}]"))
         endpoint = read_settings(self._etc).home(reference)
-        with self._holding() as hold:
+        with self._keeper.holding() as hold:
             hold.add(record.blobs())
             require_blobs(self.content, blobs, f"image {reference.familiar()}")
             manifest = Descriptor(record.media_type, record.manifest, self.content.size(record.manifest))
@@ -305,7 +263,7 @@ class ImageStore:
         one at fault are then loaded.
         """
         images: list[Image] = []
-        with self._holding() as hold:
+        with self._keeper.holding() as hold:
             read = await self._read(
                 hold, lambda cancel: archives.read_archive(self.content, source, self._platform, cancel)
             )
@@ -329,16 +287,14 @@ class ImageStore:
         WorkingDir …); ``changes`` are Dockerfile instructions applied on top. Raises InvalidArgument,
         ResourceExhausted.
         """
-        reference = Reference.parse(name).with_default_tag() if name else None
-        if reference is not None and reference.digest is not None:
-            raise InvalidArgument(f"cannot import to {reference.familiar()}: a digest is not a name to give")
+        names = self._new_name(name)
         settings = apply_changes(config or {}, changes)
         target = Platform.parse(platform) if platform else self._platform
-        with self._holding() as hold:
+        with self._keeper.holding() as hold:
             layer = await self._read(hold, lambda cancel: archives.read_root(self.content, source, cancel))
             hold.add([layer.digest])
             unpacked = await self._installer.unpack_unknown(layer.digest, layer.size, progress)
-            hold.add([_chain(unpacked.diff_id)])
+            hold.add([chain_key(unpacked.diff_id)])
             created = rfc3339(time.time())
             document = {
                 "architecture": target.architecture, "os": target.os, "created": created, "config": settings,
@@ -354,15 +310,49 @@ class ImageStore:
             top = archives.put_manifest(self.content, manifest)
             hold.add([digest, top])
             self._sizes[unpacked.diff_id] = unpacked.size
-            return await self._install(
-                hold, manifest, top, parsed, no_source, [str(reference)] if reference else [], progress
-            )
+            return await self._install(hold, manifest, top, parsed, no_source, names, progress)
 
-    async def _read(self, hold: _Hold, work: Callable[[threading.Event], _T]) -> _T:
+    async def commit(
+        self, image_id: str, pack: Callable[[Write], int], settings: Mapping[str, object], *, name: str | None = None,
+        author: str = "", message: str = "", command: str = "",
+    ) -> Image:
+        """A new image: ``image_id`` and on top what ``pack`` writes as a tar, which returns the number of its entries and
+        blocks. ``settings`` is the whole ``config`` object. Without an entry there is no new layer.
+
+        Raises NotFound, InvalidArgument, FailedPrecondition when the image's own blobs were lost, ResourceExhausted.
+        """
+        reference = self._new_name(name)
+        with self._keeper.holding() as hold:
+            record, base = self._record(image_id), self.config(image_id)
+            hold.add([*record.blobs(), *map(chain_key, record.chains())])
+            below = [Descriptor(layer.media_type, layer.digest, layer.size) for layer in record.layers]
+            require_blobs(self.content, below, f"image {image_id}")
+            layer: Layer | None = await self._read(hold, lambda cancel: write_layer(self.content, pack, cancel))
+            if layer is not None and not layer.entries:
+                layer = None
+            data = config_document(base, layer, settings, author=author, message=message, command=command)
+            parsed = parse_config(data)
+            config = Descriptor(OCI_CONFIG, self.content.put(data), len(data))
+            manifest = new_manifest(below, layer, OCI_MANIFEST, config)
+            top = archives.put_manifest(self.content, manifest)
+            hold.add([config.digest, top])
+            return await self._install(hold, manifest, top, parsed, no_source, reference, silent)
+
+    @staticmethod
+    def _new_name(name: str | None) -> list[str]:
+        """The canonical form of a name to give, in a list; none without. Raises InvalidArgument."""
+        if not name:
+            return []
+        reference = Reference.parse(name).with_default_tag()
+        if reference.digest is not None:
+            raise InvalidArgument(f"cannot give the name {reference.familiar()}: a digest is not a name to give")
+        return [str(reference)]
+
+    async def _read(self, hold: Hold, work: Callable[[threading.Event], _T]) -> _T:
         """Read an archive in a thread; every blob it brought is held before another call can collect it."""
         before = set(self.content.digests())
         cancel = threading.Event()
-        self._reading += 1
+        self._keeper.reading += 1
         running = asyncio.get_running_loop().run_in_executor(None, work, cancel)
         try:
             return await asyncio.shield(running)
@@ -373,13 +363,13 @@ class ImageStore:
         finally:
             # What is new came from this archive or belongs to a pull, which holds it too.
             hold.add(set(self.content.digests()) - before)
-            self._reading -= 1
+            self._keeper.reading -= 1
 
     async def _install(
-        self, hold: _Hold, manifest: Manifest, digest: str, config: ImageConfig, fetch: Fetch, names: Iterable[str],
+        self, hold: Hold, manifest: Manifest, digest: str, config: ImageConfig, fetch: Fetch, names: Iterable[str],
         progress: Progress,
     ) -> Image:
-        hold.add([digest, *self._blobs(manifest), *map(_chain, config.chain_ids)])
+        hold.add([digest, *self._blobs(manifest), *map(chain_key, config.chain_ids)])
         self._sizes.update(await self._installer.layers(manifest, config, fetch, progress))
         await self._installer.sync()
         record = self._installer.record(manifest, digest, config)
@@ -394,6 +384,48 @@ class ImageStore:
     @staticmethod
     def _blobs(manifest: Manifest) -> list[str]:
         return [manifest.config.digest, *(layer.digest for layer in manifest.layers)]
+
+    # Taking images out
+
+    def saving(self, names: Sequence[str]) -> tuple[list[Saved], Callable[[], AsyncGenerator[bytes, None]]]:
+        """What ``docker save`` of these names would take along, and the archive of it. A repository without a tag stands
+        for all its tags, an ID for an image without a name.
+
+        Raises NotFound, InvalidArgument, FailedPrecondition when blobs were lost; nothing is read before the archive is
+        iterated, and then what it needs is held.
+        """
+        wanted: dict[str, dict[str, Reference]] = {}
+        for name in names:
+            for image_id, reference in self._to_save(name):
+                wanted.setdefault(image_id, {})
+                if reference is not None:
+                    wanted[image_id][str(reference)] = reference
+        images = [Saved(self._images[id], tuple(found.values())) for id, found in wanted.items()]
+        for image in images:
+            blobs = [Descriptor("", layer.digest, layer.size) for layer in image.record.layers]
+            require_blobs(self.content, blobs, f"image {image.record.id}")
+
+        async def read() -> AsyncGenerator[bytes, None]:
+            with self._keeper.holding() as hold:
+                for image in images:
+                    hold.add(image.record.blobs())
+                async for data in saver.archive(self.content, images):
+                    yield data
+
+        return images, read
+
+    def _to_save(self, name: str) -> list[tuple[str, Reference | None]]:
+        try:
+            parsed: Reference | None = Reference.parse(name)
+        except InvalidArgument:
+            parsed = None
+        if parsed is not None and parsed.tag is None and parsed.digest is None:
+            tagged = [(image, each) for image in self._images for each in self._names.of(image)
+                      if each.tag and each.name == parsed.name]
+            if tagged:
+                return [(image, each) for image, each in tagged]
+        image_id, reference = self._names.resolve(name, self._images)
+        return [(image_id, reference if reference is not None and reference.tag else None)]
 
     # Finding
 
@@ -477,7 +509,7 @@ class ImageStore:
             record = self._images[image_id]
             self._drop(record, plan.untag)
             removals.append(Removal("Deleted", image_id))
-            gone = {removal.value: removal for removal in self._collect()}
+            gone = {removal.value: removal for removal in self._keeper.collect()}
             removals += [gone[chain] for chain in reversed(record.chains()) if chain in gone]
         else:
             self._records.commit(Change(untag=plan.untag))
@@ -493,55 +525,54 @@ class ImageStore:
         del self._images[record.id]
         self._configs.pop(record.id, None)
         self._names.update({}, untag)
-        self._garbage.update(record.blobs(), map(_chain, record.chains()))
+        self._keeper.suspect([*record.blobs(), *map(chain_key, record.chains())])
         faults.point("image.dropped")
 
     # Garbage
 
-    @contextmanager
-    def _holding(self) -> Iterator[_Hold]:
-        """Hold what a call adds; at its end everything it added is up for collection, unless it may be resumed."""
-        hold = _Hold(self._held)
-        try:
-            yield hold
-        except (Unavailable, asyncio.CancelledError):
-            hold.release()
-            raise
-        except BaseException as error:
-            self._end(hold)
-            if isinstance(error, OSError):
-                raise _disk_error(error) from error
-            raise
-        self._end(hold)
+    async def prune(self, wanted: Callable[[Image], bool]) -> tuple[list[Removal], int]:
+        """Remove the images that no container was made from and that ``wanted`` says yes to, with all their names.
 
-    def _end(self, hold: _Hold) -> None:
-        hold.release()
-        self._garbage.update(hold.items)
-        self._collect()
-
-    def _collect(self) -> list[Removal]:
-        """Delete garbage that is neither referenced nor held; what is held stays garbage for the next time.
-
-        Returns Docker's line for each layer that went.
+        Returns ``docker rmi``'s lines, and the bytes of layers and blobs that went.
         """
-        if self._reading:
-            return []
+        removals: list[Removal] = []
+        before = self._keeper.freed
+        self._keeper.drop_expired()
+        for image in self.images():
+            if self._in_use(image.id) or not wanted(image):
+                continue
+            names = self._names.of(image.id)
+            removals += [Removal("Untagged", name.familiar()) for name in names]
+            removals.append(Removal("Deleted", image.id))
+            self._drop(self._images[image.id], tuple(map(str, names)))
+        removals += self._keeper.collect()
+        return removals, self._keeper.freed - before
+
+    def leases(self) -> list[Lease]:
+        """All leases, oldest first; those of pulls too."""
+        return sorted(self._keeper.leases.values(), key=lambda lease: lease.created)
+
+    def lease(self, id: str, *, life: float, blobs: Iterable[str] = (), labels: Mapping[str, str] | None = None) -> Lease:
+        """A new lease: see ``Keeper.lease``."""
+        return self._keeper.lease(id, life=life, blobs=blobs, labels=labels, new=True)
+
+    def end_lease(self, id: str) -> None:
+        """End a lease and collect what it alone kept. Raises NotFound."""
+        self._keeper.release(id)
+        self._keeper.collect()
+
+    def content_bytes(self) -> int:
+        """Bytes of all blobs, each once."""
+        return sum(self.content.size(digest) for digest in self.content.digests())
+
+    def _referenced(self) -> set[str]:
+        """What the records name: blobs, and layers by their ``chain_key``."""
         referenced: set[str] = set()
         for image in self._images.values():
-            referenced.update(image.blobs(), map(_chain, image.chains()))
-        waiting = {item for item in self._garbage if self._held[item] > 0}
-        gone: list[Removal] = []
-        for item in self._garbage - waiting - referenced:
-            kind, _, chain_id = item.rpartition(" ")
-            if not kind:
-                self.content.delete(item)
-                continue
-            if self.snapshots.has_layer(chain_id):
-                self.snapshots.remove_layer(chain_id)
-                gone.append(Removal("Deleted", chain_id))
-            self._sizes.pop(chain_id, None)
-        self._garbage = waiting
-        return gone
+            referenced.update(image.blobs(), map(chain_key, image.chains()))
+        for artifact in self._artifacts.values():
+            referenced.update(artifact.digests())
+        return referenced
 
     def _complete(self, image: ImageRecord) -> bool:
         """Layers, config and manifest are there; a compressed layer may be missing, an unpacked one may not."""

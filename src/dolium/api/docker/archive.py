@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import tarfile
+import threading
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from dolium.api.docker.common import CONTAINERS, ENGINE
+from dolium.engine import changes
 from dolium.engine.model import Container
 from dolium.errors import InvalidArgument, NotFound, PermissionDenied
 from dolium.linux import syscalls
@@ -24,6 +26,8 @@ from dolium.native import program
 from dolium.units import rfc3339
 
 routes = web.RouteTableDef()
+_AHEAD = 8
+"""Pieces of an export, a quarter of a megabyte each, that wait for their client."""
 
 
 def _path(request: web.Request) -> str:
@@ -260,6 +264,43 @@ async def _send_tar(response: web.StreamResponse, fd: int, name: str, ids: Seque
     finally:
         transport.close()
         await task
+
+
+@routes.get("/containers/{name}/export")
+async def export(request: web.Request) -> web.StreamResponse:
+    """``docker export``: the root as a tar, without volumes and what else is mounted in it."""
+    engine, name = request.app[ENGINE], engine_name(request)
+    pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
+    loop, room = asyncio.get_running_loop(), threading.Semaphore(_AHEAD)
+
+    def write(data: bytes) -> None:
+        room.acquire()  # the client reads at its own pace
+        if task.cancelled() or left.is_set():
+            raise BrokenPipeError
+        loop.call_soon_threadsafe(pieces.put_nowait, data)
+
+    left = threading.Event()
+    task = asyncio.ensure_future(changes.export(engine, name, write))
+    task.add_done_callback(lambda done: pieces.put_nowait(None))
+    response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
+    try:
+        while (data := await pieces.get()) is not None:
+            room.release()
+            if not response.prepared:
+                await response.prepare(request)
+            await response.write(data)
+    finally:
+        left.set()
+        room.release()
+        with contextlib.suppress(BrokenPipeError):
+            await asyncio.shield(task)
+    engine.event(engine.find(name), "export")
+    return response
+
+
+def engine_name(request: web.Request) -> str:
+    """The id of the container in the path. Raises NotFound."""
+    return request.app[ENGINE].find(request.match_info["name"]).id
 
 
 @routes.put("/containers/{name}/archive")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -61,6 +64,31 @@ def filters(request: web.Request) -> dict[str, list[str]]:
                 for key, entry in value.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise InvalidArgument(f"invalid filter {text!r}") from error
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|m|s)")
+
+
+def before_moment(wanted: dict[str, list[str]]) -> float:
+    """The ``until`` filter as Unix time, 0 without one: a duration back from now (``24h``, ``1h30m``), Unix seconds, a date
+    or an RFC 3339 time. Raises InvalidArgument.
+    """
+    values = wanted.get("until") or []
+    if not values:
+        return 0.0
+    text = values[0]
+    parts = _DURATION.findall(text)
+    if len(values) == 1 and parts and "".join(number + unit for number, unit in parts) == text:
+        return time.time() - sum(float(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in parts)
+    try:
+        if len(values) > 1:
+            raise ValueError
+        if text.replace(".", "", 1).isdigit():
+            return float(text)
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidArgument(f"invalid filter 'until={text}'", hint="one of 24h, 2024-01-31, an RFC 3339 time") from None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def label_matches(labels: dict[str, str], wanted: list[str]) -> bool:

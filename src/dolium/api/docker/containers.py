@@ -17,6 +17,7 @@ from dolium.api.docker.common import (
     CONTAINERS,
     ENGINE,
     EXECS,
+    before_moment,
     body,
     filters,
     flag,
@@ -26,9 +27,10 @@ from dolium.api.docker.common import (
     number,
     stream,
 )
+from dolium.engine import changes as engine_changes
 from dolium.engine import model
 from dolium.engine.model import Container
-from dolium.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from dolium.errors import FailedPrecondition, InvalidArgument, NotFound
 from dolium.linux.cgroup import manage
 from dolium.runtime.cli import signal_number
 
@@ -212,10 +214,12 @@ async def prune(request: web.Request) -> web.Response:
     """Remove every container that is not running."""
     engine, containers = request.app[ENGINE], request.app[CONTAINERS]
     wanted = filters(request)
-    removed, freed = [], 0
+    removed, freed, until = [], 0, before_moment(wanted)
     for container in list(engine.containers.values()):
-        if container.status in (model.CREATED, model.EXITED, model.DEAD) and label_matches(
-                container.config.get("Labels") or {}, wanted.get("label") or []):
+        labels = container.config.get("Labels") or {}
+        if container.status in (model.CREATED, model.EXITED, model.DEAD) and not (until and container.created >= until) \
+                and label_matches(labels, wanted.get("label") or []) \
+                and not any(label_matches(labels, [label]) for label in wanted.get("label!") or []):
             freed += engine.roots.size(container)
             await containers.remove(container.id)
             removed.append(container.id)
@@ -274,9 +278,21 @@ async def top(request: web.Request) -> web.Response:
 
 @routes.get("/containers/{name}/changes")
 async def changes(request: web.Request) -> web.Response:
-    """Not in this version; says so."""
-    request.app[ENGINE].find(request.match_info["name"])
-    raise Unimplemented("docker diff is not supported in this version")
+    """``docker diff``."""
+    found = await engine_changes.diff(request.app[ENGINE], request.match_info["name"])
+    return web.json_response([{"Path": one.path, "Kind": int(one.kind)} for one in found])
+
+
+@routes.post("/commit")
+async def commit(request: web.Request) -> web.Response:
+    """``docker commit``. The body may be an image's Config."""
+    engine, query = request.app[ENGINE], request.query
+    repository, tag = query.get("repo", ""), query.get("tag", "")
+    image = await engine_changes.commit(
+        engine, request.app[CONTAINERS], query.get("container", ""), own=await body(request),
+        name=f"{repository}:{tag}" if repository and tag else repository or None, author=query.get("author", ""),
+        message=query.get("comment", ""), pause=flag(request, "pause", True), changes=query.getall("changes", []))
+    return web.json_response({"Id": image.id}, status=201)
 
 
 @routes.post("/containers/{name}/exec")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fnmatch
 import json
 import os
@@ -14,11 +15,12 @@ from typing import Any
 from aiohttp import web
 
 from dolium.api.docker import models
-from dolium.api.docker.common import ENGINE, filters, flag, label_matches, stream
+from dolium.api.docker.common import ENGINE, before_moment, filters, flag, label_matches, stream
 from dolium.errors import DoliumError, InvalidArgument, NotFound, Unimplemented
 from dolium.images.auth import Credentials, decode_header
 from dolium.images.progress import Progress, ProgressEvent
 from dolium.images.reference import Reference
+from dolium.images.store import Image
 from dolium.units import format_size
 
 routes = web.RouteTableDef()
@@ -154,6 +156,60 @@ async def load(request: web.Request) -> web.StreamResponse:
             await response.write(json.dumps({"stream": text}).encode() + b"\r\n")
         engine.events.publish("image", "load", image.id, {})
     return response
+
+
+@routes.get("/images/get")
+async def save_several(request: web.Request) -> web.StreamResponse:
+    """``docker save`` of several: ``names``."""
+    return await _save(request, [name for entry in request.query.getall("names", []) for name in entry.split(",") if name])
+
+
+@routes.get("/images/{name:.+}/get")
+async def save(request: web.Request) -> web.StreamResponse:
+    """``docker save`` of one."""
+    return await _save(request, [request.match_info["name"]])
+
+
+async def _save(request: web.Request, names: list[str]) -> web.StreamResponse:
+    engine = request.app[ENGINE]
+    if not names:
+        raise InvalidArgument("no image to save was named")
+    images, read = engine.images.saving(names)
+    response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
+    async with contextlib.aclosing(read()) as pieces:
+        async for data in pieces:  # held from its first piece on; what is wrong before that is told as a status
+            if not response.prepared:
+                await response.prepare(request)
+            await response.write(data)
+    for image in images:
+        engine.events.publish("image", "save", image.record.id, {})
+    return response
+
+
+@routes.post("/images/prune")
+async def prune(request: web.Request) -> web.Response:
+    """``docker image prune``: those without a tag, with ``dangling=false`` all that no container was made from."""
+    engine, wanted = request.app[ENGINE], filters(request)
+    for key in wanted:
+        if key not in ("dangling", "until", "label", "label!"):
+            raise InvalidArgument(f"invalid filter '{key}'")
+    dangling = (wanted.get("dangling") or ["true"])[0] in ("true", "1")
+    until = before_moment(wanted)
+
+    def goes(image: Image) -> bool:
+        config = engine.images.config(image.id)
+        return not (
+            (dangling and image.repo_tags) or (until and models.moment(config.created) >= until)
+            or not label_matches(dict(config.labels), wanted.get("label") or [])
+            or any(label_matches(dict(config.labels), [label]) for label in wanted.get("label!") or []))
+
+    removals, freed = await engine.prune_images(goes)
+    for removal in removals:
+        if removal.kind == "Untagged" or removal.value.startswith("sha256:"):
+            engine.events.publish("image", "untag" if removal.kind == "Untagged" else "delete", removal.value, {})
+    engine.events.publish("image", "prune", "", {"reclaimed": str(freed)})
+    return web.json_response({"ImagesDeleted": [{one.kind: one.value} for one in removals] or None,
+                              "SpaceReclaimed": freed})
 
 
 @routes.get("/images/json")

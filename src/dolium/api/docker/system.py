@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import platform
 import time
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -17,6 +20,7 @@ from dolium.api.docker.errors import error_response
 from dolium.engine import model
 from dolium.errors import InvalidArgument, NotFound, PermissionDenied, Unimplemented
 from dolium.images.auth import Credentials
+from dolium.images.snapshots.overlay import tree_usage
 from dolium.units import rfc3339
 
 routes = web.RouteTableDef()
@@ -163,6 +167,51 @@ async def volume_prune(request: web.Request) -> web.Response:
                 await engine.remove_volume(volume.name, [])
                 removed.append(volume.name)
     return web.json_response({"VolumesDeleted": removed or None, "SpaceReclaimed": 0})
+
+
+# -- disk --
+
+
+@routes.get("/system/df")
+async def disk(request: web.Request) -> web.Response:
+    """``docker system df``. ``LayersSize`` is of unpacked layers; ``Dolium.ContentSize`` of the blobs they came from."""
+    engine = request.app[ENGINE]
+    kinds = set(request.query.getall("type", [])) or {"image", "container", "volume", "build-cache"}
+    found: dict[str, Any] = {"LayersSize": 0, "Images": [], "Containers": [], "Volumes": [], "BuildCache": [],
+                             "BuilderSize": 0}
+    sizes = engine.images.layer_sizes()
+    if "image" in kinds:
+        images = engine.images.images()
+        users = Counter(chain for image in images for chain in image.chain_ids)
+        for image in images:
+            used = sum(1 for container in engine.containers.values() if container.image_id == image.id)
+            row = models.image_summary(image, used)
+            row["SharedSize"] = sum(sizes.get(chain, 0) for chain in image.chain_ids if users[chain] > 1)
+            row["Labels"] = dict(engine.images.config(image.id).labels)
+            found["Images"].append(row)
+        found["LayersSize"] = sum(sizes.values())
+        found["Dolium"] = {"ContentSize": await asyncio.to_thread(engine.images.content_bytes)}
+    if "container" in kinds:
+        now = time.time()
+        found["Containers"] = [models.summary(engine, one, now, size=True) for one in engine.containers.values()]
+    if "volume" in kinds:
+        for volume in engine.volumes.all():
+            usage = await asyncio.to_thread(tree_usage, Path(engine.volumes.path(volume.name)))
+            found["Volumes"].append(_volume(request, volume.name) | {
+                "UsageData": {"Size": usage.size, "RefCount": len(engine.volume_users(volume.name))}})
+    return web.json_response(found)
+
+
+@routes.post("/build/prune")
+async def build_prune(request: web.Request) -> web.Response:
+    """There is no build cache in this version, so there is nothing to remove."""
+    return web.json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
+
+
+@routes.post("/networks/prune")
+async def network_prune(request: web.Request) -> web.Response:
+    """Only user-defined networks are ever removed, and this version has none."""
+    return web.json_response({"NetworksDeleted": None})
 
 
 # -- networks --

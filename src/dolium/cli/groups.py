@@ -1,0 +1,71 @@
+"""Commands of two words: ``dolium image …``, ``dolium system …`` and the like; most have a short form, too."""
+
+from __future__ import annotations
+
+from dolium.cli.context import Context
+from dolium.cli.flags import UsageError
+from dolium.cli.transport import Client
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# group: {command: (module, function, what it does)}
+GROUPS = {
+    "image": {
+        "ls": ("images", "images", "list images"),
+        "pull": ("images", "pull", "fetch an image from a registry"),
+        "push": ("registries", "push", "send an image to a registry"),
+        "inspect": ("groups", "inspect_image", "print all that is known, as JSON"),
+        "history": ("images", "history", "show how an image was made"),
+        "tag": ("images", "tag", "give an image another name"),
+        "rm": ("images", "remove", "remove images"),
+        "prune": ("disk", "prune_images", "remove images nobody uses"),
+        "save": ("archives", "save", "write images to an archive"),
+        "load": ("images", "load", "load images from an archive"),
+        "import": ("images", "import_", "make an image of a root file system"),
+    },
+    "system": {
+        "df": ("disk", "usage", "show what takes room"),
+        "prune": ("disk", "prune", "remove what nobody uses"),
+        "info": ("system", "info", "facts about the daemon and this machine"),
+        "events": ("system", "events", "print what happens"),
+    },
+}
+_ALIASES = {"list": "ls", "remove": "rm"}
+
+
+def _usage(name: str) -> str:
+    lines = [f"usage: dolium {name} COMMAND [flags] [arguments]", "", "commands:"]
+    lines += [f"  {command:<10}{about}" for command, (_, _, about) in GROUPS[name].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _run(name: str, client: Client, context: Context, words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        context.stdout.write(_usage(name))
+        return 0
+    word = _ALIASES.get(words[0], words[0])
+    if word not in GROUPS[name]:
+        raise UsageError(f"{words[0]!r} is not a command of dolium {name}")
+    module, function, _ = GROUPS[name][word]
+    package = __import__(f"dolium.cli.{module}", fromlist=[function])
+    command: Callable[[Client, Context, list[str]], int] = getattr(package, function)
+    return command(client, context, words[1:])
+
+
+def image(client: Client, context: Context, words: list[str]) -> int:
+    """``dolium image``."""
+    return _run("image", client, context, words)
+
+
+def system(client: Client, context: Context, words: list[str]) -> int:
+    """``dolium system``."""
+    return _run("system", client, context, words)
+
+
+def inspect_image(client: Client, context: Context, words: list[str]) -> int:
+    """``dolium image inspect``."""
+    from dolium.cli.containers import inspect
+
+    return inspect(client, context, ["--type", "image", *words])
