@@ -17,7 +17,7 @@ import sys
 from aiohttp import web
 
 from dolium import memory
-from dolium.api import native
+from dolium.api import native, store
 from dolium.api.docker.app import Handler, make_app
 from dolium.engine.containers import Containers
 from dolium.engine.engine import Engine, Paths
@@ -130,7 +130,7 @@ async def serve(paths: Paths, host: str, snapshotter: str, userns_remap: str) ->
     life = Containers(engine)
     await engine.open()
     await reconcile(engine, life)
-    app = make_app(engine, life, Execs(engine, life), [native.routes])
+    app = make_app(engine, life, Execs(engine, life), [native.routes, store.routes])
     app[native.STOP] = stop
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_GRACE)
     await runner.setup()

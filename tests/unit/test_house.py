@@ -21,8 +21,8 @@ FLOORS = [
     {"cli"},
 ]
 COMPOSITION = {"daemon", "warm"}  # they put the house together, nobody imports them
-# The ground is one room; api's two shared files belong to all its rooms.
-SHARED = {"dolium.api.hijack", "dolium.api.native", "dolium.api"}
+# The ground is one room; api's shared files belong to all its rooms.
+SHARED = {"dolium.api.hijack", "dolium.api.native", "dolium.api.store", "dolium.api"}
 
 
 def floor_of(room: str) -> int:

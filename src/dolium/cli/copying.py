@@ -112,11 +112,20 @@ class _Sink(io.RawIOBase):
 
 def _pack(place: str, arcname: str) -> Iterator[bytes]:
     """The tar of a file or tree, member by member; a large file is held in pieces of its own size at most."""
+    names = [(path, os.path.relpath(path, place)) for path in [place, *_below(place)]]
+    return _tar([(path, arcname if rest == "." else f"{arcname}/{rest}") for path, rest in names])
+
+
+def pack_files(paths: list[str]) -> Iterator[bytes]:
+    """The tar of files, each under its own name."""
+    return _tar([(path, os.path.basename(path)) for path in paths])
+
+
+def _tar(names: list[tuple[str, str]]) -> Iterator[bytes]:
     sink = _Sink()
     with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        for path in [place, *_below(place)]:
-            rest = os.path.relpath(path, place)
-            archive.add(path, arcname if rest == "." else f"{arcname}/{rest}", recursive=False)
+        for path, name in names:
+            archive.add(path, name, recursive=False)
             yield from sink.parts
             sink.parts.clear()
     yield from sink.parts

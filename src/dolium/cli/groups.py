@@ -25,7 +25,21 @@ GROUPS = {
         "load": ("images", "load", "load images from an archive"),
         "import": ("images", "import_", "make an image of a root file system"),
     },
+    "artifact": {
+        "pull": ("artifacts", "pull", "fetch an artifact from a registry"),
+        "push": ("artifacts", "push", "send an artifact to its registry"),
+        "ls": ("artifacts", "listing", "list artifacts"),
+        "inspect": ("artifacts", "inspect", "print all that is known, as JSON"),
+        "add": ("artifacts", "add", "make an artifact of files"),
+        "extract": ("artifacts", "extract", "write an artifact's files into a folder"),
+        "rm": ("artifacts", "remove", "remove artifacts"),
+    },
+    "manifest": {
+        "inspect": ("artifacts", "manifest", "print a manifest or index as the registry has it"),
+        "referrers": ("artifacts", "referrers", "list what refers to an image in its registry"),
+    },
     "system": {
+        "check": ("artifacts", "check", "verify the image store, and repair it"),
         "df": ("disk", "usage", "show what takes room"),
         "prune": ("disk", "prune", "remove what nobody uses"),
         "info": ("system", "info", "facts about the daemon and this machine"),
@@ -57,6 +71,16 @@ def _run(name: str, client: Client, context: Context, words: list[str]) -> int:
 def image(client: Client, context: Context, words: list[str]) -> int:
     """``dolium image``."""
     return _run("image", client, context, words)
+
+
+def artifact(client: Client, context: Context, words: list[str]) -> int:
+    """``dolium artifact``."""
+    return _run("artifact", client, context, words)
+
+
+def manifest(client: Client, context: Context, words: list[str]) -> int:
+    """``dolium manifest``."""
+    return _run("manifest", client, context, words)
 
 
 def system(client: Client, context: Context, words: list[str]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -98,6 +98,23 @@ class Installer:
         except BaseExceptionGroup as errors:
             raise first_error(errors) from None
         return sizes
+
+    async def blobs(self, descriptors: Iterable[Descriptor], fetch: Fetch, progress: Progress) -> None:
+        """Have blobs that are not to be unpacked: an artifact's. As ``layers`` on failure."""
+        async def one(blob: Descriptor) -> None:
+            report = LayerProgress(progress, blob.digest, asyncio.get_running_loop())
+            if self._content.has(blob.digest, blob.size):
+                report(Status.EXISTS)
+                return
+            await self._blob(blob, fetch, lambda done: report(Status.DOWNLOADING, done, blob.size))
+            report(Status.DOWNLOADED)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for blob in descriptors:
+                    group.create_task(one(blob))
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
 
     def _flush_early(self) -> None:
         """Start writing to the disk while the processors are busy; ``sync`` finds less to do. Nothing depends on it."""

@@ -197,7 +197,8 @@ def _image_manifest(reader: _Reader, kind: str) -> Manifest:
     what = reader.what
     config = Descriptor.parse(f"{what}: config", reader.value.get("config"))
     if config.media_type not in CONFIGS:
-        raise InvalidArgument(f"{what}: not a container image: its config is {config.media_type!r}")
+        raise InvalidArgument(f"{what}: not a container image: its config is {config.media_type!r}",
+                              hint="dolium artifact pull fetches what is not to be run")
     if config.size > CONFIG_MAX:
         raise InvalidArgument(f"{what}: config is longer than {CONFIG_MAX} bytes")
     found = reader.get("layers", list, [])
@@ -208,6 +209,40 @@ def _image_manifest(reader: _Reader, kind: str) -> Manifest:
         if layer.media_type not in LAYERS:
             raise InvalidArgument(f"{what}: layer {layer.digest}: unknown media type {layer.media_type!r}")
     return Manifest(kind, config, layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Any manifest, whatever its config and blobs are: OCI image-spec 1.1 manifest.md. ``declared_type`` is its own
+    artifactType, ``artifact_type`` what it counts as: that, or its config's media type.
+    """
+
+    media_type: str
+    declared_type: str
+    config: Descriptor
+    blobs: tuple[Descriptor, ...]
+    subject: Descriptor | None
+    annotations: Mapping[str, str]
+
+    @property
+    def artifact_type(self) -> str:
+        return self.declared_type or self.config.media_type
+
+
+def parse_artifact(data: bytes, media_type: str = "", *, what: str = "manifest") -> Artifact:
+    """Parse and check a manifest that need not be an image's. Raises InvalidArgument, also for an index."""
+    reader = _load(what, data, MANIFEST_MAX)
+    kind = reader.get("mediaType", str, "") or media_type or OCI_MANIFEST
+    if kind not in MANIFESTS or "manifests" in reader.value or reader.get("schemaVersion", int, 0) != 2:
+        raise InvalidArgument(f"{what}: not a manifest: {kind!r}")
+    blobs = reader.get("layers", list, [])
+    subject = reader.value.get("subject")
+    return Artifact(
+        kind, reader.get("artifactType", str, ""), Descriptor.parse(f"{what}: config", reader.value.get("config")),
+        tuple(Descriptor.parse(f"{what}: blob {i}", blob) for i, blob in enumerate(blobs)),
+        Descriptor.parse(f"{what}: subject", subject) if subject is not None else None,
+        reader.string_map("annotations"),
+    )
 
 
 @dataclass(frozen=True, slots=True)

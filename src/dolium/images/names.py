@@ -59,6 +59,10 @@ class Names:
             self._images[name] = image
             self._references.setdefault(image, {})[name] = Reference.parse(name)
 
+    def all(self) -> dict[str, str]:
+        """Canonical name to image ID."""
+        return dict(self._images)
+
     def of(self, image_id: str) -> list[Reference]:
         """All references to an image, sorted by their familiar form."""
         return sorted(self._references.get(image_id, {}).values(), key=Reference.familiar)

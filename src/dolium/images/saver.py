@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tarfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from dolium import faults
@@ -76,26 +76,38 @@ def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-async def archive(content: ContentStore, images: Sequence[Saved]) -> AsyncIterator[bytes]:
-    """The tar, piece by piece. The blobs must be held; one that is shorter than its record raises FailedPrecondition."""
+async def archive(content: ContentStore, images: Sequence[Saved]) -> AsyncGenerator[bytes, None]:
+    """The tar, piece by piece. The blobs must be held."""
     sizes = {image.record.manifest: content.size(image.record.manifest) for image in images}
     digests = sorted({digest for image in images for digest in image.record.blobs()})
     faults.point("save.begun")
     yield _header("oci-layout", len(_LAYOUT)) + _padded(_LAYOUT)
     for folder in ("blobs/", "blobs/sha256/"):
         yield _header(folder, 0, tarfile.DIRTYPE)
-    for digest in digests:
+    async for data in _blobs(content, [(_file(digest), digest) for digest in digests]):
+        yield data
+    for name, data in (("index.json", index_json(images, sizes)), ("manifest.json", manifest_json(images)),
+                       ("repositories", repositories(images))):
+        yield _header(name, len(data)) + _padded(data)
+    yield b"\0" * (2 * tarfile.BLOCKSIZE)
+
+
+async def _blobs(content: ContentStore, files: Sequence[tuple[str, str]]) -> AsyncGenerator[bytes, None]:
+    for name, digest in files:
         size = content.size(digest)
-        yield _header(_file(digest), size)
+        yield _header(name, size)
         with content.open(digest) as file:
             left = size
             while left > 0 and (data := await asyncio.to_thread(file.read, min(CHUNK, left))):
                 left -= len(data)
                 yield data
         yield b"\0" * (left + -size % tarfile.BLOCKSIZE)
-    for name, data in (("index.json", index_json(images, sizes)), ("manifest.json", manifest_json(images)),
-                       ("repositories", repositories(images))):
-        yield _header(name, len(data)) + _padded(data)
+
+
+async def tar_blobs(content: ContentStore, files: Sequence[tuple[str, str]]) -> AsyncGenerator[bytes, None]:
+    """A tar of blobs, each under the name given with its digest."""
+    async for data in _blobs(content, files):
+        yield data
     yield b"\0" * (2 * tarfile.BLOCKSIZE)
 
 

@@ -12,15 +12,16 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from dolium import faults
-from dolium.errors import InvalidArgument, NotFound
+from dolium.errors import FailedPrecondition, InvalidArgument, NotFound
 from dolium.images import archive as archives
-from dolium.images import saver
+from dolium.images import artifacts, saver
+from dolium.images.artifacts import is_image
 from dolium.images.auth import Credentials
 from dolium.images.changes import apply_changes
 from dolium.images.commit import Layer, Write, config_document, new_manifest, write_layer
@@ -34,9 +35,11 @@ from dolium.images.manifest import (
     MANIFEST_MAX,
     OCI_CONFIG,
     OCI_MANIFEST,
+    Artifact,
     Descriptor,
     ImageConfig,
     Manifest,
+    parse_artifact,
     parse_config,
     parse_manifest,
 )
@@ -45,9 +48,9 @@ from dolium.images.platform import Platform, host
 from dolium.images.progress import Progress, ProgressEvent, silent
 from dolium.images.puller import resolve_manifest
 from dolium.images.pusher import push, require_blobs
-from dolium.images.records import Change, ImageRecord, Lease, Records
+from dolium.images.records import ArtifactRecord, Change, ImageRecord, Lease, Records
 from dolium.images.reference import DEFAULT_DOMAIN, Reference, is_domain
-from dolium.images.registry import RegistryClient
+from dolium.images.registry import JsonObject, RegistryClient
 from dolium.images.saver import Saved
 from dolium.images.snapshots.base import Snapshotter
 from dolium.images.snapshots.layers import FolderLayers
@@ -183,7 +186,7 @@ class ImageStore:
         progress(ProgressEvent(reference.digest or reference.tag or "", f"Pulling from {reference.path}"))
         lease = f"pull {reference}"
         with self._keeper.holding(lease) as hold:
-            async with Sources(reference, credentials, read_settings(self._etc)) as registry:
+            async with self.sources(reference, credentials) as registry:
                 found = await resolve_manifest(registry, reference, wanted)
                 manifest = found.manifest
                 hold.add([found.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)])
@@ -218,19 +221,27 @@ class ImageStore:
         config = Descriptor("", record.id, record.config_size)
         blobs = [*(Descriptor(layer.media_type, layer.digest, layer.size) for layer in record.layers), config]
         progress(ProgressEvent("", f"The push refers to repository [{reference.name}]"))
-        endpoint = read_settings(self._etc).home(reference)
         with self._keeper.holding() as hold:
             hold.add(record.blobs())
-            require_blobs(self.content, blobs, f"image {reference.familiar()}")
             manifest = Descriptor(record.media_type, record.manifest, self.content.size(record.manifest))
-            async with RegistryClient(reference, credentials, endpoint=endpoint, actions="pull,push") as registry:
-                await push(registry, self.content, manifest, blobs, self._elsewhere(reference, blobs),
-                           reference.tag or "", progress, quiet=frozenset([record.id]))
+            subject = parse_artifact(self.content.read(record.manifest, limit=MANIFEST_MAX), record.media_type).subject
+            await self._send(reference, credentials, manifest, blobs, reference.tag or "", progress, subject=subject,
+                             quiet=frozenset([record.id]))
         pushed = str(reference.digested(record.manifest))
         if record.id in self._images and self._names.get(pushed) is None:
             self._records.commit(Change(tag={pushed: record.id}))
             self._names.update({pushed: record.id})
         return record.manifest
+
+    async def _send(
+        self, reference: Reference, credentials: Credentials | None, manifest: Descriptor, blobs: Sequence[Descriptor],
+        tag: str, progress: Progress, *, subject: Descriptor | None = None, quiet: frozenset[str] = frozenset(),
+    ) -> None:
+        require_blobs(self.content, [*blobs, manifest], reference.familiar())
+        endpoint = read_settings(self._etc).home(reference)
+        async with RegistryClient(reference, credentials, endpoint=endpoint, actions="pull,push") as registry:
+            await push(registry, self.content, manifest, blobs, self._elsewhere(reference, blobs), tag, progress,
+                       subject=subject, quiet=quiet)
 
     def _elsewhere(self, reference: Reference, blobs: Iterable[Descriptor]) -> dict[str, list[str]]:
         """Blob to the other repositories of the host it was pulled from or pushed to: a digest is named only then."""
@@ -384,6 +395,171 @@ class ImageStore:
     @staticmethod
     def _blobs(manifest: Manifest) -> list[str]:
         return [manifest.config.digest, *(layer.digest for layer in manifest.layers)]
+
+    # Artifacts
+
+    def artifacts(self) -> list[ArtifactRecord]:
+        """All artifacts, by name."""
+        return sorted(self._artifacts.values(), key=lambda artifact: artifact.name)
+
+    def artifact(self, name: str) -> tuple[ArtifactRecord, bytes]:
+        """An artifact's record and its manifest. Raises NotFound."""
+        canonical = str(Reference.parse(name).with_default_tag())
+        if canonical not in self._artifacts:
+            raise NotFound(f"No such artifact: {name}")
+        record = self._artifacts[canonical]
+        return record, self.content.read(record.digest, limit=MANIFEST_MAX)
+
+    async def pull_artifact(
+        self, name: str, *, credentials: Credentials | None = None, progress: Progress = silent
+    ) -> ArtifactRecord:
+        """Fetch what a name stands for without unpacking it. Raises as ``pull``, InvalidArgument for an image or index."""
+        reference = Reference.parse(name).with_default_tag()
+        lease = f"pull {reference}"
+        progress(ProgressEvent(reference.digest or reference.tag or "", f"Pulling from {reference.path}"))
+        with self._keeper.holding(lease) as hold:
+            async with self.sources(reference, credentials) as registry:
+                data, media_type, digest = await registry.manifest(reference.digest or reference.tag or "")
+                found = parse_artifact(data, media_type, what=f"manifest {reference.familiar()}")
+                if is_image(found):
+                    raise InvalidArgument(f"{reference.familiar()} is an image", hint="dolium pull")
+                blobs = [found.config, *found.blobs]
+                hold.add([digest, *(blob.digest for blob in blobs)])
+                self._keeper.lease(lease, life=PULL_LEASE, blobs=hold.items)
+                self.content.put(data)
+                await self._installer.blobs({blob.digest: blob for blob in blobs}.values(), registry.blob, progress)
+            record = await self._keep_artifact(reference, digest, found)
+        progress(ProgressEvent("", f"Digest: {digest}"))
+        return record
+
+    async def make_artifact(
+        self, name: str, source: Path, *, artifact_type: str, annotations: Mapping[str, str], subject: str = ""
+    ) -> ArtifactRecord:
+        """An artifact of a tar's files. ``subject`` is the name of an image here that it is about. Raises NotFound,
+        InvalidArgument.
+        """
+        reference = Reference.parse(self._new_name(name)[0])
+        about = self.manifest_descriptor(subject) if subject else None
+        with self._keeper.holding() as hold:
+            digest = await self._read(hold, lambda cancel: artifacts.make(
+                self.content, source, artifact_type=artifact_type, annotations=annotations, subject=about, cancel=cancel))
+            found = parse_artifact(self.content.read(digest, limit=MANIFEST_MAX))
+            hold.add([digest, found.config.digest, *(blob.digest for blob in found.blobs)])
+            return await self._keep_artifact(reference, digest, found)
+
+    async def _keep_artifact(self, reference: Reference, digest: str, found: Artifact) -> ArtifactRecord:
+        await self._installer.sync()
+        record = ArtifactRecord(str(reference), digest, found.media_type, found.artifact_type, time.time(),
+                                tuple((blob.digest, blob.size) for blob in (found.config, *found.blobs)))
+        before = self._artifacts.get(record.name)
+        self._records.commit(Change(put_artifacts=[record]))
+        self._artifacts[record.name] = record
+        if before is not None:
+            self._keeper.suspect(before.digests())
+        return record
+
+    def manifest_descriptor(self, name: str) -> Descriptor:
+        """The manifest of an image here, as others refer to it. Raises NotFound."""
+        record = self._images[self._names.resolve(name, self._images)[0]]
+        return Descriptor(record.media_type, record.manifest, self.content.size(record.manifest))
+
+    async def push_artifact(
+        self, name: str, *, credentials: Credentials | None = None, progress: Progress = silent
+    ) -> str:
+        """Push an artifact under its name; its subject's registry learns of it. Returns its digest. Raises as ``push``."""
+        record, data = self.artifact(name)
+        reference, found = Reference.parse(record.name), parse_artifact(data, record.media_type)
+        progress(ProgressEvent("", f"The push refers to repository [{reference.name}]"))
+        with self._keeper.holding() as hold:
+            hold.add(record.digests())
+            await self._send(reference, credentials, Descriptor(record.media_type, record.digest, len(data)),
+                             [found.config, *found.blobs], reference.tag or "", progress, subject=found.subject)
+        return record.digest
+
+    def drop_artifact(self, name: str) -> str:
+        """Remove an artifact; returns its digest. Raises NotFound."""
+        record = self._artifacts.get(str(Reference.parse(name).with_default_tag()))
+        if record is None:
+            raise NotFound(f"No such artifact: {name}")
+        self._records.commit(Change(delete_artifacts=[record.name]))
+        del self._artifacts[record.name]
+        self._keeper.suspect(record.digests())
+        self._keeper.collect()
+        return record.digest
+
+    # What a registry says
+
+    def sources(self, reference: Reference, credentials: Credentials | None = None) -> Sources:
+        """Where a name is pulled from, mirrors included; to be entered. Raises PermissionDenied for a blocked registry."""
+        return Sources(reference, credentials, read_settings(self._etc))
+
+    async def remote_manifest(
+        self, name: str, *, credentials: Credentials | None = None
+    ) -> tuple[Descriptor, bytes]:
+        """What a registry has under a name, not followed and not kept. Raises NotFound and what ``pull`` does."""
+        reference = Reference.parse(name).with_default_tag()
+        async with self.sources(reference, credentials) as registry:
+            data, media_type, digest = await registry.manifest(reference.digest or reference.tag or "")
+        return Descriptor(media_type, digest, len(data)), data
+
+    async def referrers(
+        self, name: str, *, artifact_type: str = "", credentials: Credentials | None = None
+    ) -> tuple[str, list[JsonObject]]:
+        """The digest a name stands for in its registry, and descriptors of what refers to it. Raises as ``pull``."""
+        reference = Reference.parse(name).with_default_tag()
+        async with self.sources(reference, credentials) as registry:
+            digest = reference.digest or (await registry.manifest(reference.tag or ""))[2]
+            return digest, await registry.referrers(digest, artifact_type)
+
+    # Looking after it: see ``repair``
+
+    def records(self) -> list[ImageRecord]:
+        """All images' records."""
+        return list(self._images.values())
+
+    def find_record(self, image_id: str) -> ImageRecord | None:
+        """An image's record, None when it is gone."""
+        return self._images.get(image_id)
+
+    def names_of(self, image_id: str) -> list[Reference]:
+        """All references to an image."""
+        return self._names.of(image_id)
+
+    def live_users(self, image_ids: Iterable[str]) -> list[str]:
+        """Running containers made from any of these images."""
+        return [use.container for image in image_ids for use in self._in_use(image) if use.running]
+
+    def lost_names(self) -> list[str]:
+        """Canonical names that stand for an image that is not there."""
+        return sorted(name for name, image in self._names.all().items() if image not in self._images)
+
+    def drop_name(self, name: str) -> None:
+        """Forget one canonical name."""
+        self._records.commit(Change(untag=[name]))
+        self._names.update({}, [name])
+
+    def drop_image(self, image_id: str) -> None:
+        """Forget an image with all its names. Raises NotFound, FailedPrecondition when a container was made from it."""
+        record = self._record(image_id)
+        if uses := self._in_use(image_id):
+            raise FailedPrecondition(f"container {uses[0].container[:12]} was made from it")
+        self._drop(record, tuple(map(str, self._names.of(image_id))))
+        self._keeper.collect()
+
+    async def reinstall(self, record: ImageRecord, fetch: Fetch, fetch_manifest: Callable[[], Awaitable[bytes]]) -> None:
+        """Bring back what an image has lost: manifest, config, blobs, unpacked layers. Raises what the fetches raise."""
+        config = Descriptor(OCI_CONFIG, record.id, record.config_size)
+        layers = tuple(Descriptor(layer.media_type, layer.digest, layer.size) for layer in record.layers)
+        manifest = Manifest(record.media_type, config, layers)
+        with self._keeper.holding() as hold:
+            hold.add([*record.blobs(), *map(chain_key, record.chains())])
+            if not self.content.has(record.manifest):
+                data = await fetch_manifest()
+                if self.content.put(data) != record.manifest:
+                    raise InvalidArgument(f"manifest {record.manifest} has other content now")
+            self._configs.pop(record.id, None)
+            parsed = await self._installer.config(manifest, fetch)
+            await self._install(hold, manifest, record.manifest, parsed, fetch, [], silent)
 
     # Taking images out
 

@@ -26,7 +26,8 @@ from dolium.units import format_size
 routes = web.RouteTableDef()
 
 
-def _credentials(request: web.Request) -> Credentials | None:
+def registry_credentials(request: web.Request) -> Credentials | None:
+    """What X-Registry-Auth says. Raises InvalidArgument."""
     header = request.headers.get("X-Registry-Auth")
     if not header:
         return None
@@ -56,7 +57,7 @@ def progress_json(event: ProgressEvent) -> dict[str, Any]:
     return row
 
 
-async def _streamed(request: web.Request, work: Callable[[Progress], Awaitable[object]]) -> web.StreamResponse:
+async def streamed(request: web.Request, work: Callable[[Progress], Awaitable[object]]) -> web.StreamResponse:
     """Run work, sending its progress; an error after the first byte is the stream's last line, as Docker's is."""
     queue: asyncio.Queue[ProgressEvent | None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -92,7 +93,7 @@ async def _streamed(request: web.Request, work: Callable[[Progress], Awaitable[o
     return response
 
 
-async def _spool(request: web.Request) -> Path:
+async def spool(request: web.Request) -> Path:
     """A request's body in a temporary file in the state directory. The caller removes it. Raises ResourceExhausted."""
     folder = os.path.join(request.app[ENGINE].paths.data, "tmp")
     os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -118,18 +119,18 @@ async def create(request: web.Request) -> web.StreamResponse:
             raise Unimplemented("pull of all tags is not supported", hint="name a tag")
         reference = f"{name}@{tag}" if tag.startswith("sha256:") else f"{name}:{tag}" if tag else name
         Reference.parse(reference)
-        credentials = _credentials(request)
+        credentials = registry_credentials(request)
 
         async def pull(progress: Progress) -> None:
             image = await engine.images.pull(reference, platform=platform, credentials=credentials, progress=progress)
             engine.events.publish("image", "pull", reference, {"name": name, "id": image.id})
 
-        return await _streamed(request, pull)
+        return await streamed(request, pull)
     if source != "-":
         raise InvalidArgument(f"import from {source!r} is not supported", hint="give the tar on standard input: -")
     repository = request.query.get("repo", "")
     target = f"{repository}:{tag}" if repository and tag else repository or None
-    path = await _spool(request)
+    path = await spool(request)
     try:
         image = await engine.images.import_tar(path, name=target, changes=request.query.getall("changes", []),
                                                message=request.query.get("message", ""), platform=platform)
@@ -145,7 +146,7 @@ async def create(request: web.Request) -> web.StreamResponse:
 async def load(request: web.Request) -> web.StreamResponse:
     """``docker load``: an archive in the body."""
     engine = request.app[ENGINE]
-    path = await _spool(request)
+    path = await spool(request)
     try:
         images = await engine.images.load(path)
     finally:
@@ -273,7 +274,7 @@ async def push(request: web.Request) -> web.StreamResponse:
     """``docker push``: one tag, or all tags of the repository when none is given. A digest is pushed as such."""
     engine, name, tag = request.app[ENGINE], request.match_info["name"], request.query.get("tag", "")
     reference = Reference.parse(f"{name}@{tag}" if tag.startswith("sha256:") else f"{name}:{tag}" if tag else name)
-    credentials = _credentials(request)
+    credentials = registry_credentials(request)
     targets = [reference.familiar()]
     if reference.tag is None and reference.digest is None:
         targets = [tagged for image in engine.images.images() for tagged in image.repo_tags
@@ -286,7 +287,7 @@ async def push(request: web.Request) -> web.StreamResponse:
             await engine.images.push(target, credentials=credentials, progress=progress)
             engine.events.publish("image", "push", target, {"name": reference.familiar_name})
 
-    return await _streamed(request, push_all)
+    return await streamed(request, push_all)
 
 
 @routes.post("/images/{name:.+}/tag")
