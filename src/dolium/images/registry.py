@@ -91,6 +91,21 @@ class RegistryClient(Transport):
             except InvalidArgument:
                 ingest.reopen()
 
+    async def small_blob(self, descriptor: Descriptor, limit: int) -> bytes:
+        """A blob in memory, at most ``limit`` bytes. Raises InvalidArgument when it does not fit its digest."""
+        what = f"blob {descriptor.digest}"
+
+        async def once() -> bytes:
+            async with self._request("GET", self._url("blobs", descriptor.digest), {}) as answer:
+                if answer.status != 200:
+                    raise await self._error(answer, what)
+                return await read_limited(answer, limit, what)
+
+        data = await self._retry(what, once)
+        if digest_of(data) != descriptor.digest:
+            raise InvalidArgument(f"{self._name}: {what} has the wrong content: its digest is {digest_of(data)}")
+        return data
+
     async def _blob_rest(
         self, url: URL, descriptor: Descriptor, ingest: Ingest, progress: Callable[[int], None]
     ) -> None:

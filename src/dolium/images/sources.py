@@ -82,6 +82,10 @@ class Sources:
 
         await self._first(one)
 
+    async def small_blob(self, descriptor: Descriptor, limit: int) -> bytes:
+        """See ``RegistryClient.small_blob``."""
+        return await self._first(lambda client: client.small_blob(descriptor, limit))
+
     async def referrers(self, digest: str, artifact_type: str = "") -> list[JsonObject]:
         """See ``RegistryClient.referrers``; the registry's own: a mirror that knows none does not decide."""
         client = self._clients[-1]

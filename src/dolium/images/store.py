@@ -57,6 +57,7 @@ from dolium.images.snapshots.layers import FolderLayers
 from dolium.images.snapshots.overlay import OverlaySnapshotter
 from dolium.images.sources import Sources
 from dolium.images.transport import Transport
+from dolium.images.trust import enforce, read_policy
 from dolium.units import rfc3339
 
 _log = logging.getLogger(__name__)
@@ -188,6 +189,7 @@ class ImageStore:
         with self._keeper.holding(lease) as hold:
             async with self.sources(reference, credentials) as registry:
                 found = await resolve_manifest(registry, reference, wanted)
+                await enforce(read_policy(self._etc), reference, (found.top, found.digest), registry)
                 manifest = found.manifest
                 hold.add([found.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)])
                 self.content.put(found.data)
@@ -423,6 +425,7 @@ class ImageStore:
                 found = parse_artifact(data, media_type, what=f"manifest {reference.familiar()}")
                 if is_image(found):
                     raise InvalidArgument(f"{reference.familiar()} is an image", hint="dolium pull")
+                await enforce(read_policy(self._etc), reference, (digest,), registry)
                 blobs = [found.config, *found.blobs]
                 hold.add([digest, *(blob.digest for blob in blobs)])
                 self._keeper.lease(lease, life=PULL_LEASE, blobs=hold.items)
