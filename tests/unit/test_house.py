@@ -20,7 +20,7 @@ FLOORS = [
     {"api"},
     {"cli"},
 ]
-COMPOSITION = {"daemon", "warm"}  # they put the house together, nobody imports them
+COMPOSITION = {"daemon", "warm", "mirror"}  # they put the house together, nobody imports them
 # The ground is one room; api's shared files belong to all its rooms.
 SHARED = {"dolium.api.hijack", "dolium.api.native", "dolium.api.store", "dolium.api"}
 

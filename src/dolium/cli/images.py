@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-PULL = Command("pull", "IMAGE", "Fetch an image from a registry.", [
+PULL = Command("pull", "IMAGE [IMAGE ...]", "Fetch images from their registries.", [
     Flag("-q --quiet", "bool", "no progress"), Flag("--platform", "str", "of an image for another machine", "linux/arm64")],
-    minimum=1, maximum=1, examples=["dolium pull 127.0.0.1:5000/debian:12"])
+    minimum=1, examples=["dolium pull 127.0.0.1:5000/debian:12"])
 IMAGES = Command("images", "[NAME]", "List images.", [
     Flag("-q --quiet", "bool", "ids only"), Flag("-a --all", "bool", "all"), Flag("--no-trunc", "bool", "whole ids"),
     Flag("--digests", "bool", "digests too"), Flag("-f --filter", "list", "reference=…, dangling=…, label=…", "KEY=VALUE"),
@@ -107,8 +107,14 @@ def pull(client: Client, context: Context, words: list[str]) -> int:
     if options.get("help"):
         context.stdout.write(PULL.usage())
         return 0
-    pull_image(client, context, names[0], options["platform"], quiet=options["quiet"])
-    return 0
+    failed = 0
+    for name in names:
+        try:
+            pull_image(client, context, name, options["platform"], quiet=options["quiet"])
+        except ApiError as error:
+            context.complain(str(error))
+            failed = 1
+    return failed
 
 def images(client: Client, context: Context, words: list[str]) -> int:
     """``dolium images``."""

@@ -45,6 +45,7 @@ COMMANDS = {
     "export": ("archives", "export", "write a container's root file system as a tar"),
     "commit": ("archives", "commit", "make an image of what a container has changed"),
     "diff": ("archives", "diff", "list what a container has changed"),
+    "mirror": ("mirror", "mirror", "serve as a registry what others have, and keep it"),
     "image": ("groups", "image", "commands on images, and image prune"),
     "artifact": ("groups", "artifact", "commands on artifacts: what registries keep beside images"),
     "manifest": ("groups", "manifest", "what a registry says of an image"),
@@ -54,7 +55,7 @@ COMMANDS = {
     "version": ("system", "version", "versions"),
     "daemon": ("system", "daemon", "start or stop the daemon"),
 }
-NO_DAEMON_NEEDED = ("daemon", "version", "logout")
+NO_DAEMON_NEEDED = ("daemon", "version", "logout", "mirror")
 
 
 def usage() -> str:

@@ -91,6 +91,20 @@ class RegistryClient(Transport):
             except InvalidArgument:
                 ingest.reopen()
 
+    async def blob_size(self, digest: str) -> int:
+        """Bytes of a blob that no manifest told of. Raises NotFound, Unavailable when the registry does not say."""
+        what = f"blob {digest}"
+
+        async def once() -> int:
+            async with self._request("HEAD", self._url("blobs", digest), {}) as answer:
+                if answer.status != 200:
+                    raise await self._error(answer, what)
+                if answer.content_length is None:
+                    raise Unavailable(f"{self._name}: the registry does not say how long {what} is")
+                return answer.content_length
+
+        return await self._retry(what, once)
+
     async def small_blob(self, descriptor: Descriptor, limit: int) -> bytes:
         """A blob in memory, at most ``limit`` bytes. Raises InvalidArgument when it does not fit its digest."""
         what = f"blob {descriptor.digest}"

@@ -82,6 +82,10 @@ class Sources:
 
         await self._first(one)
 
+    async def blob_size(self, digest: str) -> int:
+        """See ``RegistryClient.blob_size``."""
+        return await self._first(lambda client: client.blob_size(digest))
+
     async def small_blob(self, descriptor: Descriptor, limit: int) -> bytes:
         """See ``RegistryClient.small_blob``."""
         return await self._first(lambda client: client.small_blob(descriptor, limit))
