@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from dolium.engine import model
@@ -14,7 +14,7 @@ from dolium.engine.engine import Engine
 from dolium.engine.model import Container
 from dolium.errors import FailedPrecondition, NotFound
 from dolium.images.changes import apply_changes
-from dolium.images.difference import Difference, differences, pack
+from dolium.images.difference import Difference, differences, pack, pack_changes
 from dolium.images.store import Image
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -28,12 +28,37 @@ async def diff(engine: Engine, reference: str) -> list[Difference]:
     container = engine.find(reference)
 
     def work() -> list[Difference]:
-        with engine.roots.lower(container) as lower:
-            return differences(engine.roots.upper(container), lower)
+        with engine.roots.image(container) as image, _what_it_wrote(engine, container) as (folder, whole):
+            return differences(folder, image, whole=whole)
 
     async with engine.lock(container.id):
         _still_there(engine, container)
         return await asyncio.to_thread(work)
+
+
+@contextlib.contextmanager
+def _what_it_wrote(engine: Engine, container: Container) -> Iterator[tuple[int, bool]]:
+    """A folder's fd, and whether it is the whole root in place of the changes alone."""
+    with engine.roots.written(container) as path:
+        if path is None:
+            with engine.roots.view(container) as root:
+                yield root, True
+            return
+        folder = os.open(path, _FOLDER)
+        try:
+            yield folder, False
+        finally:
+            os.close(folder)
+
+
+@contextlib.contextmanager
+def _readable(root: int) -> Iterator[int]:
+    """The folder of an O_PATH fd, to be listed."""
+    folder = os.open(".", _FOLDER, dir_fd=root)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
 
 
 def _still_there(engine: Engine, container: Container) -> None:
@@ -72,11 +97,11 @@ async def commit(
             _still_there(engine, container)
 
             def write(out: Callable[[bytes], object]) -> int:
-                folder = os.open(engine.roots.upper(container), _FOLDER)
-                try:
-                    return pack(folder, out, layer=True)
-                finally:
-                    os.close(folder)
+                with _what_it_wrote(engine, container) as (folder, whole):
+                    if not whole:
+                        return pack(folder, out, layer=True, ids=container.ids)
+                    with engine.roots.image(container) as image, _readable(folder) as root:
+                        return pack_changes(root, image, out, container.ids)
 
             image = await engine.images.commit(
                 container.image_id, write, config, name=name, author=author, message=message,
@@ -97,11 +122,7 @@ async def export(engine: Engine, reference: str, write: Callable[[bytes], object
     container = engine.find(reference)
 
     def work() -> None:
-        with engine.roots.view(container) as root:
-            folder = os.open(".", _FOLDER, dir_fd=root)
-            try:
-                pack(folder, write, layer=False)
-            finally:
-                os.close(folder)
+        with engine.roots.view(container) as root, _readable(root) as folder:
+            pack(folder, write, layer=False, ids=container.ids)
 
     await asyncio.to_thread(work)

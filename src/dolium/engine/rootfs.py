@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 from dolium import policy
 from dolium.engine.model import Container
@@ -137,43 +139,42 @@ class Roots:
             else:
                 self.release(container, root)
 
-    def upper(self, container: Container) -> str:
-        """The writable layer's folder. Raises NotFound."""
-        return str(self._snapshots.rootfs(container.id, container.chain_ids).upper)
+    @contextmanager
+    def written(self, container: Container) -> Iterator[Path | None]:
+        """What it wrote: see ``Snapshotter.written``. Its owners are the host's ids."""
+        with self._snapshots.written(container.id) as path:
+            yield path
 
     @contextmanager
-    def lower(self, container: Container) -> Iterator[int]:
-        """What is below the writable layer, as a folder's fd. Blocks. Raises NotFound, Internal."""
-        parts = self._snapshots.rootfs(container.id, container.chain_ids)
-        if container.rootfs:
-            root = os.open(container.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        else:
-            root = self._read_only(container, [*map(str, parts.lowerdirs), self._lowest])
-        try:
-            yield root
-        finally:
-            os.close(root)
+    def image(self, container: Container) -> Iterator[int]:
+        """What is below the writable layer, as a folder's fd, with owners as the container's own layer has them. Blocks.
+        Raises NotFound, OSError."""
+        with self._options(container) as options:
+            if options.lower:
+                options = replace(options, lowest="")
+            with self._snapshots.image(container.chain_ids, options) as root:
+                yield root
 
     @contextmanager
     def view(self, container: Container) -> Iterator[int]:
-        """The root, read-only and without what is mounted in it, whether the container runs or not. Blocks."""
-        parts = self._snapshots.rootfs(container.id, container.chain_ids)
-        lowers = [container.rootfs] if container.rootfs else [*map(str, parts.lowerdirs), self._lowest]
-        root = self._read_only(container, [str(parts.upper), *lowers])
-        try:
+        """The root for reading, without what is mounted in it, whether the container runs or not. Blocks. Raises NotFound,
+        OSError."""
+        with self._options(container) as options, \
+                self._snapshots.view(container.id, container.chain_ids, options) as root:
             yield root
-        finally:
-            os.close(root)
 
-    def _read_only(self, container: Container, lowers: Sequence[str]) -> int:
-        """An overlay without a writable layer. One that a running container writes may be a lower one here: what is read
-        is as it is at that moment.
-        """
+    @contextmanager
+    def _options(self, container: Container) -> Iterator[MountOptions]:
+        lowest = "" if container.rootfs else self._lowest
+        if not container.ids:
+            yield MountOptions(container.rootfs, lowest)
+            return
+        maps = maps_of(container)
+        user_namespace, _ = user_namespaces.make(maps, maps)
         try:
-            return syscalls.mount_overlay(lowers, "", "")
-        except OSError as error:
-            raise Internal(f"mount the root of container {container.short_id}: {error.strerror}",
-                           errno=error.errno) from error
+            yield MountOptions(container.rootfs, lowest, user_namespace=user_namespace)
+        finally:
+            os.close(user_namespace)
 
     def release(self, container: Container, root: int) -> None:
         """Close an fd of ``mount``."""

@@ -1,8 +1,10 @@
 """What a container changed: as a list for ``diff``, as a layer's tar for ``commit``.
 
 Read from the writable layer of an overlay (a name that is a character device 0:0 was deleted, a folder with
-``trusted.overlay.opaque`` hides what is below it) through fds: a container that runs meanwhile may exchange folders for
-links, and leads nobody out of its layer.
+``trusted.overlay.opaque`` hides what is below it), or from a whole root that began as a copy of the image; through fds: a
+container that runs meanwhile may exchange folders for links, and leads nobody out of its layer.
+
+``ids`` of a container with a user namespace of its own is [first host id, how many]: owners are told as they are inside.
 """
 
 from __future__ import annotations
@@ -11,13 +13,18 @@ import contextlib
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import IO, Any
 
+from dolium import policy
+
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = "trusted.overlay.opaque"
+_NOBODY = 65534
+_MOUNT_POINTS = {f"/{name.rstrip('/')}" for name in policy.MOUNT_POINTS}
+"""Where images lack them they are made in each copy, at a time of its own."""
 _OVERLAY = ("trusted.overlay.", "user.overlay.")
 
 
@@ -41,17 +48,19 @@ class Difference:
     kind: Kind
 
 
-def differences(upper: str, lower: int) -> list[Difference]:
-    """What the writable layer at ``upper`` makes of the image, whose root is the folder ``lower``; sorted by path.
+def differences(upper: int, lower: int, *, whole: bool = False) -> list[Difference]:
+    """What the writable layer in the folder ``upper`` makes of the image, whose root is the folder ``lower``; sorted by
+    path. ``whole``: upper is a copy of the image that was written to.
 
     A folder is listed as changed when something in it is, as Docker does. Blocks. Raises OSError.
     """
     found: list[Difference] = []
-    root = os.open(upper, _FOLDER)
+    one, other = (os.open(".", _FOLDER, dir_fd=fd) for fd in (upper, lower))
     try:
-        _compare(root, lower, "", found)
+        (_compare_whole if whole else _compare)(one, other, "", found)
     finally:
-        os.close(root)
+        os.close(one)
+        os.close(other)
     return sorted(found, key=lambda one: one.path)
 
 
@@ -76,6 +85,34 @@ def _inside(folder: int, name: str) -> Iterator[int | None]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _compare_whole(upper: int, lower: int | None, path: str, found: list[Difference]) -> None:
+    names = set(os.listdir(upper))
+    if lower is not None:
+        found += [Difference(f"{path}/{name}", Kind.DELETED) for name in os.listdir(lower) if name not in names]
+    for name in sorted(names):
+        info, before, here = _lstat(upper, name), _lstat(lower, name), f"{path}/{name}"
+        if info is None:
+            continue
+        folder = stat.S_ISDIR(info.st_mode)
+        both = folder and before is not None and stat.S_ISDIR(before.st_mode)
+        inner: list[Difference] = []
+        if folder:
+            with _inside(upper, name) as child, _inside(lower, name) if both and lower is not None else _nothing() as below:
+                if child is not None:
+                    _compare_whole(child, below, here, inner)
+        if before is None:
+            found.append(Difference(here, Kind.ADDED))
+        elif inner or _changed(info, before, time=here not in _MOUNT_POINTS) or (
+                not folder and (info.st_size, info.st_rdev) != (before.st_size, before.st_rdev)):
+            found.append(Difference(here, Kind.CHANGED))
+        found += inner
+
+
+@contextlib.contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
 
 
 def _compare(upper: int, lower: int | None, path: str, found: list[Difference]) -> None:
@@ -112,10 +149,10 @@ def _compare(upper: int, lower: int | None, path: str, found: list[Difference]) 
             found += inner
 
 
-def _changed(info: os.stat_result, before: os.stat_result | None) -> bool:
-    """Has a folder that is in both other attributes? Its times change with what is in it."""
-    return before is None or (info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns) != (
-        before.st_mode, before.st_uid, before.st_gid, before.st_mtime_ns)
+def _changed(info: os.stat_result, before: os.stat_result | None, *, time: bool = True) -> bool:
+    """Has what is in both other attributes? A folder's times change with what is in it, a file's with its content."""
+    return before is None or (info.st_mode, info.st_uid, info.st_gid) != (
+        before.st_mode, before.st_uid, before.st_gid) or (time and info.st_mtime_ns != before.st_mtime_ns)
 
 
 def _is_whiteout(info: os.stat_result) -> bool:
@@ -132,9 +169,11 @@ def _is_opaque(folder: int) -> bool:
 class _Packer:
     """Writes one tar; hard links are told by their inodes."""
 
-    def __init__(self, archive: tarfile.TarFile, convert: bool) -> None:
+    def __init__(self, archive: tarfile.TarFile, convert: bool, ids: Sequence[int], only: Set[str] | None) -> None:
         self._archive = archive
         self._convert = convert
+        self._ids = ids
+        self._only = only
         self._links: dict[tuple[int, int], str] = {}
         self.entries = 0
 
@@ -146,6 +185,8 @@ class _Packer:
             info = _lstat(fd, name)
             if info is None or stat.S_ISSOCK(info.st_mode):
                 continue  # removed meanwhile; a tar has no word for a socket
+            if self._only is not None and f"/{prefix}{name}" not in self._only:
+                continue
             if self._convert and _is_whiteout(info):
                 self._add(tarfile.TarInfo(f"{prefix}.wh.{name}"))
                 continue
@@ -162,7 +203,7 @@ class _Packer:
     def _entry(self, fd: int, name: str) -> None:
         info = os.fstat(fd)
         entry = tarfile.TarInfo(name)
-        entry.mode, entry.uid, entry.gid = stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid
+        entry.mode, entry.uid, entry.gid = stat.S_IMODE(info.st_mode), self._inside(info.st_uid), self._inside(info.st_gid)
         entry.mtime = info.st_mtime_ns // 10**9  # whole seconds, as every layer has them
         entry.pax_headers = self._attributes(fd, info)
         if stat.S_ISLNK(info.st_mode):
@@ -194,6 +235,17 @@ class _Packer:
                 self.folder(folder, f"{name}/")
             finally:
                 os.close(folder)
+
+    def _inside(self, identity: int) -> int:
+        if not self._ids:
+            return identity
+        inside = identity - self._ids[0]
+        return inside if 0 <= inside < self._ids[1] else _NOBODY
+
+    def deleted(self, path: str) -> None:
+        """A whiteout for a path from the root."""
+        folder, _, name = path.lstrip("/").rpartition("/")
+        self._add(tarfile.TarInfo(f"{folder}/.wh.{name}" if folder else f".wh.{name}"))
 
     def _attributes(self, fd: int, info: os.stat_result) -> dict[str, str]:
         """Extended attributes as tar programs write them: SCHILY.xattr. A link's own are left out."""
@@ -241,12 +293,25 @@ class _Sink:
         return len(data)
 
 
-def pack(folder: int, write: Callable[[bytes], object], *, layer: bool) -> int:
+def pack(folder: int, write: Callable[[bytes], object], *, layer: bool, ids: Sequence[int] = ()) -> int:
     """The tar of what is in a folder; returns the number of entries. ``layer``: the folder is a writable layer, deleted
     names become ``.wh.`` entries (OCI image-spec layer.md). Blocks. Raises OSError, and what ``write`` raises.
     """
     sink: Any = _Sink(write)
     with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 18) as archive:
-        packer = _Packer(archive, layer)
+        packer = _Packer(archive, layer, ids, None)
+        packer.folder(folder, "")
+    return packer.entries
+
+
+def pack_changes(folder: int, image: int, write: Callable[[bytes], object], ids: Sequence[int] = ()) -> int:
+    """As ``pack`` of a layer, for a whole root that began as a copy of ``image``."""
+    found = differences(folder, image, whole=True)
+    sink: Any = _Sink(write)
+    with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 18) as archive:
+        packer = _Packer(archive, False, ids, {one.path for one in found if one.kind is not Kind.DELETED})
+        for one in found:
+            if one.kind is Kind.DELETED:
+                packer.deleted(one.path)
         packer.folder(folder, "")
     return packer.entries

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 
 from dolium.errors import DoliumError, FailedPrecondition, NotFound
 from dolium.images.auth import Credentials, credentials_of
@@ -14,9 +13,8 @@ from dolium.images.check import Problem, check_blob, check_layer, check_record, 
 from dolium.images.content import Ingest
 from dolium.images.installer import Fetch
 from dolium.images.manifest import Descriptor
-from dolium.images.records import ImageRecord
+from dolium.images.records import ImageRecord, LayerRecord
 from dolium.images.reference import Reference
-from dolium.images.snapshots.overlay import OverlaySnapshotter
 from dolium.images.store import ImageStore
 
 
@@ -86,17 +84,20 @@ class Check:
                 if not self._store.snapshots.has_layer(layer.chain_id):
                     self.problems.append(Problem("layer", layer.chain_id, "missing", images))
                 elif layer.digest not in bad:
-                    folder = None if self._quick else self._folder(layer.chain_id)
-                    packed, unpacked = await asyncio.to_thread(check_layer, self._store.content, layer, folder)
+                    packed, unpacked = await asyncio.to_thread(self._look, layer)
                     if packed:
                         self.problems.append(Problem("blob", layer.digest, packed, images))
                     if unpacked:
                         self.problems.append(Problem("layer", layer.chain_id, unpacked, images))
 
-    def _folder(self, chain_id: str) -> Path | None:
-        """Where the layer's files are to be looked at; None where the driver keeps none."""
-        snapshots = self._store.snapshots
-        return snapshots.layer_path(chain_id) if isinstance(snapshots, OverlaySnapshotter) else None
+    def _look(self, layer: LayerRecord) -> tuple[str, str]:
+        if self._quick:
+            return check_layer(self._store.content, layer, None)
+        try:
+            with self._store.snapshots.layer_folder(layer.chain_id) as folder:
+                return check_layer(self._store.content, layer, folder)
+        except (DoliumError, OSError) as error:
+            return "", f"cannot be read: {error}"
 
     # Repair
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from dolium import faults
-from dolium.errors import FailedPrecondition, InvalidArgument, NotFound
+from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument, NotFound
 from dolium.images import archive as archives
 from dolium.images import artifacts, saver
 from dolium.images.artifacts import is_image

@@ -20,7 +20,7 @@ from dolium.api.docker.errors import error_response
 from dolium.engine import model
 from dolium.errors import InvalidArgument, NotFound, PermissionDenied, Unimplemented
 from dolium.images.auth import Credentials
-from dolium.images.snapshots.overlay import tree_usage
+from dolium.images.snapshots.places import tree_usage
 from dolium.units import rfc3339
 
 routes = web.RouteTableDef()

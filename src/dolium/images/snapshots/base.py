@@ -88,6 +88,17 @@ class Snapshotter(Layers, Protocol):
         """What the container changed, in overlayfs's form (whiteouts, opaque folders), for reading while it is held; None
         when the driver keeps the whole root instead. Raises NotFound."""
 
+    def image(self, chain_ids: Sequence[str], options: MountOptions) -> AbstractContextManager[int]:
+        """The layers without a snapshot, as an fd of a folder that is read while it is held. Takes as long as ``prepare``.
+        Raises NotFound, OSError."""
+
+    def view(self, key: str, chain_ids: Sequence[str], options: MountOptions) -> AbstractContextManager[int]:
+        """A snapshot's root as an fd of a folder that is read while it is held, also while the container has it mounted and
+        writes: without what is mounted in it. Raises NotFound, OSError."""
+
+    def layer_folder(self, chain_id: str) -> AbstractContextManager[Path]:
+        """A layer as a folder in overlayfs's form, read while it is held. Raises NotFound, OSError."""
+
     def remove(self, key: str) -> None:
         """Remove a snapshot that is not mounted; nothing happens when it is not there."""
 

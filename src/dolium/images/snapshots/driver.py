@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from dolium.images.snapshots.layers import FolderLayers
@@ -48,6 +49,12 @@ class Driver:
         """See ``Snapshotter``."""
         self._places.close()
         self._layers.close()
+
+    @contextmanager
+    def layer_folder(self, chain_id: str) -> Iterator[Path]:
+        """See ``Snapshotter``."""
+        with self._layers.lowers([chain_id]) as (folder,):
+            yield Path(folder if isinstance(folder, str) else f"/proc/self/fd/{folder}")
 
     def check(self, chain_ids: Sequence[str]) -> None:
         """Raises NotFound when a layer is missing."""

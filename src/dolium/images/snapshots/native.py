@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
@@ -85,6 +86,29 @@ class NativeSnapshotter(Driver):
         """See ``Snapshotter``."""
         self._places.existing(key)
         yield None
+
+    @contextmanager
+    def image(self, chain_ids: Sequence[str], options: MountOptions) -> Iterator[int]:
+        """See ``Snapshotter``: one more copy."""
+        key = f"image-{secrets.token_hex(8)}"
+        self.prepare(key, chain_ids)
+        try:
+            root = self.mount(key, chain_ids, options)
+            try:
+                yield root
+            finally:
+                os.close(root)
+        finally:
+            self.remove(key)
+
+    @contextmanager
+    def view(self, key: str, chain_ids: Sequence[str], options: MountOptions) -> Iterator[int]:
+        """See ``Snapshotter``."""
+        root = self.mount(key, chain_ids, options)
+        try:
+            yield root
+        finally:
+            os.close(root)
 
     def usage(self, key: str) -> Usage:
         """See ``Snapshotter``."""

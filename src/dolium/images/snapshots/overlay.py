@@ -77,6 +77,33 @@ class OverlaySnapshotter(Driver):
             raise NotFound(f"no snapshot {key}")
         yield path
 
+    @contextmanager
+    def image(self, chain_ids: Sequence[str], options: MountOptions) -> Iterator[int]:
+        """See ``Snapshotter``."""
+        with self._read_only("", chain_ids, options) as root:
+            yield root
+
+    @contextmanager
+    def view(self, key: str, chain_ids: Sequence[str], options: MountOptions) -> Iterator[int]:
+        """See ``Snapshotter``. The writable layer is the highest of those that are only read."""
+        with self.written(key) as upper, self._read_only(str(upper), chain_ids, options) as root:
+            yield root
+
+    @contextmanager
+    def _read_only(self, upper: str, chain_ids: Sequence[str], options: MountOptions) -> Iterator[int]:
+        with ExitStack() as used:
+            layers = used.enter_context(mapped([options.lower], options.user_namespace) if options.lower
+                                        else self._layers.lowers(chain_ids, options.user_namespace))
+            lowest = used.enter_context(mapped([options.lowest] if options.lowest else [], options.user_namespace))
+            found = [*([upper] if upper else []), *layers, *lowest]
+            if len(found) > 1:
+                root = syscalls.mount_overlay(found, "", "")
+            else:  # overlayfs wants two
+                place = found[0] if isinstance(found[0], str) else f"/proc/self/fd/{found[0]}"
+                root = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            used.callback(os.close, root)
+            yield root
+
     def usage(self, key: str) -> Usage:
         """See ``Snapshotter``."""
         with self.written(key) as path:
