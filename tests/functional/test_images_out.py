@@ -145,6 +145,27 @@ def test_diff_commit_and_export(engine: Daemon, tmp_path: Path, running: bool) -
         engine.docker("rmi", "-f", "made:1", "made:2", "imported:1", check=False)
 
 
+@pytest.mark.parametrize("kind", ["native", "erofs", "userns"])
+def test_the_same_for_every_kind_of_root(tmp_path: Path, kind: str) -> None:
+    engine = Daemon(tmp_path, *(() if kind == "userns" else ("--snapshotter", kind)))
+    engine.start()
+    try:
+        engine.import_base("base:1", 'CMD ["sh"]')
+        engine.dolium("run", "-d", *(("--userns", "auto") if kind == "userns" else ()), "--name", "work", "base:1", "sh", "-c", CHANGE + "chown 5:6 /made/deep/file; echo done; sleep 1000")
+        eventually(lambda: "done" in engine.docker("logs", "work").stdout, "the changes are made")
+        found = set(engine.docker("diff", "work").stdout.splitlines())
+        assert found - {"A /made/pipe"} == EXPECTED
+        engine.docker("commit", "work", "made:1")
+        seen = engine.docker("run", "--rm", "made:1", "sh", "-c", "ls /data /home; stat -c '%u %g' /made/deep/file /new; stat -c %h /made/hard; cat /new").stdout
+        assert seen.split() == ["/data:", "/home:", "5", "6", "0", "0", "2", "new"]
+        engine.docker("export", "-o", f"{tmp_path}/root.tar", "work")
+        root = files(tmp_path / "root.tar")
+        assert root["made/deep/file"].uid == 5 and root["bin/busybox"].uid == 0 and "data/seed" not in root
+        assert engine.dolium("system", "check").stdout.endswith("all whole\n")
+    finally:
+        engine.close()
+
+
 def test_a_committed_image_can_be_pushed_and_judged(engine: Daemon, registry: Registry, two: str, tmp_path: Path) -> None:
     engine.docker("run", "--name", "work", two, "sh", "-c", "rm -rf /opt; mkdir /opt; echo 3 > /opt/third; setfattr 2>/dev/null; chown 5:6 /opt/third")
     name = registry.reference("committed:1")

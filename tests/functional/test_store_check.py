@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_what_nobody_has_is_dropped(engine: Daemon, registry: Registry) -> None:
     paths["layer"].write_bytes(layer_blob)
     engine.docker("create", "--name", "holds", ALONE)
     paths["layer"].unlink()
-    paths["folder"].rename(engine.folder / "aside")
+    shutil.rmtree(paths["folder"])
     code, problems = check(engine, "--repair")
     assert code == 1 and {one["Kind"] for one in problems} == {"blob", "layer", "container"}
     assert any("kept: container" in one["Outcome"] for one in problems)
@@ -131,6 +132,23 @@ def test_a_layer_of_a_running_container_is_not_exchanged(engine: Daemon, app: st
         engine.docker("rm", "-f", "runs")
     assert check(engine, "--repair")[0] == 0
     assert engine.docker("run", "--rm", app).stdout == "2"
+
+
+def test_what_an_older_version_wrote_is_read(tmp_path: Path) -> None:
+    engine = Daemon(tmp_path)
+    engine.start()
+    engine.import_base("base:1", 'CMD ["sh"]')
+    engine.stop()
+    with sqlite3.connect(engine.folder / "data/dolium.db") as database:  # as version 1 of the image tables was
+        database.execute("DROP TABLE leases")
+        database.execute("DROP TABLE artifacts")
+        database.execute("UPDATE schema_versions SET version = 1 WHERE room = 'images'")
+    database.close()
+    engine.start()
+    assert engine.docker("run", "--rm", "base:1", "echo", "old").stdout == "old\n"
+    assert check(engine) == (0, [])
+    assert engine.api("POST", "/dolium/leases?name=new", {})[0] == 201
+    engine.close()
 
 
 def test_names_and_strays(tmp_path: Path) -> None:

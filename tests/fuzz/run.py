@@ -1,6 +1,6 @@
-"""Fuzzing: config.json by atheris, the decoders of plans and archives by libFuzzer with sanitizers.
+"""Fuzzing: config.json and what registries say by atheris, the decoders of plans and archives by libFuzzer with sanitizers.
 
-    python tests/fuzz/run.py [--seconds N] [config] [plan] [untar]
+    python tests/fuzz/run.py [--seconds N] [config] [manifest] [plan] [untar]
 
 Each target starts from a few inputs that are whole (``config/`` and what is made here). What fails is kept in the folder
 that is named at the end. Exit code: 0 when nothing failed.
@@ -32,7 +32,27 @@ from dolium.runtime.wire import encode_fields  # noqa: E402
 
 SOURCES = {"plan": ["native/executor/plan.c", "native/executor/fields.c"], "untar": []}
 CLANG = ["clang", "-std=gnu11", "-D_GNU_SOURCE=", "-g", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
-TARGETS = ("config", "plan", "untar")
+TARGETS = ("config", "manifest", "plan", "untar")
+PYTHON = ("config", "manifest")
+
+_BLOB = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": f"sha256:{'a' * 64}", "size": 5,
+         "annotations": {"org.opencontainers.image.title": "x"}}
+_CONFIG = {**_BLOB, "mediaType": "application/vnd.oci.image.config.v1+json"}
+MANIFESTS: dict[str, object] = {
+    "manifest": {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": _CONFIG, "layers": [_BLOB],
+                 "subject": _BLOB, "artifactType": "a/b", "annotations": {"a": "b"}},
+    "index": {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [
+        {**_BLOB, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+         "platform": {"os": "linux", "architecture": "arm", "variant": "v7"}}]},
+    "image": {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": [_BLOB["digest"]]},
+              "config": {"Env": ["A=1"], "Cmd": ["x"], "Labels": {"a": "b"}, "ExposedPorts": {"80/tcp": {}},
+                         "Healthcheck": {"Test": ["NONE"], "Interval": 5}}, "history": [{"created_by": "x", "empty_layer": True}]},
+    "policy": {"default": [{"type": "reject"}], "transports": {"docker": {"a/b": [
+        {"type": "sigstoreSigned", "keyData": "YQ==", "signedIdentity": {"type": "remapIdentity", "prefix": "a", "signedPrefix": "b"}}]}}},
+    "registries": {"registry": [{"prefix": "a", "location": "b", "mirror": [{"location": "c", "insecure": True}]}]},
+    "auth": {"username": "u", "auth": "dTpw", "token": "t", "expires_in": 5},
+    "name": "registry.example:5000/team/app:1", "challenge": 'Bearer realm="https://a/t",scope="repository:a:pull,push"',
+}
 
 
 def seeds(target: str, folder: Path) -> None:
@@ -42,6 +62,9 @@ def seeds(target: str, folder: Path) -> None:
         for path in (HERE / "config").iterdir():
             shutil.copy(path, folder)
         (folder / "default").write_text(json.dumps(default_spec()))
+    elif target == "manifest":
+        for name, value in MANIFESTS.items():
+            (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
     elif target == "plan":
         spec = default_spec()
         spec["process"]["terminal"] = False
@@ -62,8 +85,8 @@ def seeds(target: str, folder: Path) -> None:
 
 def program(target: str, scratch: Path) -> list[str]:
     """What runs the target, built if need be."""
-    if target == "config":
-        return [sys.executable, str(HERE / "fuzz_config.py")]
+    if target in PYTHON:
+        return [sys.executable, str(HERE / f"fuzz_{target}.py")]
     made = scratch / target
     subprocess.run([*CLANG, str(HERE / f"fuzz_{target}.c"), *(str(ROOT / name) for name in SOURCES[target]), "-o", str(made)],
                    check=True)
@@ -88,7 +111,7 @@ def run(target: str, seconds: int, seed: int = 0) -> str:
 
 def missing(target: str) -> str:
     """What a target needs that is not here."""
-    if target == "config":
+    if target in PYTHON:
         return "" if importlib.util.find_spec("atheris") else "the Python package atheris"
     return "" if shutil.which("clang") else "the package clang"
 

@@ -22,7 +22,7 @@ def fuzz() -> object:
     return module
 
 
-@pytest.mark.parametrize("target", ["config", "plan", "untar"])
+@pytest.mark.parametrize("target", ["config", "manifest", "plan", "untar"])
 def test_a_few_seconds_of_fuzzing(fuzz: object, target: str) -> None:
     if missing := fuzz.missing(target):  # type: ignore[attr-defined]
         pytest.skip(f"needs {missing}")

@@ -144,7 +144,8 @@ def merge_scopes(scopes: Iterable[str]) -> list[str]:
 
 def retry_after(text: str, *, now: float | None = None) -> float:
     """Seconds of a Retry-After header (RFC 9110 section 10.2.3: seconds or a date), at most RETRY_AFTER_MAX; 0 without."""
-    if text.strip().isascii() and text.strip().isdigit():
+    text = text.strip(" \t")
+    if text.isascii() and text.isdigit():
         return min(float(text), RETRY_AFTER_MAX)
     try:
         moment = parsedate_to_datetime(text).timestamp()

@@ -260,6 +260,8 @@ class Ingest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if isinstance(error, ResourceExhausted) and error.errno is not None and not self.committed:
+            self._drop()  # the disk is full: nothing half done stays on it
         self.close()
 
     def close(self) -> None:

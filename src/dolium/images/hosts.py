@@ -232,7 +232,10 @@ def parse_registries(value: Mapping[str, object], what: str = "registries.conf")
         if not (location or prefix):
             raise FailedPrecondition(f"{what}: a registry has neither prefix nor location")
         mirrors = []
-        for entry in table.get("mirror") or []:
+        entries = table.get("mirror") or []
+        if not isinstance(entries, list):
+            raise FailedPrecondition(f"{what}: mirror of {prefix or location} is not a list of tables")
+        for entry in entries:
             if not isinstance(entry, dict) or not entry.get("location"):
                 raise FailedPrecondition(f"{what}: a mirror of {prefix or location} has no location")
             which = entry.get("pull-from-mirror") or ("digest-only" if table.get("mirror-by-digest-only") else "all")

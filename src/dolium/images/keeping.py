@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 PULL_LEASE = 24 * 3600.0
 """Seconds for which what a pull brought stays, when the daemon died before the image was complete."""
 _LEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@ -]{0,511}", re.ASCII)
-faults.register("lease.put", "lease.deleted", "gc.collected")
+faults.register("lease.put", "lease.deleted")
 
 
 class Hold:
@@ -160,7 +160,6 @@ class Keeper:
                 gone.append(Removal("Deleted", chain_id))
             self.freed += self._sizes.pop(chain_id, 0)
         self._garbage = waiting
-        faults.point("gc.collected")
         return gone
 
     # Leases

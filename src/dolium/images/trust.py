@@ -168,7 +168,7 @@ def _requirements(what: str, value: object) -> tuple[Requirement, ...]:
 
 
 def _requirement(what: str, value: object) -> Requirement:
-    kind = value.get("type") if isinstance(value, dict) else None
+    kind = str(value.get("type")) if isinstance(value, dict) else None
     if kind in ("insecureAcceptAnything", "reject"):
         _object(what, value, ("type",))
         return Requirement(kind)
@@ -206,7 +206,7 @@ _IDENTITIES: dict[str, tuple[str, ...]] = {
 def _identity(what: str, value: object) -> Identity:
     if value is None:
         return Identity()
-    kind = value.get("type") if isinstance(value, dict) else None
+    kind = str(value.get("type")) if isinstance(value, dict) else None
     if kind not in _IDENTITIES:
         raise _Wrong(f"{what}: unknown signedIdentity {kind!r}")
     entry = _object(f"{what}: signedIdentity", value, ("type", *_IDENTITIES[kind]))

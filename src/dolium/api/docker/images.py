@@ -18,6 +18,7 @@ from dolium.api.docker import models
 from dolium.api.docker.common import ENGINE, before_moment, filters, flag, label_matches, stream
 from dolium.errors import DoliumError, InvalidArgument, NotFound, Unimplemented
 from dolium.images.auth import Credentials, decode_header
+from dolium.images.keeping import disk_error
 from dolium.images.progress import Progress, ProgressEvent
 from dolium.images.reference import Reference
 from dolium.images.store import Image
@@ -102,8 +103,10 @@ async def spool(request: web.Request) -> Path:
         with os.fdopen(fd, "wb") as file:
             async for chunk in request.content.iter_chunked(1 << 20):
                 await asyncio.to_thread(file.write, chunk)
-    except BaseException:
+    except BaseException as error:
         os.unlink(name)
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+            raise disk_error(error) from error
         raise
     return Path(name)
 
