@@ -124,7 +124,7 @@ def test_a_half_made_scope_is_stopped_too() -> None:
     host = Host("half", layout_v2=True)
     host.files["/run/box/unit"] = "b-c.scope\n/sys/fs/cgroup/a.slice/b-c.scope\n"
     plan = ask(host, "delete", "--force", "box")
-    assert [op.name for op in plan.ops] == ["lock", "cg_kill", "hook", "cg_rmdir", "remove_dir"]
+    assert [op.name for op in plan.ops] == ["lock", "cg_kill", "hook", "cg_rmdir", "remove_dir", "remove_dir"]
     assert plan.named("cg_rmdir")[0].args == ("/sys/fs/cgroup/a.slice/b-c.scope",)
 
 
