@@ -67,9 +67,7 @@ static void clean(char *path, const char *reason) {
 	*to = '\0';
 }
 
-static int compare(const void *one, const void *other) {
-	return strcmp(one, other);
-}
+static int compare(const void *one, const void *other) { return strcmp(one, other); }
 
 /* --apply: what this layer wrote, and the directories above it, are not to be removed by its own whiteouts. */
 static void mark(const char *path) {
@@ -114,9 +112,7 @@ static void set_opaque(int at, const char *name) {
 		fail("set opaque");
 }
 
-static bool is_whiteout(const struct stat *stat) {
-	return S_ISCHR(stat->st_mode) && stat->st_rdev == 0;
-}
+static bool is_whiteout(const struct stat *stat) { return S_ISCHR(stat->st_mode) && stat->st_rdev == 0; }
 
 /* Make a directory, or keep the one that is there. What else has its name gives way; a whiteout makes it opaque. */
 static void make_directory(int at, const char *name) {
@@ -185,8 +181,8 @@ static const char *enter(const char *path) {
 
 /* Attributes of the file behind `fd`, or without one of `name`, which is no regular file or directory. */
 static void set_xattrs(int fd, const char *name) {
-	char link[64 + NAME_MAX];
-	snprintf(link, sizeof link, "/proc/self/fd/%d/%s", parent, name);
+	if (fd < 0) /* there is no call that takes a folder's descriptor */
+		must(fchdir(parent), "open parent");
 	for (size_t i = 0; i < entry.xattr_count; i++) {
 		const struct xattr *x = &entry.xattrs[i];
 		/* These steer the overlay file system itself (redirect, metacopy, opaque): a layer may not write them. */
@@ -194,16 +190,14 @@ static void set_xattrs(int fd, const char *name) {
 		    (tree.no_chown && strncmp(x->name, "user.", 5) != 0))
 			continue;
 		int result = fd >= 0 ? fsetxattr(fd, x->name, x->value, x->length, 0)
-				     : lsetxattr(link, x->name, x->value, x->length, 0);
+				     : lsetxattr(name, x->name, x->value, x->length, 0);
 		/* A file system without an attribute's kind loses it, as elsewhere; a lost capability breaks the program. */
 		if (result < 0 && (errno != ENOTSUP || strcmp(x->name, "security.capability") == 0))
 			fail("setxattr");
 	}
 }
 
-static bool needs_chown(void) {
-	return !tree.no_chown && (chown_always || entry.uid != 0 || entry.gid != 0);
-}
+static bool needs_chown(void) { return !tree.no_chown && (chown_always || entry.uid != 0 || entry.gid != 0); }
 
 static void set_owner(int fd, const char *name) {
 	if (needs_chown() && (fd >= 0 ? fchown(fd, entry.uid, entry.gid)

@@ -17,6 +17,10 @@
 #include "untar.h"
 
 #include <inttypes.h>
+#include <linux/capability.h>
+
+#define RIGHTS (1u << CAP_CHOWN | 1u << CAP_DAC_OVERRIDE | 1u << CAP_FOWNER | 1u << CAP_FSETID | 1u << CAP_MKNOD | \
+		1u << CAP_SETFCAP | 1u << CAP_SYS_ADMIN) /* the last for trusted.overlay.opaque */
 
 void give_up(const char *operation, const char *reason, int number) {
 	printf("%d\n", number);
@@ -38,17 +42,29 @@ void *grow(void *array, size_t count, size_t size) {
 	return count & (count - 1) ? array : checked(realloc(array, (count ? count * 2 : 1) * size));
 }
 
-static int open_root(const char *where) {
+static int open_root(char *where) {
 	char *rest;
 	errno = 0;
 	long fd = strtol(where, &rest, 10);
 	if (*where >= '0' && *where <= '9' && *rest == '\0' && errno == 0 && fd >= 3 && fd <= INT32_MAX)
 		return (int)fd;
-	return open(where, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	entry.path = where; /* what a failure names */
+	must(fd = open(where, O_RDONLY | O_DIRECTORY | O_CLOEXEC), "open");
+	entry.path = NULL;
+	return (int)fd;
+}
+
+/* What hostile input may make of us reaches this directory, with the rights that unpacking takes. */
+static void shut_in(void) {
+	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct rights[2] = { { .effective = RIGHTS, .permitted = RIGHTS } };
+	if (fchdir(tree.root) < 0 || chroot(".") < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
+	    syscall(SYS_capset, &head, rights) < 0)
+		fail("give up rights");
 }
 
 int main(int count, char **words) {
-	const char *where = NULL;
+	char *where = NULL;
 	for (int i = 1; i < count; i++) {
 		if (strcmp(words[i], "--apply") == 0)
 			tree.apply = true;
@@ -61,12 +77,9 @@ int main(int count, char **words) {
 		fputs("usage: dolium-untar [--apply] [--no-chown] DIRECTORY|FD < ARCHIVE\n", stderr);
 		return 2;
 	}
-	int root = open_root(where);
-	if (root < 0) {
-		fprintf(stderr, "untar: %s: open: %s\n", where, strerror(errno));
-		return 1;
-	}
-	tree_open(root);
+	tree_open(open_root(where));
+	if (geteuid() == 0)
+		shut_in();
 	while (archive_next())
 		tree_extract();
 	tree_finish();

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -486,3 +487,23 @@ def test_bad_pax_records(root: Path, record: bytes, reason: str) -> None:
 def test_wrong_usage(root: Path) -> None:
     assert untar(root, b"", "--what").returncode == 2
     assert untar(root / "missing", b"").stderr.startswith(b"untar: ")
+
+
+def test_it_reaches_its_directory_and_nothing_else(root: Path) -> None:
+    """Whatever an archive makes of the program: its root is the directory, and it has only the rights that unpacking takes."""
+    with subprocess.Popen([native.program("dolium-untar"), str(root)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(tar([(entry("first"), b"x"), (entry("second"), bytes(1 << 20))])[:200_000])
+            process.stdin.flush()
+            deadline = time.monotonic() + 10
+            while not (root / "first").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            assert os.readlink(f"/proc/{process.pid}/root") == str(root)
+            status = dict(line.split(":\t") for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if ":\t" in line)
+            kept = {"chown": 0, "dac_override": 1, "fowner": 3, "fsetid": 4, "sys_admin": 21, "mknod": 27, "setfcap": 31}
+            assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == sum(1 << number for number in kept.values())
+            assert status["NoNewPrivs"] == "1"
+        finally:
+            process.stdin.close()
