@@ -1,4 +1,4 @@
-"""Pull and unpack of a Debian image with python3, cold, beside docker, containerd, podman and skopeo + umoci; and our own floor.
+"""Pull and unpack of a Debian image with python3, cold, beside docker, containerd, podman and skopeo + umoci; push; our own floor.
 
 Every pull goes into folders that were never used: ext4 makes files slowly for seconds after others were deleted, so nothing is
 deleted before all is measured. Between pulls what was written is put on the disk, so that nobody pays for the one before.
@@ -160,6 +160,7 @@ class Peers:
         self.folder, self.reference, self.count = folder, reference, 0
         self.peak = 0
         self.again: list[float] = []
+        self.pushed: dict[str, Figure] = {}
 
     def new(self) -> Path:
         """A folder that nobody has used."""
@@ -167,6 +168,15 @@ class Peers:
         path = self.folder / str(self.count)
         path.mkdir()
         return path
+
+    def push(self, name: str, words: Callable[[str], list[list[str]]], env: dict[str, str]) -> None:
+        """What was pulled to a registry that has nothing: the last of the commands is timed, seconds."""
+        with Registry(self.new()) as registry:
+            *before, last = words(registry.reference("pushed:1"))
+            for command in before:
+                subprocess.run(command, env=env, check=True, capture_output=True)
+            quiet()
+            self.pushed.setdefault(name, Figure([])).values.append(timed(last, env) / 1000)
 
     def dolium(self) -> float:
         """Into a new daemon's store; then once more, with all there."""
@@ -178,6 +188,7 @@ class Peers:
             spent, most = peak(pattern, lambda: timed([DOCKER, "pull", "-q", self.reference], one.env))
             self.peak = max(self.peak, most)
             self.again.append(timed([DOCKER, "pull", "-q", self.reference], one.env))
+            self.push("dolium (docker push)", lambda to: [[DOCKER, "tag", self.reference, to], [DOCKER, "push", "-q", to]], one.env)
             return spent / 1000
         finally:
             one.close()
@@ -189,7 +200,9 @@ class Peers:
         try:
             engine.wait()
             quiet()
-            return timed([DOCKER, "pull", "-q", self.reference], engine.env) / 1000
+            spent = timed([DOCKER, "pull", "-q", self.reference], engine.env) / 1000
+            self.push("docker push", lambda to: [[DOCKER, "tag", self.reference, to], [DOCKER, "push", "-q", to]], engine.env)
+            return spent
         finally:
             engine.close()
 
@@ -209,7 +222,11 @@ class Peers:
                     raise RuntimeError((folder / "log").read_text()[-400:])
                 time.sleep(0.1)
             quiet()
-            return timed(["ctr", "-a", str(socket), "image", "pull", "--plain-http", self.reference], dict(os.environ)) / 1000
+            ctr = ["ctr", "-a", str(socket), "image"]
+            spent = timed([*ctr, "pull", "--plain-http", self.reference], dict(os.environ)) / 1000
+            self.push("ctr image push", lambda to: [[*ctr, "tag", self.reference, to], [*ctr, "push", "--plain-http", to]],
+                      dict(os.environ))
+            return spent
         finally:
             process.terminate()
             process.wait(30)
@@ -219,8 +236,11 @@ class Peers:
         folder = self.new()
         try:
             quiet()
-            return timed(["podman", "--root", f"{folder}/root", "--runroot", f"{folder}/run", "pull", "-q", "--tls-verify=false",
-                          self.reference], dict(os.environ)) / 1000
+            podman = ["podman", "--root", f"{folder}/root", "--runroot", f"{folder}/run"]
+            spent = timed([*podman, "pull", "-q", "--tls-verify=false", self.reference], dict(os.environ)) / 1000
+            self.push("podman push", lambda to: [[*podman, "push", "-q", "--tls-verify=false", self.reference, to]],
+                      dict(os.environ))
+            return spent
         finally:
             subprocess.run(["umount", "-l", f"{folder}/root/overlay"], check=False, capture_output=True)
 
@@ -230,6 +250,8 @@ class Peers:
         quiet()
         spent = timed(["skopeo", "copy", "-q", "--src-tls-verify=false", f"docker://{self.reference}", f"oci:{folder}/oci:x"],
                       dict(os.environ))
+        self.push("skopeo copy", lambda to: [["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{folder}/oci:x",
+                                              f"docker://{to}"]], dict(os.environ))
         return (spent + timed(["umoci", "unpack", "--image", f"{folder}/oci:x", f"{folder}/bundle"], dict(os.environ))) / 1000
 
 
@@ -271,6 +293,11 @@ def measure(report: Report, folder: Path, registry: Registry) -> None:
     verdict(report, f"dolium against the floor, {part}", ours.median / floor[part].median, 1.5)
     report.say(f"- largest PSS of all dolium's processes meanwhile: {peers.peak / 1000:.0f} MB, budget 150 MB: "
                f"**{'met' if peers.peak < 150_000 else 'missed'}**")
+    table(report, "Push to an empty registry, seconds", peers.pushed)
+    theirs = {name: figure for name, figure in peers.pushed.items() if not name.startswith("dolium")}
+    first = min(theirs, key=lambda name: theirs[name].median)
+    verdict(report, f"dolium's push against the fastest, {first}",
+            peers.pushed["dolium (docker push)"].median / theirs[first].median, 1.0)
     again = Figure(peers.again)
     report.say(f"- a pull of a present image, whole docker process: {again} ms, budget 100 ms: "
                f"**{'met' if again.median < 100 else 'missed'}**")
