@@ -145,13 +145,14 @@ def test_diff_commit_and_export(engine: Daemon, tmp_path: Path, running: bool) -
         engine.docker("rmi", "-f", "made:1", "made:2", "imported:1", check=False)
 
 
-@pytest.mark.parametrize("kind", ["native", "erofs", "userns"])
+@pytest.mark.parametrize("kind", ["native", "erofs", "userns", "sized"])
 def test_the_same_for_every_kind_of_root(tmp_path: Path, kind: str) -> None:
-    engine = Daemon(tmp_path, *(() if kind == "userns" else ("--snapshotter", kind)))
+    engine = Daemon(tmp_path, *(("--snapshotter", kind) if kind in ("native", "erofs") else ()))
+    more = {"userns": ("--userns", "auto"), "sized": ("--storage-opt", "size=32m")}.get(kind, ())
     engine.start()
     try:
         engine.import_base("base:1", 'CMD ["sh"]')
-        engine.dolium("run", "-d", *(("--userns", "auto") if kind == "userns" else ()), "--name", "work", "base:1", "sh", "-c", CHANGE + "chown 5:6 /made/deep/file; echo done; sleep 1000")
+        engine.dolium("run", "-d", *more, "--name", "work", "base:1", "sh", "-c", CHANGE + "chown 5:6 /made/deep/file; echo done; sleep 1000")
         eventually(lambda: "done" in engine.docker("logs", "work").stdout, "the changes are made")
         found = set(engine.docker("diff", "work").stdout.splitlines())
         assert found - {"A /made/pipe"} == EXPECTED

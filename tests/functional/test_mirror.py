@@ -196,6 +196,20 @@ def test_the_daemon_uses_a_mirror_of_its_settings(engine: Daemon, registry: Regi
         conf.write_text(f'[[registry]]\nlocation = "127.0.0.1:1"\n[[registry.mirror]]\nlocation = "{cache.address}"\n')
         try:
             assert engine.docker("run", "--rm", "127.0.0.1:1/team/app:1").stdout == "mirrored\n"
+            conf.write_text("[[registry]]\n")
+            assert "neither prefix nor location" in engine.docker("pull", "127.0.0.1:1/team/app:1", check=False).stderr
+            assert "neither prefix nor location" in engine.docker("info").stderr
         finally:
             conf.unlink()
+        daemon_json = engine.folder / "etc/docker/daemon.json"
+        daemon_json.parent.mkdir(exist_ok=True)
+        daemon_json.write_text(json.dumps({"registry-mirrors": [f"http://{cache.address}"], "insecure-registries": ["10.0.0.0/8"]}))
+        try:
+            info = json.loads(engine.docker("info", "--format", "json").stdout)["RegistryConfig"]
+            assert info["Mirrors"] == [f"http://{cache.address}/"] and "10.0.0.0/8" in info["InsecureRegistryCIDRs"]
+            registry.push("library/hub", "1", image([base_tar()], config={"Cmd": ["echo", "hub"]}))
+            assert engine.docker("run", "--rm", "hub:1").stdout == "hub\n"  # docker.io's, from the mirror
+            engine.docker("rmi", "hub:1")
+        finally:
+            daemon_json.unlink()
     engine.docker("rmi", "127.0.0.1:1/team/app:1")

@@ -71,6 +71,10 @@ def test_a_pulled_image_keeps_its_digest(engine: Daemon, registry: Registry) -> 
     done = engine.dolium("push", "-a", copy)
     assert done.stdout.count(digest) == 2 and digest_at(f"{copy}:a") == digest_at(f"{copy}:b") == digest
     assert engine.dolium("push", "-q", f"{copy}:a").stdout == f"{copy}:a\n"
+    engine.docker("rmi", f"{copy}:a", f"{copy}:b")
+    engine.docker("pull", "-aq", copy)
+    engine.dolium("pull", "-a", copy)
+    assert len(engine.docker("images", copy).stdout.splitlines()) == 3
     by_digest = registry.reference("third/kept")
     engine.dolium("tag", name, f"{by_digest}:x")
     assert engine.dolium("push", f"{by_digest}@{digest}", check=False).returncode == 1

@@ -213,6 +213,10 @@ def test_a_lease_keeps_what_nobody_names(tmp_path: Path, registry: Registry) -> 
     assert engine.api("POST", "/dolium/leases?name=other", {"Blobs": ["sha256:" + "0" * 64]})[0] == 404
     assert engine.api("POST", "/dolium/leases?name=other", {"Blobs": ["../x"]})[0] == 400
     config = engine.inspect(app)["Id"]
+    assert "for=tests" in engine.dolium("lease", "ls").stdout
+    assert engine.dolium("lease", "create", "--seconds", "1000", "--label", "a=b", "second", digest).stdout == "second\n"
+    assert engine.dolium("lease", "ls", "-q").stdout.split() == ["mine", "second"]
+    assert engine.dolium("lease", "rm", "second", "third", check=False).returncode == 1
     engine.docker("rmi", app)
     assert blob(engine, digest).exists() and not blob(engine, config).exists()
     engine.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import atheris
@@ -32,7 +33,7 @@ def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         if chance.random() < 0.3:
             del where[key]
         else:
-            where[key] = chance.choice(SWAPS)
+            where[key] = copy.deepcopy(chance.choice(SWAPS))  # one that two places shared would come to hold itself
     try:
         made = json.dumps(value).encode()
     except RecursionError:  # deeper than can be written again

@@ -331,6 +331,9 @@ insecure = true
     assert sources(conf, "x.lab.example/app") == ["https://x.lab.example/app unverified"]
     with pytest.raises(PermissionDenied, match="blocked"):
         sources(conf, "bad.example/app")
+    (tmp_path / "containers/registries.conf.d").mkdir()
+    (tmp_path / "containers/registries.conf.d/a.conf").write_text('[[registry]]\nprefix = "quay.io/team"\nlocation = "late.example"\n')
+    assert sources(read_settings(tmp_path), "quay.io/team/app:1") == ["https://late.example/app"]
     with pytest.raises(PermissionDenied, match="blocked"):
         conf.home(Reference.parse("bad.example/app"))
 

@@ -34,6 +34,11 @@ GROUPS = {
         "extract": ("artifacts", "extract", "write an artifact's files into a folder"),
         "rm": ("artifacts", "remove", "remove artifacts"),
     },
+    "lease": {
+        "ls": ("leases", "listing", "list leases"),
+        "create": ("leases", "create", "keep blobs, whether an image names them or not"),
+        "rm": ("leases", "remove", "end leases"),
+    },
     "manifest": {
         "inspect": ("artifacts", "manifest", "print a manifest or index as the registry has it"),
         "referrers": ("artifacts", "referrers", "list what refers to an image in its registry"),
@@ -76,6 +81,11 @@ def image(client: Client, context: Context, words: list[str]) -> int:
 def artifact(client: Client, context: Context, words: list[str]) -> int:
     """``dolium artifact``."""
     return _run("artifact", client, context, words)
+
+
+def lease(client: Client, context: Context, words: list[str]) -> int:
+    """``dolium lease``."""
+    return _run("lease", client, context, words)
 
 
 def manifest(client: Client, context: Context, words: list[str]) -> int:

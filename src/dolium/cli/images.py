@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 PULL = Command("pull", "IMAGE [IMAGE ...]", "Fetch images from their registries.", [
-    Flag("-q --quiet", "bool", "no progress"), Flag("--platform", "str", "of an image for another machine", "linux/arm64")],
+    Flag("-a --all-tags", "bool", "all tags of the repository"), Flag("-q --quiet", "bool", "no progress"),
+    Flag("--platform", "str", "of an image for another machine", "linux/arm64")],
     minimum=1, examples=["dolium pull 127.0.0.1:5000/debian:12"])
 IMAGES = Command("images", "[NAME]", "List images.", [
     Flag("-q --quiet", "bool", "ids only"), Flag("-a --all", "bool", "all"), Flag("--no-trunc", "bool", "whole ids"),
@@ -83,14 +84,14 @@ def _columns(file: Any) -> int:
         return 80
 
 def pull_image(client: Client, context: Context, image: str, platform: str | None, *, quiet: bool,
-               to_stderr: bool = False) -> None:
-    """Pull with bars where the output is a terminal. Raises ApiError."""
+               to_stderr: bool = False, every: bool = False) -> None:
+    """Pull (``every``: all tags) with bars where the output is a terminal. Raises ApiError."""
     context.own_process()
     file: Any = context.stderr if to_stderr else context.stdout
     name, _, digest = image.partition("@")
     if not digest:
         last = image.rpartition("/")[2]
-        tag = last.partition(":")[2] or "latest"
+        tag = last.partition(":")[2] or ("" if every else "latest")
         name = image[: len(image) - len(last)] + last.partition(":")[0]
     bars = Bars(file, os.isatty(file.fileno()))
     response = client.open("POST", "/images/create" + query(fromImage=name, tag=digest or tag, platform=platform),
@@ -110,7 +111,9 @@ def pull(client: Client, context: Context, words: list[str]) -> int:
     failed = 0
     for name in names:
         try:
-            pull_image(client, context, name, options["platform"], quiet=options["quiet"])
+            if options["all_tags"] and ("@" in name or ":" in name.rpartition("/")[2]):
+                raise UsageError("tag can't be used with --all-tags/-a")
+            pull_image(client, context, name, options["platform"], quiet=options["quiet"], every=options["all_tags"])
         except ApiError as error:
             context.complain(str(error))
             failed = 1

@@ -48,6 +48,7 @@ COMMANDS = {
     "mirror": ("mirror", "mirror", "serve as a registry what others have, and keep it"),
     "image": ("groups", "image", "commands on images, and image prune"),
     "artifact": ("groups", "artifact", "commands on artifacts: what registries keep beside images"),
+    "lease": ("groups", "lease", "what keeps blobs that no image names"),
     "manifest": ("groups", "manifest", "what a registry says of an image"),
     "system": ("groups", "system", "system df, prune, check and more"),
     "events": ("system", "events", "print what happens"),

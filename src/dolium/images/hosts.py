@@ -4,6 +4,7 @@ Read from files other programs use, under one folder (``/etc``, tests give anoth
 
     dolium/daemon.json, docker/daemon.json     registry-mirrors, insecure-registries; the first file that exists
     containers/registries.conf                 [[registry]] with prefix, location, blocked, insecure, mirror (version 2)
+    containers/registries.conf.d/*.conf        the same; a later file's registry replaces one of the same prefix
     containers/certs.d/HOST, docker/certs.d/HOST   *.crt authorities; NAME.cert with NAME.key for the client
 
 They are read anew for each pull and push: a change needs no restart.
@@ -180,7 +181,10 @@ class Settings:
 def read_settings(etc: Path) -> Settings:
     """All of it. Files that are not there say nothing. Raises FailedPrecondition naming the file that cannot be read."""
     insecure, mirrors = _daemon(etc)
-    return Settings(_registries(etc / "containers/registries.conf"), mirrors, insecure, _certificates(etc))
+    rules: dict[str, Rule] = {}
+    for path in [etc / "containers/registries.conf", *sorted((etc / "containers/registries.conf.d").glob("*.conf"))]:
+        rules |= {rule.prefix: rule for rule in _registries(path)}
+    return Settings(tuple(rules.values()), mirrors, insecure, _certificates(etc))
 
 
 def _daemon(etc: Path) -> tuple[tuple[str, ...], tuple[Mirror, ...]]:

@@ -1,4 +1,5 @@
-"""What stays and what goes: holds of calls under way, leases that outlive the daemon, and the collection of the rest.
+"""What stays and what goes: holds of calls under way, leases that outlive the daemon, and the collection of the rest. And
+labels, which go with their blobs.
 
 A blob or layer stays while an image or artifact names it, a lease that has not expired has it, or a call under way holds
 it. What none of them wants is garbage, and goes as soon as it is known to be: when a call ends, when a record goes, when a
@@ -38,6 +39,9 @@ from dolium.images.snapshots.base import Snapshotter
 _log = logging.getLogger(__name__)
 PULL_LEASE = 24 * 3600.0
 """Seconds for which what a pull brought stays, when the daemon died before the image was complete."""
+SOURCE = "dolium.distribution.source."
+"""A blob's label, with a registry's name behind it: repositories there that have it, as containerd's label of that kind."""
+SOURCES_KEPT = 4
 _LEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@ -]{0,511}", re.ASCII)
 faults.register("lease.put", "lease.deleted")
 
@@ -93,6 +97,7 @@ class Keeper:
         self._garbage: set[str] = set()  # perhaps: what is held or referenced is passed over
         self.reading = 0  # archives being read: their blobs are not known yet, so none is collected meanwhile
         self.leases = {lease.id: lease for lease in records.leases()}
+        self.labels = records.labels()
         self.freed = 0  # bytes of what was collected so far
 
     @contextmanager
@@ -147,6 +152,7 @@ class Keeper:
             if not lease.expires or lease.expires > now:
                 wanted.update(lease.blobs)
         waiting = {item for item in self._garbage if self._held[item] > 0}
+        unlabelled: list[str] = []
         gone: list[Removal] = []
         for item in self._garbage - waiting - wanted:
             kind, _, chain_id = item.rpartition(" ")
@@ -154,13 +160,39 @@ class Keeper:
                 if self._content.has(item):
                     self.freed += self._content.size(item)
                     self._content.delete(item)
+                if self.labels.pop(item, None) is not None:
+                    unlabelled.append(item)
                 continue
             if self._snapshots.has_layer(chain_id):
                 self._snapshots.remove_layer(chain_id)
                 gone.append(Removal("Deleted", chain_id))
             self.freed += self._sizes.pop(chain_id, 0)
         self._garbage = waiting
+        if unlabelled:
+            try:
+                self._records.commit(Change(delete_labels=unlabelled))
+            except sqlite3.OperationalError as error:  # the disk is full: they name what is gone, and harm nobody
+                _log.warning("labels of removed blobs stay: %s", error)
         return gone
+
+    # Labels
+
+    def came_from(self, blobs: Iterable[str], domain: str, repository: str) -> None:
+        """Remember that a registry's repository has these blobs: they can be mounted from there."""
+        key, changed = f"{SOURCE}{domain}", {}
+        for digest in blobs:
+            known = self.labels.get(digest, {}).get(key, "").split(",")
+            if repository not in known:
+                latest = [repository, *filter(None, known)][:SOURCES_KEPT]
+                changed[digest, key] = ",".join(latest)
+        if changed:
+            self._records.commit(Change(labels=changed))
+            for (digest, _), value in changed.items():
+                self.labels.setdefault(digest, {})[key] = value
+
+    def sources(self, digest: str, domain: str) -> list[str]:
+        """The repositories of a registry that are known to have a blob, the latest first."""
+        return list(filter(None, self.labels.get(digest, {}).get(f"{SOURCE}{domain}", "").split(",")))
 
     # Leases
 

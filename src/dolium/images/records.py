@@ -1,4 +1,4 @@
-"""What the store remembers: one record per image, one row per name, one per unpacked layer, leases and artifacts.
+"""What the store remembers: images, their names, unpacked layers, leases, artifacts and labels of blobs.
 
 ``Records`` is the interface; the engine owns the database and hands in a connection for ``SqliteImageRecords``.
 """
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from dolium.errors import FailedPrecondition, Internal
 
 ROOM = "images"
-VERSION = 2  # 1: dolium 0.1, without leases and artifacts
+VERSION = 2  # 1: dolium 0.1, without leases, artifacts and labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class ArtifactRecord:
 @dataclass(frozen=True, slots=True)
 class Change:
     """What one transaction does. Tags are canonical references; ``layers`` are chain IDs with unpacked bytes; leases and
-    artifacts are deleted by id and name.
+    artifacts are deleted by id and name; ``labels`` are (digest, key) with a value, and go with their digest.
     """
 
     put: Iterable[ImageRecord] = ()
@@ -147,6 +147,8 @@ class Change:
     delete_leases: Iterable[str] = ()
     put_artifacts: Iterable[ArtifactRecord] = ()
     delete_artifacts: Iterable[str] = ()
+    labels: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    delete_labels: Iterable[str] = ()
 
 
 class Records(Protocol):
@@ -167,12 +169,15 @@ class Records(Protocol):
     def artifacts(self) -> list[ArtifactRecord]:
         """All artifacts."""
 
+    def labels(self) -> dict[str, dict[str, str]]:
+        """Digest of a blob -> its labels."""
+
     def commit(self, change: Change) -> None:
         """Do all of it or nothing. Returns when it is as durable as the database's settings make it."""
 
 
 class SqliteImageRecords:
-    """Implements ``Records`` in five tables of a database somebody else opened."""
+    """Implements ``Records`` in six tables of a database somebody else opened."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         """Make the tables, or add what an older dolium's lack. Raises FailedPrecondition when a newer one wrote them."""
@@ -191,6 +196,8 @@ class SqliteImageRecords:
             connection.execute("CREATE TABLE IF NOT EXISTS snapshots (chain TEXT PRIMARY KEY, size INTEGER NOT NULL)")
             connection.execute("CREATE TABLE IF NOT EXISTS leases (id TEXT PRIMARY KEY, record TEXT NOT NULL)")
             connection.execute("CREATE TABLE IF NOT EXISTS artifacts (name TEXT PRIMARY KEY, record TEXT NOT NULL)")
+            connection.execute("CREATE TABLE IF NOT EXISTS blob_labels "
+                               "(digest TEXT, key TEXT, value TEXT NOT NULL, PRIMARY KEY (digest, key))")
             connection.execute("INSERT OR REPLACE INTO schema_versions VALUES (?, ?)", (ROOM, VERSION))
 
     @contextmanager
@@ -227,6 +234,13 @@ class SqliteImageRecords:
         rows = self._connection.execute("SELECT name, record FROM artifacts").fetchall()
         return [ArtifactRecord.from_json(row[0], json.loads(row[1])) for row in rows]
 
+    def labels(self) -> dict[str, dict[str, str]]:
+        """See ``Records``."""
+        found: dict[str, dict[str, str]] = {}
+        for digest, key, value in self._connection.execute("SELECT digest, key, value FROM blob_labels"):
+            found.setdefault(digest, {})[key] = value
+        return found
+
     def commit(self, change: Change) -> None:
         """See ``Records``."""
         run = self._connection.executemany
@@ -244,3 +258,6 @@ class SqliteImageRecords:
             run("INSERT OR REPLACE INTO artifacts VALUES (?, ?)",
                 [(artifact.name, json.dumps(artifact.as_json())) for artifact in change.put_artifacts])
             run("DELETE FROM artifacts WHERE name = ?", [(name,) for name in change.delete_artifacts])
+            run("INSERT OR REPLACE INTO blob_labels VALUES (?, ?, ?)",
+                [(digest, key, value) for (digest, key), value in change.labels.items()])
+            run("DELETE FROM blob_labels WHERE digest = ?", [(digest,) for digest in change.delete_labels])

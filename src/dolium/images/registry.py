@@ -27,7 +27,7 @@ PART = 4 << 20  # bytes; a part is held in memory until it is its turn to be wri
 PARTS = 3  # of one blob, asked for at the same time
 PARTS_FROM = 32 << 20  # bytes of a blob that is worth several connections
 UPLOAD_CHUNK = 16 << 20  # bytes; what breaks off is sent again from the last whole chunk
-_REFERRERS_PAGES = 64
+_PAGES = 64
 JsonObject = dict[str, Any]
 
 
@@ -90,6 +90,30 @@ class RegistryClient(Transport):
                 return
             except InvalidArgument:
                 ingest.reopen()
+
+    async def tags(self) -> list[str]:
+        """All tags of the repository, page by page. Raises as ``manifest``."""
+        url: URL | None = self._base.with_path(f"/v2/{self._repository}/tags/list")
+        found: list[str] = []
+        for _ in range(_PAGES):
+            if url is None:
+                break
+            names, url = await self._tags_page(url)
+            found += names
+        return found
+
+    async def _tags_page(self, url: URL) -> tuple[list[str], URL | None]:
+        async def once() -> tuple[list[str], URL | None]:
+            async with self._request("GET", url, {}) as answer:
+                if answer.status != 200:
+                    raise await self._error(answer, "list of tags")
+                link = answer.links.get("next")
+                after = link.get("url") if link is not None else None
+                value = parse_json(await read_limited(answer, MANIFEST_MAX, "list of tags"))
+                names = value.get("tags") if isinstance(value, dict) else None
+                return [str(name) for name in names or []], url.join(self._parse(str(after))) if after else None
+
+        return await self._retry("list of tags", once)
 
     async def blob_size(self, digest: str) -> int:
         """Bytes of a blob that no manifest told of. Raises NotFound, Unavailable when the registry does not say."""
@@ -369,7 +393,7 @@ class RegistryClient(Transport):
         if artifact_type and url is not None:
             url = url.with_query({"artifactType": artifact_type})
         found: list[JsonObject] = []
-        for _ in range(_REFERRERS_PAGES):
+        for _ in range(_PAGES):
             if url is None:
                 break
             page = await self._referrers_page(url, digest)

@@ -82,6 +82,10 @@ class Sources:
 
         await self._first(one)
 
+    async def tags(self) -> list[str]:
+        """See ``RegistryClient.tags``."""
+        return await self._first(lambda client: client.tags())
+
     async def blob_size(self, digest: str) -> int:
         """See ``RegistryClient.blob_size``."""
         return await self._first(lambda client: client.blob_size(digest))

@@ -201,6 +201,7 @@ class ImageStore:
                     names.append(str(reference))
                 known = all(self._names.get(each) == manifest.config.digest for each in names)
                 image = await self._install(hold, manifest, found.digest, config, registry.blob, names, progress)
+                self._keeper.came_from(self._blobs(manifest), reference.domain, reference.path)
         progress(ProgressEvent("", f"Digest: {found.top}"))
         status = "Image is up to date" if known else "Downloaded newer image"
         progress(ProgressEvent("", f"Status: {status} for {reference.familiar()}"))
@@ -229,6 +230,7 @@ class ImageStore:
             subject = parse_artifact(self.content.read(record.manifest, limit=MANIFEST_MAX), record.media_type).subject
             await self._send(reference, credentials, manifest, blobs, reference.tag or "", progress, subject=subject,
                              quiet=frozenset([record.id]))
+        self._keeper.came_from(record.blobs() - {record.manifest}, reference.domain, reference.path)
         pushed = str(reference.digested(record.manifest))
         if record.id in self._images and self._names.get(pushed) is None:
             self._records.commit(Change(tag={pushed: record.id}))
@@ -246,15 +248,9 @@ class ImageStore:
                        subject=subject, quiet=quiet)
 
     def _elsewhere(self, reference: Reference, blobs: Iterable[Descriptor]) -> dict[str, list[str]]:
-        """Blob to the other repositories of the host it was pulled from or pushed to: a digest is named only then."""
-        wanted = {blob.digest for blob in blobs}
-        found: dict[str, list[str]] = {}
-        for image in self._images.values():
-            paths = [name.path for name in self._names.of(image.id)
-                     if name.digest and name.domain == reference.domain and name.path != reference.path]
-            for digest in wanted & image.blobs() if paths else ():
-                found.setdefault(digest, []).extend(path for path in paths if path not in found.get(digest, ()))
-        return found
+        """Blob to the other repositories of the host it was pulled from or pushed to."""
+        found = {blob.digest: self._keeper.sources(blob.digest, reference.domain) for blob in blobs}
+        return {digest: [path for path in paths if path != reference.path] for digest, paths in found.items()}
 
     async def login(self, server: str, credentials: Credentials) -> str:
         """Have the registry at ``server`` (a host, or a URL as Docker keeps them) check credentials; returns an identity
@@ -505,6 +501,11 @@ class ImageStore:
             data, media_type, digest = await registry.manifest(reference.digest or reference.tag or "")
         return Descriptor(media_type, digest, len(data)), data
 
+    async def remote_tags(self, name: str, *, credentials: Credentials | None = None) -> list[str]:
+        """All tags of a repository in its registry. Raises as ``pull``."""
+        async with self.sources(Reference.parse(name), credentials) as registry:
+            return await registry.tags()
+
     async def referrers(
         self, name: str, *, artifact_type: str = "", credentials: Credentials | None = None
     ) -> tuple[str, list[JsonObject]]:
@@ -730,6 +731,10 @@ class ImageStore:
     def leases(self) -> list[Lease]:
         """All leases, oldest first; those of pulls too."""
         return sorted(self._keeper.leases.values(), key=lambda lease: lease.created)
+
+    def labels(self, digest: str) -> dict[str, str]:
+        """The labels of a blob."""
+        return dict(self._keeper.labels.get(digest, {}))
 
     def lease(self, id: str, *, life: float, blobs: Iterable[str] = (), labels: Mapping[str, str] | None = None) -> Lease:
         """A new lease: see ``Keeper.lease``."""

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from dolium.api.docker import models
 from dolium.api.docker.common import ENGINE, before_moment, filters, flag, label_matches, stream
-from dolium.errors import DoliumError, InvalidArgument, NotFound, Unimplemented
+from dolium.errors import DoliumError, InvalidArgument, NotFound
 from dolium.images.auth import Credentials, decode_header
 from dolium.images.keeping import disk_error
 from dolium.images.progress import Progress, ProgressEvent
@@ -118,15 +118,16 @@ async def create(request: web.Request) -> web.StreamResponse:
     source, name, tag = (request.query.get(key, "") for key in ("fromSrc", "fromImage", "tag"))
     platform = request.query.get("platform") or None
     if name:
-        if not tag and ":" not in name.rpartition("/")[2] and "@" not in name:
-            raise Unimplemented("pull of all tags is not supported", hint="name a tag")
+        every = not tag and ":" not in name.rpartition("/")[2] and "@" not in name
         reference = f"{name}@{tag}" if tag.startswith("sha256:") else f"{name}:{tag}" if tag else name
         Reference.parse(reference)
         credentials = registry_credentials(request)
 
         async def pull(progress: Progress) -> None:
-            image = await engine.images.pull(reference, platform=platform, credentials=credentials, progress=progress)
-            engine.events.publish("image", "pull", reference, {"name": name, "id": image.id})
+            tags = await engine.images.remote_tags(name, credentials=credentials) if every else []
+            for target in [f"{name}:{one}" for one in tags if not one.startswith("sha256-")] if every else [reference]:
+                image = await engine.images.pull(target, platform=platform, credentials=credentials, progress=progress)
+                engine.events.publish("image", "pull", target, {"name": name, "id": image.id})
 
         return await streamed(request, pull)
     if source != "-":

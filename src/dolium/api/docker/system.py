@@ -18,8 +18,10 @@ from dolium.api.docker import models
 from dolium.api.docker.common import API_VERSION, ENGINE, MIN_API_VERSION, body, filters, flag, label_matches, no_content
 from dolium.api.docker.errors import error_response
 from dolium.engine import model
-from dolium.errors import InvalidArgument, NotFound, PermissionDenied, Unimplemented
+from dolium.engine.engine import Engine
+from dolium.errors import DoliumError, InvalidArgument, NotFound, PermissionDenied, Unimplemented
 from dolium.images.auth import Credentials
+from dolium.images.hosts import read_settings
 from dolium.images.snapshots.places import tree_usage
 from dolium.units import rfc3339
 
@@ -55,10 +57,25 @@ async def version(request: web.Request) -> web.Response:
     })
 
 
+def _registries(engine: Engine) -> tuple[dict[str, Any], list[str]]:
+    """What the host's files say of registries, and what is wrong with them."""
+    try:
+        settings = read_settings(Path(engine.paths.etc))
+    except DoliumError as error:
+        return {"IndexConfigs": {}, "InsecureRegistryCIDRs": [], "Mirrors": []}, [f"WARNING: {error}"]
+    mirrors = [f"{'http' if mirror.plain else 'https'}://{mirror.location}/" for mirror in settings.hub_mirrors]
+    hosts = {host: {"Name": host, "Mirrors": [], "Secure": False, "Official": False}
+             for host in settings.insecure if "/" not in host}
+    hub = {"Name": "docker.io", "Mirrors": mirrors, "Secure": True, "Official": True}
+    networks = ["127.0.0.0/8", "::1/128", *(entry for entry in settings.insecure if "/" in entry)]
+    return {"IndexConfigs": {"docker.io": hub, **hosts}, "InsecureRegistryCIDRs": networks, "Mirrors": mirrors}, []
+
+
 @routes.get("/info")
 async def info(request: web.Request) -> web.Response:
     """``docker info``."""
     engine = request.app[ENGINE]
+    registries, warnings = _registries(engine)
     states = [container.status for container in engine.containers.values()]
     with open("/etc/os-release") as file:
         release = dict(line.strip().partition("=")[::2] for line in file if "=" in line)
@@ -78,10 +95,10 @@ async def info(request: web.Request) -> web.Response:
         "SecurityOptions": ["name=seccomp,profile=builtin", *(["name=userns"] if engine.remapped else [])],
         "Runtimes": {"dolium": {"path": "dolium-runtime"}}, "DefaultRuntime": "dolium", "InitBinary": "dolium-init",
         "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "none"], "Authorization": None, "Log": ["json-file"]},
-        "RegistryConfig": {"IndexConfigs": {}, "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"], "Mirrors": []},
+        "RegistryConfig": registries,
         "Swarm": {"LocalNodeState": "inactive", "NodeID": "", "ControlAvailable": False, "Error": "",
                   "RemoteManagers": None},
-        "LiveRestoreEnabled": True, "SystemTime": rfc3339(time.time()), "Warnings": None, "Labels": [],
+        "LiveRestoreEnabled": True, "SystemTime": rfc3339(time.time()), "Warnings": warnings or None, "Labels": [],
         "IndexServerAddress": "https://index.docker.io/v1/", "HttpProxy": "", "HttpsProxy": "", "NoProxy": "",
     })
 
