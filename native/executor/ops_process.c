@@ -183,7 +183,11 @@ static const char *variable(struct list env, const char *name) {
 
 /* HOME when the environment has none: the user's folder in the container's own passwd, else "/". */
 static int find_home(struct launch *launch) {
-	FILE *passwd = fopen("/etc/passwd", "re");
+	int fd = open("/etc/passwd", O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	struct stat st; /* of the container's making: a pipe there would never say its end */
+	FILE *passwd = fd >= 0 && !fstat(fd, &st) && S_ISREG(st.st_mode) ? fdopen(fd, "r") : NULL;
+	if (!passwd)
+		close_fd(&fd);
 	struct passwd *user = passwd ? fgetpwent(passwd) : NULL;
 	while (user && (user->pw_uid != getuid() || !*user->pw_dir))
 		user = fgetpwent(passwd);

@@ -41,9 +41,7 @@ static struct client *first_of(const struct process *process, struct client *c) 
 	for (struct client *c = first_of(process, clients), *next; \
 	     c && (next = first_of(process, c->next), 1); c = next)
 
-static int backlog(const struct client *c) {
-	return c->tail > c->head;
-}
+static int backlog(const struct client *c) { return c->tail > c->head; }
 
 static int may_type(const struct client *c) {
 	return !c->eof && !(c->in && c->process && (c->process->state == PROCESS_NEW || c->process->pending.used));

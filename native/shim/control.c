@@ -83,13 +83,9 @@ void send_event(struct buffer *b) {
 
 int daemon_is_here(void) { return current != NULL; }
 
-int unsent_answers(void) {
-	return current && current->unsent.used;
-}
+int unsent_answers(void) { return current && current->unsent.used; }
 
-unsigned flag(const struct request *r, const char *key) {
-	return fields_number(&r->frame, key, 0) != 0;
-}
+unsigned flag(const struct request *r, const char *key) { return fields_number(&r->frame, key, 0) != 0; }
 
 int refuse(struct request *r, int result, const char *format, ...) {
 	va_list args;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -45,10 +46,19 @@ def test_a_counter_goes_on_counting(runtime: Runtime, counter: Bundle, tmp_path:
     assert runtime.left() == [] and counter.groups() == [] and not alive(pid)
     reached = count(counter)
     assert reached > 3
-    runtime("restore", "-d", "-b", str(counter.path), "--image-path", str(images), "--pid-file", str(tmp_path / "pid"), "c")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "pidfd"))
+        listener.listen()
+        runtime("restore", "-d", "-b", str(counter.path), "--image-path", str(images), "--pid-file", str(tmp_path / "pid"),
+                "--pidfd-socket", str(tmp_path / "pidfd"), "c")
+        connection, _ = listener.accept()
+        with connection:
+            data, fds, _, _ = socket.recv_fds(connection, 64, 1)
     until(lambda: count(counter) > reached + 3, "it goes on")
     state = runtime.state()
     pid = state["pid"]
+    assert data == b"standard" and f"Pid:\t{pid}\n" in Path(f"/proc/self/fdinfo/{fds[0]}").read_text()
+    os.close(fds[0])
     assert state["status"] == "running" and int((tmp_path / "pid").read_text()) == pid
     # as it was made the first time: namespaces, groups, limits, volume, masks, identity
     for kind in ("mnt", "pid", "net", "ipc", "uts", "cgroup"):

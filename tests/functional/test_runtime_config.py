@@ -322,7 +322,7 @@ def test_devices_are_made_with_their_mode_and_only_allowed_ones_open(runtime: Ru
 
 
 def test_tmpfs_options(runtime: Runtime, bundle: Bundle) -> None:
-    bundle.mount("/data", "tmpfs", "tmpfs", "nosuid", "noexec", "size=100k", "mode=1770", "uid=7")
+    bundle.mount("/nosuch/../data", "tmpfs", "tmpfs", "nosuid", "silent", "acl", "noexec", "size=100k,mode=1770", "uid=7")
     bundle.sh("grep ' /data ' /proc/mounts; stat -c '%a %u' /data; cp /bin/busybox /data/b 2>/dev/null || echo full")
     line, mode, full = runtime.run(bundle).out.splitlines()
     options = line.split()[3].split(",")

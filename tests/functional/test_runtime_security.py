@@ -354,3 +354,16 @@ def test_with_sys_ptrace_nothing_of_the_runtime_is_reached(runtime: Runtime, bun
     seen = (bundle.rootfs / "tmp/seen").read_text().splitlines()
     assert "hidden" in seen and set(seen) == {"hidden"}, set(seen)  # it met them, and could look into none
     assert digest() == before and (state["status"], state["pid"]) == ("created", waiting)
+
+
+def test_a_pipe_in_the_place_of_passwd_holds_nobody_up(runtime: Runtime, bundle: Bundle) -> None:
+    """HOME comes from it where the environment has none: for init from the image's, for an exec from what is there by then."""
+    bundle.process["env"] = ["PATH=/bin"]
+    (bundle.rootfs / "etc/passwd").unlink()
+    os.mkfifo(bundle.rootfs / "etc/passwd")
+    assert runtime.run(bundle.sh("echo $HOME"), timeout=20).out == "/\n"
+    runtime.started(bundle.sh("exec sleep 1000"), identity="d")
+    assert runtime("exec", "d", "sh", "-c", "echo $HOME", timeout=20).out == "/\n"
+    (bundle.rootfs / "etc/passwd").unlink()
+    (bundle.rootfs / "etc/passwd").write_text("half\n\nroot:x:0:0:root:/elsewhere:/bin/sh\n")
+    assert runtime("exec", "d", "sh", "-c", "echo $HOME", timeout=20).out == "/elsewhere\n"

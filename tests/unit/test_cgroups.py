@@ -56,6 +56,14 @@ def test_v2_cpu(limits: dict[str, Any], wanted: list[tuple[str, str]]) -> None:
     assert v2.cpu(limits) == wanted
 
 
+def test_zeros_are_no_limits() -> None:
+    """As runc has it: Go's empty values. A limit of 0 would kill what is to start."""
+    nothing = {"limit": 0, "swap": 0, "reservation": 0, "kernelTCP": 0, "shares": 0, "quota": 0, "period": 0, "realtimePeriod": 0,
+               "realtimeRuntime": 0, "cpus": "", "mems": ""}
+    assert v1.memory(nothing) == v1.cpu(nothing) == v2.memory(nothing) == v2.cpu(nothing) == []
+    assert v1.cpu({"burst": 0, "idle": 0}) == [("cpu", "cpu.cfs_burst_us", "0"), ("cpu", "cpu.idle", "0")]
+
+
 def test_v1_memory_and_cpu_are_written_in_an_order_the_kernel_takes() -> None:
     assert v1.memory({"limit": 5, "swap": 9, "reservation": 3, "swappiness": 0, "disableOOMKiller": True}) == [
         ("memory", "memory.limit_in_bytes", "5"), ("memory", "memory.memsw.limit_in_bytes", "9"),

@@ -116,6 +116,13 @@ def test_what_is_restored() -> None:
     assert not any(op.name == "lock" for op in ask(fresh(), "restore", "-b", "bundle", "--image-path", "images", "new").ops)
 
 
+def test_labels_and_a_pidfd_of_what_is_restored() -> None:
+    asked = request(ask(fresh(), "restore", "-b", "bundle", "--image-path", "images", "--lsm-profile", "apparmor:box",
+                        "--lsm-mount-context", "c1", "--pidfd-socket", "s", "--pid-file", "p", "new"))
+    assert {"--lsm-profile=apparmor:box", "--lsm-mount-context=c1"} <= set(asked["arguments"])
+    assert (asked["pidfd_socket"], asked["told"]) == ("/work/s", "/work/p")
+
+
 @pytest.mark.parametrize(("notes", "why"), [
     (None, "there is no dolium.json"), ("{", "is damaged"), ('{"version": 2}', "of version 2"), ('{"version": 1}', "is damaged"),
     (json.dumps({**NOTES, "binds": ["/other"]}), "a mount at /other"),

@@ -17,12 +17,22 @@ A = mounts.ATTRIBUTES
     (["noatime"], mounts.ATTR_NOATIME, mounts.ATTR_ATIME_FIELD),
     (["noatime", "strictatime"], mounts.ATTR_STRICTATIME, mounts.ATTR_ATIME_FIELD),
     (["noatime", "relatime"], 0, mounts.ATTR_ATIME_FIELD),
-    (["defaults", "async", ""], 0, 0),
+    (["defaults", "async", "", "acl", "noacl", "silent", "loud", "iversion", "noiversion"], 0, 0),
 ])
 def test_attributes_the_last_wins(options: list[str], set_: int, clear: int) -> None:
     parsed = mounts.Options(options)
     assert (parsed.set, parsed.clear & ~parsed.set) == (set_, clear & ~set_)
     assert parsed.data == [] and parsed.recursive_set == parsed.recursive_clear == 0
+
+
+def test_options_that_are_several() -> None:
+    assert mounts.Options(["size=1m,mode=700", "lowerdir=/a,b:/c", "uid=0"]).data == ["size=1m", "mode=700", "lowerdir=/a,b:/c", "uid=0"]
+
+
+@pytest.mark.parametrize(("path", "tidied"), [("/a//b/", "/a/b"), ("a/./b", "/a/b"), ("/a/../../b", "/b"), ("..", "/"), ("/", "/"),
+                                              ("/a/..b/...", "/a/..b/...")])
+def test_a_destination_is_tidied(path: str, tidied: str) -> None:
+    assert mounts.tidy(path) == tidied
 
 
 def test_recursive_attributes_propagation_binds_and_data() -> None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
+import socket
 
 from dolium.linux.criu import errors, external_fd, mounts
 from dolium.linux.syscalls import make_dirs_in_root, open_in_root
@@ -186,10 +188,26 @@ def _restore(request: dict[str, Any]) -> dict[str, int]:
     _replace(request["state"], record, 0o600)
     if request["told"]:
         _replace(request["told"], str(pid), 0o644)
+    if request["pidfd_socket"]:
+        _send_pidfd(request["pidfd_socket"], pid)
     if request["detach"]:
         return {"pid": pid}
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return {"exit": 128 - code if code < 0 else code}
+
+
+def _send_pidfd(path: str, pid: int) -> None:
+    """Init's, to whom --pidfd-socket names. When that fails, so does the restore."""
+    fd = os.pidfd_open(pid)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as out:
+            out.connect(path)
+            socket.send_fds(out, [b"standard"], [fd])
+    except OSError as error:
+        os.kill(pid, signal.SIGKILL)
+        raise Failed(f"--pidfd-socket {path}: {error.strerror}") from None
+    finally:
+        os.close(fd)
 
 
 def _start_time(pid: int) -> int:

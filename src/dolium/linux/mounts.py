@@ -57,6 +57,21 @@ PROPAGATIONS: dict[str, int] = {
 }
 
 
+# What mount(8) knows and no file system is told: the default, or of no effect on a mount of today.
+IGNORED = ("", "defaults", "async", "nomand", "loud", "silent", "remount", "acl", "noacl", "iversion", "noiversion")
+
+
+def tidy(path: str) -> str:
+    """An absolute path of a name for each part, as filepath.Clean has it: what leads out of the root ends at it."""
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            parts = parts[:-1]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/" + "/".join(parts)
+
+
 class Options:
     """Parsed options of one mount.
 
@@ -93,5 +108,6 @@ class Options:
             self.recursive_clear = self.recursive_clear & ~add | remove
         elif option == "tmpcopyup":
             self.copy_up = True
-        elif option not in ("defaults", "async", "nomand", "loud", "remount", ""):
-            self.data.append(option)
+        elif option not in IGNORED:
+            # runc joins them, the kernel takes them apart again; an overlay's folders may have commas of their own
+            self.data += [option] if "dir=" in option else option.split(",")

@@ -14,6 +14,7 @@ import socket
 import sys
 
 ROOM = 4096
+PAUSE = 0.01  # seconds after a message that says something else: this process is not in the container's groups
 
 
 def _address(path: str) -> str:
@@ -52,6 +53,7 @@ def _pass_on(listener: socket.socket, init: int, host: str, main: str) -> None:
                 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
                     out.sendto(f"READY=1\n{main}".encode(), _address(host))
                 return
+            select.select([], [], [], PAUSE)
         elif init in ready:
             return
 

@@ -10,6 +10,7 @@ import json
 
 from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from dolium.linux import criu
+from dolium.linux import mounts as km
 from dolium.linux.cgroup import tree
 from dolium.runtime import cgroups, deeds, state
 from dolium.runtime import plan as P
@@ -151,7 +152,7 @@ def _outside(facts: Facts, where: state.State, config: dict[str, Any]) -> dict[s
     places = {mount.place for mount in inside}
     binds = []
     for index, entry in enumerate(config.get("mounts") or []):
-        place = "/" + "/".join(part for part in entry["destination"].split("/") if part not in ("", "."))
+        place = km.tidy(entry["destination"])
         own_group = entry.get("type") in ("cgroup", "cgroup2") and "cgroup" not in namespaces(config)
         if entry.get("type") != "bind" and not {"bind", "rbind"} & set(entry.get("options") or []) and not own_group:
             continue
@@ -222,6 +223,7 @@ def restore(context: Context, facts: Facts, identity: str, options: dict[str, An
         pid_file=f"{folder}/criu.pid", detach=bool(options.get("detach")), opened=_namespace_files(config, notes),
         targets=_targets(config), record=record, state=f"{folder}/state.json",
         told=absolute(context.cwd, options["pid-file"]) if options.get("pid-file") else "",
+        pidfd_socket=absolute(context.cwd, options["pidfd-socket"]) if options.get("pidfd-socket") else "",
         streams=_streams(notes), join=folders if options.get("manage-cgroups-mode") == "ignore" else [])
     plan = Plan()
     plan.add(P.PARENT_BEFORE_CLONE, "mkdir", f"make state folder {folder}", folder, 0o700, 3, nothing_ours=True)
@@ -260,7 +262,7 @@ def _streams(notes: dict[str, Any]) -> list[tuple[int, str, str]]:
 
 def _targets(config: dict[str, Any]) -> list[str]:
     """Folders of the root on which something was mounted; what is mounted in a mount of the container CRIU finds there."""
-    places = ["/" + entry["destination"].strip("/") for entry in config.get("mounts") or []]
+    places = [km.tidy(entry["destination"]) for entry in config.get("mounts") or []]
     return [place for place in places if not any(place.startswith(f"{other}/") for other in places)]
 
 
@@ -277,7 +279,7 @@ def _namespace_files(config: dict[str, Any], notes: dict[str, Any]) -> list[tupl
 
 def _restore_arguments(context: Context, options: dict[str, Any], config: dict[str, Any], notes: dict[str, Any], images: str,
                        bundle: str, group: str) -> list[str]:
-    sources = {"/" + entry["destination"].strip("/"): entry.get("source") or "" for entry in config.get("mounts") or []}
+    sources = {km.tidy(entry["destination"]): entry.get("source") or "" for entry in config.get("mounts") or []}
     pairs = [(place, place if place.startswith("/dev/") else "/dev/null") for place in notes["masks"]]
     for place in notes["binds"]:
         source = sources.get(place)
@@ -286,7 +288,8 @@ def _restore_arguments(context: Context, options: dict[str, Any], config: dict[s
         if source in ("cgroup", "cgroup2"):
             source = f"{tree.ROOT}{group}"
         pairs.append((place, source if source.startswith("/") else f"{bundle}/{source}"))
-    return ["--restore-detached", "--restore-sibling", *_common(context, options, images, "restore.log"),
+    labels = [f"--{flag}={options[flag]}" for flag in ("lsm-profile", "lsm-mount-context") if options.get(flag)]
+    return ["--restore-detached", "--restore-sibling", *labels, *_common(context, options, images, "restore.log"),
             f"--cgroup-root={group}", *criu.externals(pairs)]
 
 

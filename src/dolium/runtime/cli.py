@@ -62,7 +62,8 @@ COMMANDS: dict[str, tuple[dict[str, bool], dict[str, str], str, str]] = {
     "checkpoint": ({"image-path": True, "work-path": True, "parent-path": True, "leave-running": False, "pre-dump": False,
                     "page-server": True, **CRIU}, {}, "ID", "write a running container's processes to a folder, by CRIU"),
     "restore": ({"image-path": True, "work-path": True, "bundle": True, "detach": False, "pid-file": True,
-                 "console-socket": True, "no-subreaper": False, "no-pivot": False, "keep": False, **CRIU},
+                 "pidfd-socket": True, "console-socket": True, "no-subreaper": False, "no-pivot": False, "keep": False,
+                 "lsm-profile": True, "lsm-mount-context": True, **CRIU},
                 {"b": "bundle", "d": "detach"}, "ID", "make a container of what checkpoint has written"),
     "features": ({}, {}, "", "print what this runtime can do, as JSON"),
 }

@@ -226,7 +226,7 @@ class _Compiler:
         for index, entry in enumerate(self.config.get("mounts") or []):
             options = km.Options(entry.get("options") or [])
             kind = entry.get("type") or ""
-            target = "/" + entry["destination"].strip("/")
+            target = km.tidy(entry["destination"])
             if options.bind or kind == "bind":
                 self.bind(entry, options, target, index)
             elif kind == "cgroup" and not self.launch.layout.pure_v2:

@@ -177,8 +177,8 @@ def _process(process: dict[str, Any], field: str) -> None:
     if not args or not args[0]:
         raise wrong(f"{field}.args", "must name a program")
     for index, entry in enumerate(strings(process, "env", field)):
-        if "=" not in entry:
-            raise wrong(f"{field}.env[{index}]", f"{entry!r} has no '='")
+        if "=" not in entry[1:]:
+            raise wrong(f"{field}.env[{index}]", f"{entry!r} has no name before a '='")
     cwd = take(process, "cwd", "string", field, required=True)
     if not cwd.startswith("/"):
         raise wrong(f"{field}.cwd", f"{cwd!r} is not absolute")

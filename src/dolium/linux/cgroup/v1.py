@@ -25,16 +25,17 @@ DEFAULT_DEVICES: tuple[tuple[str, int | None, int | None, str], ...] = (
 
 
 def memory(limits: dict[str, Any]) -> list[Write]:
-    """``linux.resources.memory``; bytes, -1 is no limit. The swap limit counts memory and swap together on v1."""
+    """``linux.resources.memory``; bytes, -1 is no limit, 0 as good as none given, as runc has it. The swap limit counts
+    memory and swap together on v1."""
     writes: list[Write] = []
     limit, swap = limits.get("limit"), limits.get("swap")
-    if limit is not None:
+    if limit:
         writes.append(("memory", "memory.limit_in_bytes", str(limit)))
-    if swap is not None:
+    if swap:
         writes.append(("memory", "memory.memsw.limit_in_bytes", str(swap)))
     for key, file in (("reservation", "memory.soft_limit_in_bytes"), ("kernelTCP", "memory.kmem.tcp.limit_in_bytes"),
                       ("swappiness", "memory.swappiness")):
-        if limits.get(key) is not None:
+        if limits.get(key) or (key == "swappiness" and limits.get(key) is not None):
             writes.append(("memory", file, str(limits[key])))
     if limits.get("disableOOMKiller"):
         writes.append(("memory", "memory.oom_control", "1"))
@@ -42,7 +43,8 @@ def memory(limits: dict[str, Any]) -> list[Write]:
 
 
 def cpu(limits: dict[str, Any]) -> list[Write]:
-    """``linux.resources.cpu``: shares, quota and period in microseconds, realtime, cpus, mems."""
+    """``linux.resources.cpu``: shares, quota and period in microseconds, realtime, cpus, mems; 0 is as good as none given,
+    but of burst and idle."""
     writes: list[Write] = []
     for key, controller, file in (
         ("shares", "cpu", "cpu.shares"),
@@ -56,7 +58,7 @@ def cpu(limits: dict[str, Any]) -> list[Write]:
         ("mems", "cpuset", "cpuset.mems"),
     ):
         value = limits.get(key)
-        if value is not None and value != "":
+        if value or (value == 0 and key in ("burst", "idle")):
             writes.append((controller, file, str(value)))
     return writes
 
