@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import os
 import stat as stat_module
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 437, 442
@@ -153,27 +153,33 @@ def mount_overlay(lowers: Sequence[str | int], upper: str, work: str, *, on: int
         os.close(context)
 
 
+@contextlib.contextmanager
+def attached(mount: int) -> Iterator[str]:
+    """A folder where a detached mount is attached for a moment; after that it can be no more."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="dolium-") as place:
+        move_mount(mount, place)
+        try:
+            yield place
+        finally:
+            _check(_LIBC.umount2(place.encode(), _MNT_DETACH), "umount2")
+
+
 def _mount_overlay_by_path(lowers: Sequence[str | int], upper: str, work: str, on: int = -1, volatile: bool = False) -> int:
     """The same as it was done before: the options are one text of at most a page, so folders are named by fds (200 fit);
     the mount has a path until it is cloned. A detached mount was refused as a layer: it is attached meanwhile."""
     import tempfile
 
     folders: dict[str | int, int] = {}
-    attached = contextlib.ExitStack()
-
-    def attach(mount: int) -> str:
-        place = attached.enter_context(tempfile.TemporaryDirectory(prefix="dolium-"))
-        move_mount(mount, place)
-        attached.callback(_LIBC.umount2, place.encode(), _MNT_DETACH)
-        return place
-
+    places = contextlib.ExitStack()
     try:
         if on >= 0 and upper:
-            place = attach(on)
+            place = places.enter_context(attached(on))
             upper, work = f"{place}/{upper}", f"{place}/{work}"
         for path in (*lowers, *([upper, work] if upper else [])):
             if path not in folders:
-                folder = attach(path) if isinstance(path, int) else path
+                folder = places.enter_context(attached(path)) if isinstance(path, int) else path
                 folders[path] = os.open(folder, os.O_PATH | os.O_DIRECTORY)
         name = {path: f"/proc/self/fd/{fd}" for path, fd in folders.items()}
         options = "lowerdir=" + ":".join(name[path] for path in lowers)
@@ -191,7 +197,7 @@ def _mount_overlay_by_path(lowers: Sequence[str | int], upper: str, work: str, o
     finally:
         for fd in folders.values():
             os.close(fd)
-        attached.close()
+        places.close()
 
 
 def read_in_root(root: int, path: str, limit: int = 1 << 20) -> bytes | None:

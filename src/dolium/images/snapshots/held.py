@@ -33,6 +33,20 @@ class HeldMount:
             # before Linux 6.15 a mount that is nowhere could not be copied
             return syscalls.mount_file_system(self.kind, self.source, read_only=self.read_only)
 
+    def folder(self, path: str) -> int:
+        """An fd of a detached mount of one of its folders, the caller's. Raises OSError."""
+        try:
+            return syscalls.open_tree(f"/proc/self/fd/{self.fd}/{path}")
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        whole = self.copy()
+        try:
+            with syscalls.attached(whole) as place:
+                return syscalls.open_tree(f"{place}/{path}")
+        finally:
+            os.close(whole)
+
     def close(self) -> None:
         """The file system is unmounted when nobody else has a mount of it."""
         os.close(self.fd)

@@ -73,7 +73,8 @@ class NativeSnapshotter(Driver):
             raise FailedPrecondition(f"snapshot {key[:12]} was made by another snapshotter than native")
         if options.lower:
             raise FailedPrecondition(f"a root that is shared read-only ({options.lower}) needs a snapshotter by overlayfs")
-        mount = syscalls.open_tree(str(root))
+        disk = self._places.disk(key)
+        mount = syscalls.open_tree(str(root)) if disk is None else disk.folder("root")
         if options.user_namespace >= 0:
             try:
                 syscalls.set_idmap(mount, options.user_namespace)
