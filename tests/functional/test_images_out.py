@@ -79,6 +79,21 @@ def _layout(path: Path) -> list[_Entry]:
         return [_Entry(value) for value in json.load(index)["manifests"]]
 
 
+def test_a_layout_of_several_images(engine: Daemon, registry: Registry, two: str, tmp_path: Path) -> None:
+    """Without Docker's manifest.json the archive is an OCI layout, and no less."""
+    engine.docker("save", "-o", f"{tmp_path}/both.tar", two, "base:1")
+    with tarfile.open(tmp_path / "both.tar") as read, tarfile.open(tmp_path / "layout.tar", "w") as write:
+        for member in read:
+            if member.name not in ("manifest.json", "repositories"):
+                write.addfile(member, read.extractfile(member))
+    before = [engine.inspect(name)["Id"] for name in (two, "base:1")]
+    engine.docker("rmi", "-f", two, "base:1")
+    done = engine.dolium("load", "-i", f"{tmp_path}/layout.tar").stdout
+    assert f"Loaded image: {two}" in done and "Loaded image: base:1" in done
+    assert [engine.inspect(name)["Id"] for name in (two, "base:1")] == before
+    assert engine.docker("run", "--rm", two).stdout == "2"
+
+
 def test_save_by_repository_and_id(engine: Daemon, two: str, tmp_path: Path) -> None:
     engine.docker("tag", two, "mine:1")
     engine.docker("tag", "base:1", "mine:2")

@@ -105,7 +105,7 @@ def _compare(upper: int, lower: int | None, path: str, found: list[Difference]) 
                         inner += [Difference(f"{here}/{gone}", Kind.DELETED)
                                   for gone in os.listdir(below) if _lstat(child, gone) is None]
                     _compare(child, below, here, inner)
-                if inner or _changed(info, before):
+                if inner or _changed(info, before) or _marks(upper, name) != _marks(lower, name):
                     found.append(Difference(here, Kind.CHANGED))
             else:
                 _compare(child, None, here, inner)
@@ -116,6 +116,16 @@ def _changed(info: os.stat_result, before: os.stat_result | None) -> bool:
     """Has a folder that is in both other attributes? Its times change with what is in it."""
     return before is None or (info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns) != (
         before.st_mode, before.st_uid, before.st_gid, before.st_mtime_ns)
+
+
+def _marks(folder: int, name: str) -> dict[str, bytes]:
+    """Extended attributes that are not overlayfs's own."""
+    path, found = f"/proc/self/fd/{folder}/{name}", {}
+    with contextlib.suppress(OSError):  # gone meanwhile, or a file system without any
+        for key in os.listxattr(path, follow_symlinks=False):
+            if not key.startswith(_OVERLAY):
+                found[key] = os.getxattr(path, key, follow_symlinks=False)
+    return found
 
 
 def _is_whiteout(info: os.stat_result) -> bool:
