@@ -17,10 +17,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3
 
-.PHONY: bench bench-images bench-packages help build native packages test-packages run check test-unit test-functional test-sanitize test test-vm fuzz clean
+.PHONY: control bench bench-images bench-packages help build native packages test-packages run check test-unit test-functional test-sanitize test test-vm fuzz clean
 
 help:
-	@echo "make build | run | test | bench | bench-images | test-vm | fuzz | clean; parts of test: check test-unit test-sanitize test-functional"
+	@echo "make build | run | test | bench | bench-images | test-vm | control | fuzz | clean; parts of test: check test-unit test-sanitize test-functional"
 
 # $(1): lists of packages. A package that dpkg knows is not asked for again.
 define install_packages
@@ -94,6 +94,10 @@ test: test-packages build check
 # Ten minutes each: config.json, the plan decoder, the archive reader (tests/fuzz). Parts: make fuzz TARGETS=config SECONDS=60
 fuzz: build test-packages
 	@$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),600) $(TARGETS)
+
+# The runtime's tests on runc: what any runtime does passes there too; tests/functional/control.txt says what does not, and why.
+control: build test-packages
+	@DOLIUM_TEST_RUNTIME=$$(command -v runc) $(BIN)/python -m pytest -q tests/functional/test_runtime_{lifecycle,config,hooks,terminal}.py
 
 # In a machine of its own, with cgroup v2 only: what tests/vm/tests.txt lists. The first run makes a Debian root (80 s).
 test-vm: build test-packages

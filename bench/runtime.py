@@ -82,13 +82,14 @@ def state(program: list[str], identity: str, env: Env) -> int:
 
 # -- memory --
 
-def processes() -> dict[int, str]:
-    """Every process that has memory, with its command line."""
+def processes(identity: str) -> dict[int, str]:
+    """A container's own, and what its runtime keeps for it: who is in its groups or has its id on the command line. With the
+    command line of each."""
     found = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file, open(f"/proc/{pid}/cgroup") as groups:
             line = file.read().replace(b"\0", b" ").decode(errors="replace")
-            if line:
+            if identity in line or f"/{identity}\n" in groups.read():
                 found[int(pid)] = line
     return found
 
@@ -104,16 +105,15 @@ def pss(pids: set[int]) -> int:
 
 def memory(program: list[str], path: Path, env: Env) -> tuple[float, float]:
     """Kilobytes of all that a created container keeps in memory, and of what stays beside the container's own program once it
-    runs (a warm compiler, which there is one of, aside)."""
-    identity, before = name(), set(processes())
-    new = lambda: {pid for pid, line in processes().items() if pid not in before and "dolium.warm" not in line}  # noqa: E731
+    runs."""
+    identity = f"memory-{name()}"
     timed([*program, "create", "--bundle", str(path), identity], env)
     try:
-        waiting = pss(new())
+        waiting = pss(set(processes(identity)))
         timed([*program, "start", identity], env)
-        init = state(program, identity, env)
-        eventually(lambda: "sleep" in processes().get(init, "sleep"), "the program runs")
-        return waiting, pss({pid for pid in new() if not processes().get(pid, "sleep").startswith("sleep")})
+        init = state(program, identity, env)  # runsc's is a sandbox, in which the program cannot be seen
+        eventually(lambda: processes(identity).get(init, "").startswith(("sleep", "runsc")), "the program runs")
+        return waiting, pss({pid for pid, line in processes(identity).items() if not line.startswith("sleep")})
     finally:
         subprocess.run([*program, "delete", "--force", identity], env=env, check=False, capture_output=True)
 

@@ -219,11 +219,6 @@ int do_wait_gone(struct launch *launch, const struct op *op) {
 	return ready ? ready : fail_with(launch, ETIMEDOUT, "process %lld did not end", (long long)op->a[0].i);
 }
 
-int do_pidns_init_alive(struct launch *launch, const struct op *op) {
-	cleanup_fd fd = open_process(op);
-	return fd < 0 ? fail_with(launch, ESRCH, "the container's init is gone") : 0;
-}
-
 OPERATION(close, slot_fd(launch, op->a[0].i) < 0 ? -EBADF : (close_fd(&launch->slot[op->a[0].i]), 0))
 OPERATION(hold, (launch->wants_hold = 1, 0))
 OPERATION(again, 0) /* the front looks for it */

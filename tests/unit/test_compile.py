@@ -451,8 +451,8 @@ def test_exec_joins_what_the_container_declared_and_checks_its_init() -> None:
                                                                                               "mnt")]
     names = order(plan, P.PARENT_BEFORE_CLONE)
     last_open = len(names) - 1 - names[::-1].index("ns_open")
-    assert last_open < names.index("pidns_init_alive") < names.index("clone")
-    assert only(plan, "pidns_init_alive").args == (77, 88) and only(plan, "clone").args == (0, 0)
+    assert last_open < names.index("signal") < names.index("clone")
+    assert only(plan, "signal").args == (77, 88, 0) and only(plan, "clone").args == (0, 0)
     assert [op.args[1] for op in plan.named("open_path")] == ["/sys/fs/cgroup/pids/g/tasks",
                                                               "/sys/fs/cgroup/memory/g/tasks"]
     assert len(plan.named("cg_join")) == 2 and len(plan.named("become_root")) == 1

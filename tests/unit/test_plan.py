@@ -161,8 +161,8 @@ def test_what_failed_is_undone_and_a_losers_failure_undoes_nothing() -> None:
 def test_exec_checks_init_after_its_namespaces_are_open() -> None:
     made = config()
     plan = compile_exec(made, {**made["process"], "args": ["x"]}, Facts(), 77, 1234, Launch("c1", "/", HYBRID), ["/sys/fs/cgroup/x"])
-    assert index(plan, "pidns_init_alive") > max(number for number, op in enumerate(plan.ops) if op.name == "ns_open")
-    assert plan.named("pidns_init_alive")[0].args == (77, 1234)
+    assert index(plan, "signal") > max(number for number, op in enumerate(plan.ops) if op.name == "ns_open")
+    assert plan.named("signal")[0].args == (77, 1234, 0)
     assert plan.named("ns_join")[-1].label.endswith("mount namespace")
     plan.encode()
 

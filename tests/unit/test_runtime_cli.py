@@ -158,8 +158,8 @@ def test_run_keeps_detaches_or_cleans_up() -> None:
 
 def test_start_tells_init_and_marks_it_then_runs_poststart() -> None:
     plan = ask(Host("created", config(hooks={"poststart": [{"path": "/x"}]})), "start", "box")
-    assert order(plan) == ["lock", "pidns_init_alive", "start", "unlink", "hook"]
-    assert plan.named("pidns_init_alive")[0].args == (PID, START)
+    assert order(plan) == ["lock", "signal", "start", "unlink", "hook"]
+    assert plan.named("signal")[0].args == (PID, START, 0)
     assert f'"pid": {PID}' in str(plan.named("hook")[0].args[4])
 
 

@@ -620,7 +620,7 @@ def compile_exec(config: dict[str, Any], process: dict[str, Any], facts: Facts, 
         slot += 1
     born = "user" not in declared
     cgroups.open_existing(plan, launch.layout, folders, FIRST_CGROUP_SLOT, born=born)
-    plan.add(P.PARENT_BEFORE_CLONE, "pidns_init_alive", "check the container's init", pid, start_time)
+    plan.add(P.PARENT_BEFORE_CLONE, "signal", "check the container's init", pid, start_time, 0)
     if (config.get("linux") or {}).get("intelRdt") is not None:
         from dolium.runtime import rdt
 

@@ -268,7 +268,7 @@ def start(context: Context, facts: Facts, identity: str) -> Plan:
     config = read_config(facts, where)
     plan = Plan()
     plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {where.folder}", where.folder)
-    plan.add(P.PARENT_BEFORE_CLONE, "pidns_init_alive", f"start {identity}", where.pid, where.start_time)
+    plan.add(P.PARENT_BEFORE_CLONE, "signal", f"start {identity}", where.pid, where.start_time, 0)  # is it still there?
     manager = context.env.get("NOTIFY_SOCKET")
     waits = manager and facts.stat(f"{where.folder}/notify") is not None  # it was there at `create` too
     if manager and waits:

@@ -86,7 +86,6 @@ OPS: dict[str, tuple[int, str]] = {
     "proc_write": (55, "ss"),
     "become_root": (56, ""),
     "unshare": (57, "i"),
-    "pidns_init_alive": (58, "ii"),
     "propagation": (70, "i"),
     "root_attach": (71, "i"),
     "mount_fs": (72, "sslisi"),
