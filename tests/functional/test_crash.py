@@ -30,10 +30,10 @@ for module in pkgutil.walk_packages(dolium.__path__, "dolium."):
     if not module.name.startswith("dolium.cli") and not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 
-# test_crash_images.py passes these, against a registry; test_snapshots.py those of drivers that are not the default.
-BY_IMAGE_TESTS = {point for point in faults.POINTS if point.split(".")[0] in ("pull", "image", "content", "blob", "layer",
-                                                                             "snapshot", "unpack", "archive",
-                                                                             "driver")}
+# test_crash_images.py and test_images_faults.py pass these, against a registry; test_snapshots.py those of drivers that are not
+# the default.
+BY_IMAGE_TESTS = {point for point in faults.POINTS if point.split(".")[0] in (
+    "pull", "push", "image", "content", "snapshot", "driver", "lease", "commit", "save")}
 # The witness keeps the bridge, and the kernel removes links with their namespaces: test_network_crash.py passes these.
 BY_NETWORK_TESTS = {"network.bridge.made", "network.link.removed"}
 # Only passed when something ended meanwhile: test_ends_while_no_daemon_runs_are_recorded.
