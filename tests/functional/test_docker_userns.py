@@ -69,7 +69,7 @@ def test_two_have_two_ranges_and_share_a_volume(engine: Daemon) -> None:
 
 
 def test_namespaces_are_shared_within_one_user_namespace(engine: Daemon) -> None:
-    engine.dolium("run", "-d", "--name", "first", "--userns", "auto", "base:1", "sh", "-c", "nc -l -p 81 -e echo hi; sleep 600")
+    engine.dolium("run", "-d", "--name", "first", "--userns", "auto", "--ipc", "shareable", "base:1", "sh", "-c", "nc -l -p 81 -e echo hi; sleep 600")
     try:
         join = ("--network", "container:first", "--pid", "container:first", "--ipc", "container:first")
         inside = engine.docker("run", "--rm", *join, "base:1", "sh", "-c", "cat /proc/self/uid_map; nc 127.0.0.1 81").stdout

@@ -378,7 +378,26 @@ class Containers:
             etc_folder=etc, user=user, namespaces=self._namespaces(container),
             group=engine.container_group(container.id), hostname=container.config["Hostname"], layout=engine.layout,
             kernel=engine.kernel, init_program=program("dolium-init"), has_swap_limit=engine.has_swap_limit,
+            shm=self._shared_memory(container),
             hidden=[engine.paths.data, engine.paths.run] if container.rootfs else [])
+
+    def _shared_memory(self, container: Container) -> str:
+        """The /dev/shm on the host that the container shares, made if it is its own; "". Raises FailedPrecondition, Internal."""
+        shared, mode = self._engine.shared_memory, container.host_config.get("IpcMode") or ""
+        if mode == "shareable":
+            size = container.host_config.get("ShmSize") or policy.SHM_SIZE
+            shared.make(container.id, size, container.owner)
+            return shared.path(container.id)
+        if not mode.startswith("container:"):
+            return ""
+        other = self._engine.find(mode.partition(":")[2])
+        others = other.host_config.get("IpcMode") or ""
+        if others == "host":
+            return "/dev/shm"
+        if others != "shareable":
+            raise FailedPrecondition(f"cannot join IPC of container {other.id}: non-shareable IPC (hint: use "
+                                     "IpcMode:shareable for the donor container)")
+        return shared.path(other.id)
 
     def _prepare_root(self, container: Container, root: int) -> None:
         """The working directory is made when the image has none (Docker does), owned by root."""
@@ -425,6 +444,7 @@ class Containers:
             text += ": Are you trying to mount a directory onto a file (or vice-versa)? Check the source and the target"
         container.starting = False
         container.network = {}
+        self._engine.shared_memory.remove(container.id)
         container.error = text
         container.exit_code = launch_exit_code(text)
         self._engine.record(container)
@@ -483,6 +503,7 @@ class Containers:
             await engine.network.release(container.id, network)
         except DoliumError as failure:
             cleanup_step(f"release the network of {container.name}", failure)
+        engine.shared_memory.remove(container.id)
         faults.point("exit.network")
         shim = self.shims.pop(container.id, None)
         self.specs.pop(container.id, None)

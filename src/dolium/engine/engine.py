@@ -15,6 +15,7 @@ from dolium.engine.events import Bus
 from dolium.engine.id_ranges import remapped
 from dolium.engine.model import Container
 from dolium.engine.rootfs import Roots
+from dolium.engine.shared_memory import SharedMemory
 from dolium.engine.specs import kernel_version
 from dolium.engine.store import Store, open_database
 from dolium.errors import DoliumError, InvalidArgument, NotFound, ResourceExhausted
@@ -82,6 +83,7 @@ class Engine:
                                  etc=Path(paths.etc), snapshots=make_snapshotter(snapshotter, Path(paths.data)))
         self.roots = Roots(self.images.snapshots, f"{paths.data}/mountpoints", f"{paths.data}/containers")
         self.volumes = Volumes(f"{paths.data}/volumes", self.store)
+        self.shared_memory = SharedMemory(f"{paths.run}/shm")
         self.network = make_network(self.instance, self.store)
         self.trash, self.run_trash = Trash(f"{paths.data}/trash"), Trash(f"{paths.run}/trash")
         self.isolation = ProcessIsolation(self.layout, f"{paths.data}/cache/seccomp", f"{paths.run}/shims",
@@ -250,6 +252,9 @@ class Engine:
         for identity in os.listdir(f"{self.paths.data}/containers"):
             if identity not in self.containers:
                 shutil.rmtree(self.paths.container(identity), ignore_errors=True)
+        for identity in self.shared_memory.owners():
+            if identity not in self.containers:
+                self.shared_memory.remove(identity)
         self.trash.recover()
         self.run_trash.recover()
 

@@ -34,7 +34,8 @@ class Surroundings:
 
     ``user``: resolved inside the root; ``etc_folder``: on the host, with hosts, hostname and resolv.conf; ``namespaces``:
     type to a path to join, or "" for a new one, or None for the host's; ``group``: absolute cgroup; ``hostname``: what
-    ``uname -n`` shows; ``kernel``: version; ``has_swap_limit``: memory.memsw exists.
+    ``uname -n`` shows; ``kernel``: version; ``has_swap_limit``: memory.memsw exists; ``shm``: the shared /dev/shm on
+    the host, "" for one of its own.
     """
 
     user: User
@@ -46,6 +47,7 @@ class Surroundings:
     kernel: tuple[int, int]
     init_program: str
     has_swap_limit: bool = True
+    shm: str = ""
     hidden: list[str] = field(default_factory=list)
 
 
@@ -249,8 +251,11 @@ def _mounts(container: Container, around: Surroundings, privileged: bool) -> lis
         if privileged and entry["destination"] in ("/sys", "/sys/fs/cgroup"):
             entry = {**entry, "options": [option for option in entry["options"] if option != "ro"]}
         if entry["destination"] == "/dev/shm":
-            if host.get("IpcMode") == "host":
-                entry = {"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["rbind"]}
+            if host.get("IpcMode") == "none":
+                continue
+            if host.get("IpcMode") == "host" or around.shm:
+                entry = {"destination": "/dev/shm", "type": "bind", "source": around.shm or "/dev/shm",
+                         "options": ["rbind", "rprivate", "nosuid", "nodev", "noexec"]}
             else:
                 size = host.get("ShmSize") or policy.SHM_SIZE
                 entry = {**entry, "options": [*entry["options"][:-1], f"size={size}"]}

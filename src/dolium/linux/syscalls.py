@@ -15,6 +15,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 437, 442
 _OPEN_TREE_CLONE, _MS_PRIVATE, _MNT_DETACH, _EMPTY_PATH, _MOVE_MOUNT_F_EMPTY_PATH = 1, 1 << 18, 2, 0x1000, 4
 _ATTR_IDMAP = 0x100000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 
 FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 ATTR_READ_ONLY = 1
@@ -111,6 +112,20 @@ def mount_file_system(kind: str, source: str, *, read_only: bool = False) -> int
         return fsmount(context, ATTR_READ_ONLY if read_only else 0)
     finally:
         os.close(context)
+
+
+def mount_tmpfs(target: str, size: int, mode: int, owner: tuple[int, int]) -> None:
+    """A tmpfs of ``size`` bytes on a folder, private, without devices, programs and set-user-id."""
+    options = f"size={size},mode={mode:o},uid={owner[0]},gid={owner[1]}"
+    _check(_LIBC.mount(b"tmpfs", os.fsencode(target), b"tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, options.encode()),
+           f"mount tmpfs on {target}")
+    _check(_LIBC.mount(None, os.fsencode(target), None, _MS_PRIVATE, None), f"make {target} private")
+
+
+def unmount(target: str) -> None:
+    """umount2(2) with MNT_DETACH; nothing happens when nothing is mounted there."""
+    if _LIBC.umount2(os.fsencode(target), _MNT_DETACH) < 0 and ctypes.get_errno() != 22:
+        _check(-1, f"umount {target}")
 
 
 def _said(context: int) -> str:
