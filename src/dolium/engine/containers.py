@@ -382,7 +382,7 @@ class Containers:
             hidden=[engine.paths.data, engine.paths.run] if container.rootfs else [])
 
     def _shared_memory(self, container: Container) -> str:
-        """The /dev/shm on the host that the container shares, made if it is its own; "". Raises FailedPrecondition, Internal."""
+        """The /dev/shm on the host that it shares, made if it is its own; or "". Raises FailedPrecondition, Internal."""
         shared, mode = self._engine.shared_memory, container.host_config.get("IpcMode") or ""
         if mode == "shareable":
             size = container.host_config.get("ShmSize") or policy.SHM_SIZE

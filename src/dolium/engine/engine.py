@@ -54,7 +54,10 @@ def host_layout() -> tree.Layout:
     """The cgroup hierarchies of this machine."""
     with open("/proc/self/cgroup") as file:
         text = file.read()
-    return tree.parse(text, os.listdir(tree.ROOT), os.path.exists(f"{tree.ROOT}/cgroup.controllers"))
+    # the kernel also lists a hierarchy that is mounted nowhere, and a folder of its name may have been left there
+    names = [name for name in os.listdir(tree.ROOT)
+             if os.path.islink(f"{tree.ROOT}/{name}") or os.path.ismount(f"{tree.ROOT}/{name}")]
+    return tree.parse(text, names, os.path.exists(f"{tree.ROOT}/cgroup.controllers"))
 
 
 class Engine:
