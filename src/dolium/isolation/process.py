@@ -91,7 +91,7 @@ class Started:
     phases: dict[str, float]
 
 
-PROFILES_KEPT = 256
+PROFILES_KEPT, EXEC_PLANS_KEPT = 256, 64
 
 # Which phase of a start an operation belongs to, for people; by the operation's name.
 _PHASES = {
@@ -148,6 +148,7 @@ class ProcessIsolation:
         self._profiles: dict[int, tuple[dict[str, Any], bytes]] = {}  # by identity: most containers have the same one
         self._groups: list[str] = []
         self._templates = Templates()
+        self._exec_plans: dict[tuple[object, ...], bytes] = {}
         self._spares = Spares(shims, self._make)
 
     async def start(self, group_files: Sequence[str]) -> None:
@@ -297,20 +298,15 @@ class ProcessIsolation:
     async def exec(self, shim: Shim, identity: str, config: dict[str, Any], process: dict[str, Any], exec_id: str, *,
                    pid: int, start_time: int, stdio: Stdio, attachments: list[Attachment]) -> Launched:
         """One more process in a running container. Raises the failed operation's error."""
-        launch = Launch(identity, "/", self._layout)
-        launch.stdio = True
-        launch.seccomp = self.seccomp((config.get("linux") or {}).get("seccomp"))
-        if any(entry["type"] == "network" for entry in config["linux"]["namespaces"]):
-            launch.joined["network"] = SLOT_NETWORK
         try:
             with open(f"/proc/{pid}/cgroup") as file:
-                folders = tree.parse_membership(file.read(), self._layout)
+                groups = file.read()
         except OSError as error:
             raise NotFound(f"the init of {identity} is gone") from error
-        plan = compile_exec(config, process, HostFacts(), pid, start_time, launch, folders)
+        plan = self._exec_plan(identity, config, process, pid, start_time, groups)
         try:
             return await _attached(shim, exec_id, attachments, shim.launch(
-                exec_id, plan.encode(), tty=stdio.tty, stdin=stdio.stdin, stdin_once=int(stdio.stdin_once)))
+                exec_id, plan, tty=stdio.tty, stdin=stdio.stdin, stdin_once=int(stdio.stdin_once)))
         except DoliumError:
             with contextlib.suppress(DoliumError):
                 await shim.forget(exec_id)
@@ -318,6 +314,25 @@ class ProcessIsolation:
         finally:
             for attachment in attachments:
                 attachment.close()
+
+    def _exec_plan(self, identity: str, config: dict[str, Any], process: dict[str, Any], pid: int, start_time: int,
+                   groups: str) -> bytes:
+        """Encoded. What asks for the same again and again, as health checks do, has it compiled once."""
+        program = self.seccomp((config.get("linux") or {}).get("seccomp"))
+        key = (identity, pid, start_time, groups, json.dumps(process), program)
+        plan = self._exec_plans.pop(key, None)
+        if plan is None:
+            launch = Launch(identity, "/", self._layout)
+            launch.stdio = True
+            launch.seccomp = program
+            if any(entry["type"] == "network" for entry in config["linux"]["namespaces"]):
+                launch.joined["network"] = SLOT_NETWORK
+            folders = tree.parse_membership(groups, self._layout)
+            plan = compile_exec(config, process, HostFacts(), pid, start_time, launch, folders).encode()
+        self._exec_plans[key] = plan
+        if len(self._exec_plans) > EXEC_PLANS_KEPT:
+            del self._exec_plans[next(iter(self._exec_plans))]
+        return plan
 
     async def adopt(self, folder: str, on_event: Callable[[Event], None]) -> Shim:
         """Connect to a shim that an earlier daemon made. Raises NotFound or Unavailable when it is dead."""
