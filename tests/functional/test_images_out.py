@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from daemon import DOCKER, Daemon, base_tar, eventually
-from registry import Registry, image, layer
+from registry import Registry, entry, image, layer, tar
 
 pytestmark = pytest.mark.leaves("links", "nft")
 
@@ -92,6 +93,21 @@ def test_a_layout_of_several_images(engine: Daemon, registry: Registry, two: str
     assert f"Loaded image: {two}" in done and "Loaded image: base:1" in done
     assert [engine.inspect(name)["Id"] for name in (two, "base:1")] == before
     assert engine.docker("run", "--rm", two).stdout == "2"
+
+
+def test_an_upload_that_breaks_off_is_no_image(engine: Daemon) -> None:
+    """Cut between two entries a tar is as whole as any: only the connection tells."""
+    data = tar([entry("a", tarfile.DIRTYPE), (entry("a/b"), b"x" * 3000)])[:-512 * 8]
+    for path in ("/images/create?fromSrc=-&repo=cut&tag=1", "/images/load"):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(engine.socket)
+            sock.sendall(f"POST {path} HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n{len(data):x}\r\n".encode() + data + b"\r\n")
+    assert engine.docker("run", "--rm", "base:1", "true").returncode == 0
+    blobs = engine.folder / "data/content"
+    eventually(lambda: not list((blobs / "ingest").glob("tmp-*")), "nothing half done stays")
+    assert engine.docker("image", "inspect", "cut:1", check=False).returncode == 1 and not (engine.folder / "data/tmp").exists()
+    done = engine.dolium("system", "check")
+    assert done.stdout.endswith("all whole\n")
 
 
 def test_save_by_repository_and_id(engine: Daemon, two: str, tmp_path: Path) -> None:

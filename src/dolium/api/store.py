@@ -9,7 +9,8 @@ from typing import Any
 from aiohttp import web
 
 from dolium.api.docker.common import ENGINE, body, flag, number
-from dolium.api.docker.images import registry_credentials, spool, streamed
+from dolium.api.docker.images import registry_credentials, streamed
+from dolium.api.docker.uploads import uploaded
 from dolium.errors import InvalidArgument
 from dolium.images import artifacts
 from dolium.images.auth import Credentials, decode_header
@@ -187,13 +188,10 @@ async def artifact_add(request: web.Request) -> web.Response:
     """Make one of the files of a tar, the body: ``type``, ``annotation`` (KEY=VALUE), ``subject``, an image here."""
     engine = request.app[ENGINE]
     pairs = [entry.partition("=") for entry in request.query.getall("annotation", [])]
-    path = await spool(request)
-    try:
+    async with uploaded(request) as file:
         record = await engine.images.make_artifact(
-            _name(request), path, artifact_type=request.query.get("type", ""),
+            _name(request), file, artifact_type=request.query.get("type", ""),
             annotations={key: value for key, _, value in pairs}, subject=request.query.get("subject", ""))
-    finally:
-        path.unlink()
     return web.json_response(_artifact(record), status=201)
 
 

@@ -11,7 +11,6 @@ import tarfile
 import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from dolium.errors import InvalidArgument
@@ -40,7 +39,7 @@ def is_image(artifact: Artifact) -> bool:
 
 
 def make(
-    content: ContentStore, source: Path, *, artifact_type: str, annotations: Mapping[str, str],
+    content: ContentStore, source: BinaryIO, *, artifact_type: str, annotations: Mapping[str, str],
     subject: Descriptor | None, cancel: threading.Event,
 ) -> str:
     """Store the files of a tar and a manifest that names them; returns its digest. Blocks.
@@ -49,7 +48,7 @@ def make(
     """
     files: list[dict[str, Any]] = []
     try:
-        with tarfile.open(source) as archive:
+        with tarfile.open(fileobj=source, mode="r|") as archive:
             for member in archive:
                 data = archive.extractfile(member) if member.isreg() else None
                 if data is None:

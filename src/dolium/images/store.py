@@ -432,7 +432,7 @@ class ImageStore:
         return record
 
     async def make_artifact(
-        self, name: str, source: Path, *, artifact_type: str, annotations: Mapping[str, str], subject: str = ""
+        self, name: str, source: BinaryIO, *, artifact_type: str, annotations: Mapping[str, str], subject: str = ""
     ) -> ArtifactRecord:
         """An artifact of a tar's files. ``subject`` is the name of an image here that it is about. Raises NotFound,
         InvalidArgument.

@@ -6,19 +6,16 @@ import asyncio
 import contextlib
 import fnmatch
 import json
-import os
-import tempfile
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from dolium.api.docker import models
 from dolium.api.docker.common import ENGINE, before_moment, filters, flag, label_matches, stream
+from dolium.api.docker.uploads import uploaded
 from dolium.errors import DoliumError, InvalidArgument, NotFound
 from dolium.images.auth import Credentials, decode_header
-from dolium.images.keeping import disk_error
 from dolium.images.progress import Progress, ProgressEvent
 from dolium.images.reference import Reference
 from dolium.images.store import Image
@@ -94,23 +91,6 @@ async def streamed(request: web.Request, work: Callable[[Progress], Awaitable[ob
     return response
 
 
-async def spool(request: web.Request) -> Path:
-    """A request's body in a temporary file in the state directory. The caller removes it. Raises ResourceExhausted."""
-    folder = os.path.join(request.app[ENGINE].paths.data, "tmp")
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=folder)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            async for chunk in request.content.iter_chunked(1 << 20):
-                await asyncio.to_thread(file.write, chunk)
-    except BaseException as error:
-        os.unlink(name)
-        if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-            raise disk_error(error) from error
-        raise
-    return Path(name)
-
-
 @routes.post("/images/create")
 async def create(request: web.Request) -> web.StreamResponse:
     """Pull (``fromImage``) or import (``fromSrc``)."""
@@ -134,12 +114,9 @@ async def create(request: web.Request) -> web.StreamResponse:
         raise InvalidArgument(f"import from {source!r} is not supported", hint="give the tar on standard input: -")
     repository = request.query.get("repo", "")
     target = f"{repository}:{tag}" if repository and tag else repository or None
-    path = await spool(request)
-    try:
-        image = await engine.images.import_tar(path, name=target, changes=request.query.getall("changes", []),
+    async with uploaded(request) as file:
+        image = await engine.images.import_tar(file, name=target, changes=request.query.getall("changes", []),
                                                message=request.query.get("message", ""), platform=platform)
-    finally:
-        path.unlink()
     engine.events.publish("image", "import", image.id, {})
     response = await stream(request)
     await response.write(json.dumps({"status": image.id}).encode() + b"\r\n")
@@ -150,11 +127,8 @@ async def create(request: web.Request) -> web.StreamResponse:
 async def load(request: web.Request) -> web.StreamResponse:
     """``docker load``: an archive in the body."""
     engine = request.app[ENGINE]
-    path = await spool(request)
-    try:
-        images = await engine.images.load(path)
-    finally:
-        path.unlink()
+    async with uploaded(request) as file:
+        images = await engine.images.load(file)
     response = await stream(request)
     for image in images:
         for text in [f"Loaded image: {tag}\n" for tag in image.repo_tags] or [f"Loaded image ID: {image.id}\n"]:
