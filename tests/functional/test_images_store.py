@@ -33,10 +33,14 @@ from dolium.errors import (
     ResourceExhausted,
 )
 from dolium.images.auth import Credentials
+from dolium.images.content import ContentStore
+from dolium.images.manifest import Descriptor
 from dolium.images.names import Use
 from dolium.images.platform import Platform
 from dolium.images.progress import ProgressEvent, Status
 from dolium.images.records import SqliteImageRecords
+from dolium.images.reference import Reference
+from dolium.images.registry import RegistryClient
 from dolium.images.snapshots.base import MountOptions
 from dolium.images.store import Image, ImageStore
 
@@ -155,6 +159,23 @@ def test_pull_unpack_and_mount(tmp_path: Path, registry: Registry, kind: str) ->
         assert seen == [s for s in Status if s in seen] and seen[0] == Status.PULLING and seen[-1] == Status.COMPLETE
     assert events[0] == ProgressEvent("1", f"Pulling from {kind}")
     assert events[-1].status == f"Status: Downloaded newer image for {name}"
+
+
+def test_a_large_layer_in_parts(tmp_path: Path, registry: Registry) -> None:
+    """As from afar: in ranges over several connections, from a real registry."""
+    files = image([layer({"big": os.urandom(9 << 20)})], compress=bytes, suffix="")
+    registry.push("parts", "1", files)
+    digest, size = next((digest, len(data)) for digest, data in files.blobs.items() if len(data) > 1 << 20)
+
+    async def main() -> None:
+        content = ContentStore(tmp_path)
+        async with RegistryClient(Reference.parse(registry.reference("parts:1")), parts_from=1 << 20) as client:
+            await client.ping()
+            with content.ingest(digest, size) as ingest:
+                await client.blob(Descriptor("", digest, size), ingest, lambda done: None)
+        assert content.verify(digest)
+
+    asyncio.run(main())
 
 
 def test_an_image_survives_the_process(tmp_path: Path, registry: Registry) -> None:

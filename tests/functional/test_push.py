@@ -61,6 +61,29 @@ def test_what_is_pushed_others_can_read(engine: Daemon, registry: Registry, tmp_
     engine.docker("rmi", other)
 
 
+def buildah(folder: Path, *words: str) -> str:
+    done = subprocess.run(["buildah", "--root", str(folder / "root"), "--runroot", str(folder / "run"), "--storage-driver", "vfs", *words],
+                          check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_buildah_reads_ours_and_we_run_what_it_makes(engine: Daemon, registry: Registry, tmp_path: Path) -> None:
+    name, made = registry.reference("for-buildah:1"), registry.reference("by-buildah:1")
+    engine.docker("tag", "base:1", name)
+    engine.docker("push", "-q", name)
+    box = buildah(tmp_path, "from", "--tls-verify=false", name)
+    (tmp_path / "added").write_text("by buildah\n")
+    buildah(tmp_path, "copy", box, str(tmp_path / "added"), "/added")
+    buildah(tmp_path, "config", "--cmd", "cat /added", "--env", "A=1", box)
+    buildah(tmp_path, "commit", "-q", box, made)
+    buildah(tmp_path, "push", "-q", "--tls-verify=false", made)
+    assert engine.docker("run", "--rm", made).stdout == "by buildah\n"
+    engine.docker("push", made)  # its own manifest and bytes, unchanged
+    assert digest_at(made) == engine.inspect(made)["RepoDigests"][0].partition("@")[2]
+    engine.docker("rmi", name, made)
+
+
 def test_a_pulled_image_keeps_its_digest(engine: Daemon, registry: Registry) -> None:
     files = image([HERE, THERE], config={"Cmd": ["x"]})
     digest = registry.push("kept", "1", files)
