@@ -374,6 +374,26 @@ def test_a_mirror_is_asked_first_and_may_fail(tmp_path: Path) -> None:
     assert asked == ["empty", "lying", "home"]
 
 
+def test_two_blobs_pass_over_a_dead_mirror_at_once(tmp_path: Path) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=BLOB[:9] if request.path.endswith(digest_of(BLOB[:9])) else BLOB)
+
+    async def main() -> None:
+        async with serve(handler) as home:
+            rules = parse_registries({"registry": [{"location": home, "mirror": [{"location": "127.0.0.1:1"}]}]})
+            store = ContentStore(tmp_path)
+
+            async def one(found: Sources, data: bytes) -> None:
+                with store.ingest(digest_of(data), len(data)) as ingest:
+                    await found.blob(Descriptor("", digest_of(data), len(data)), ingest, lambda done: None)
+
+            async with Sources(Reference.parse(f"{home}/app:1"), None, Settings(rules)) as found:
+                await asyncio.gather(one(found, BLOB), one(found, BLOB[:9]))
+            assert store.has(DIGEST) and store.has(digest_of(BLOB[:9]))
+
+    asyncio.run(main())
+
+
 def test_the_registry_s_own_answer_is_the_last(tmp_path: Path) -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         return web.Response(status=200 if request.path == "/v2/" else 404)

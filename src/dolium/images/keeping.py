@@ -12,7 +12,6 @@ import asyncio
 import errno
 import logging
 import re
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -42,7 +41,7 @@ PULL_LEASE = 24 * 3600.0
 SOURCE = "dolium.distribution.source."
 """A blob's label, with a registry's name behind it: repositories there that have it, as containerd's label of that kind."""
 SOURCES_KEPT = 4
-_LEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@ -]{0,511}", re.ASCII)
+_LEASE_ID = re.compile(r"[A-Za-z0-9][][A-Za-z0-9_.:/@ -]{0,511}", re.ASCII)
 faults.register("lease.put", "lease.deleted")
 
 
@@ -116,8 +115,6 @@ class Keeper:
             self._end(hold, lease)
             if isinstance(error, OSError):
                 raise disk_error(error) from error
-            if isinstance(error, sqlite3.OperationalError):
-                raise database_error(error) from error
             raise
         self._end(hold, lease)
 
@@ -131,7 +128,7 @@ class Keeper:
         if ended is not None:
             try:
                 self._records.commit(Change(delete_leases=[lease]))
-            except sqlite3.OperationalError as error:  # the disk is full: the content has gone all the same
+            except ResourceExhausted as error:  # the disk is full: the content has gone all the same
                 _log.warning("the record of lease %s stays until it expires: %s", lease, error)
             faults.point("lease.deleted")
 
@@ -171,7 +168,7 @@ class Keeper:
         if unlabelled:
             try:
                 self._records.commit(Change(delete_labels=unlabelled))
-            except sqlite3.OperationalError as error:  # the disk is full: they name what is gone, and harm nobody
+            except ResourceExhausted as error:  # the disk is full: they name what is gone, and harm nobody
                 _log.warning("labels of removed blobs stay: %s", error)
         return gone
 
@@ -247,9 +244,3 @@ class Keeper:
         self._records.commit(Change(delete_leases=[id]))
         self._garbage.update(self.leases.pop(id).blobs)
         faults.point("lease.deleted")
-
-
-def database_error(error: sqlite3.OperationalError) -> ResourceExhausted:
-    """What the database could not write."""
-    return ResourceExhausted(f"the image database cannot be written: {error}",
-                             hint="is the disk of the state folder full?", errno=errno.ENOSPC)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dolium.errors import FailedPrecondition, Internal
+from dolium.errors import FailedPrecondition, Internal, ResourceExhausted
 
 ROOM = "images"
 VERSION = 2  # 1: dolium 0.1, without leases, artifacts and labels
@@ -173,7 +174,14 @@ class Records(Protocol):
         """Digest of a blob -> its labels."""
 
     def commit(self, change: Change) -> None:
-        """Do all of it or nothing. Returns when it is as durable as the database's settings make it."""
+        """Do all of it or nothing. Returns when it is as durable as the database's settings make it. Raises
+        ResourceExhausted on a full disk.
+        """
+
+
+def _no_room(error: sqlite3.OperationalError) -> ResourceExhausted:
+    return ResourceExhausted(f"the image database cannot be written: {error}",
+                             hint="is the disk of the state folder full?", errno=errno.ENOSPC)
 
 
 class SqliteImageRecords:
@@ -206,10 +214,16 @@ class SqliteImageRecords:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             self._connection.rollback()
+            if isinstance(error, sqlite3.OperationalError):
+                raise _no_room(error) from error
             raise
-        self._connection.commit()
+        try:
+            self._connection.commit()
+        except sqlite3.OperationalError as error:
+            self._connection.rollback()
+            raise _no_room(error) from error
 
     def images(self) -> list[ImageRecord]:
         """See ``Records``."""

@@ -66,7 +66,15 @@ class Check:
             gone = [digest for digest in lease.blobs if not store.content.has(digest)]
             if gone and not lease.id.startswith("pull "):  # a pull's are still to come
                 self.problems.append(Problem("lease", lease.id, f"keeps {', '.join(gone)}, which is missing"))
+        self.problems = [problem for problem in self.problems if self._still(problem)]
         return self.problems
+
+    def _still(self, problem: Problem) -> bool:
+        """Not when what it is about was removed meanwhile, by somebody who wanted it gone."""
+        if problem.images:
+            return any(self._store.find_record(image) is not None for image in problem.images)
+        return problem.kind != "blob" or self._store.content.has(problem.subject) or any(
+            problem.subject in artifact.digests() for artifact in self._store.artifacts())
 
     async def _layers(self, bad: set[str]) -> None:
         users: dict[str, list[str]] = {}

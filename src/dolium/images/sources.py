@@ -65,7 +65,7 @@ class Sources:
                 if not mirrored:
                     raise
                 _log.info("mirror %s is passed over: %s", client.endpoint.host, error)
-                if client not in self._pinged:
+                if client not in self._pinged and client in self._clients:
                     self._clients.remove(client)  # not there: it is not asked for every blob again
         raise NotFound("no registry to ask")
 

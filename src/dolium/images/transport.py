@@ -89,6 +89,7 @@ class Transport:
         self._challenge: Challenge | None = None
         self._auth_lock = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
+        self._context: ssl.SSLContext | bool | None = None
 
     async def __aenter__(self) -> Self:
         # Blobs are stored as they come: content codings must not be undone, nor cookies carried along.
@@ -267,8 +268,14 @@ class Transport:
         )
 
     def _tls(self, url: URL) -> ssl.SSLContext | bool:
-        """The certificates of the registry's own host; the system's for where it redirects to."""
-        return self.endpoint.tls() if url.host == self._base.host and url.port == self._base.port else True
+        """The certificates of the registry's own host; the system's for where it redirects to. One object for all
+        requests: connections are used again only among those that share it.
+        """
+        if url.host != self._base.host or url.port != self._base.port:
+            return True
+        if self._context is None:
+            self._context = self.endpoint.tls()
+        return self._context
 
     @asynccontextmanager
     async def _send(
