@@ -217,7 +217,14 @@ def test_a_lease_keeps_what_nobody_names(tmp_path: Path, registry: Registry) -> 
     assert engine.dolium("lease", "create", "--seconds", "1000", "--label", "a=b", "second", digest).stdout == "second\n"
     assert engine.dolium("lease", "ls", "-q").stdout.split() == ["mine", "second"]
     assert engine.dolium("lease", "rm", "second", "third", check=False).returncode == 1
+    engine.dolium("lease", "create", "--seconds", "1", "brief", config)
     engine.docker("rmi", app)
+
+    def brief_has_gone() -> bool:
+        engine.docker("image", "prune", "-f")
+        return not blob(engine, config).exists()
+
+    eventually(brief_has_gone, "what an expired lease kept is collected")
     assert blob(engine, digest).exists() and not blob(engine, config).exists()
     engine.stop()
     engine.start()

@@ -18,7 +18,7 @@ from dolium.images import registry as module
 from dolium.images import transport
 from dolium.images.auth import Credentials, credentials_of, decode_header, merge_scopes, retry_after
 from dolium.images.content import ContentStore, digest_of
-from dolium.images.hosts import Settings, parse_registries, read_settings
+from dolium.images.hosts import Endpoint, Settings, parse_registries, read_settings
 from dolium.images.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor
 from dolium.images.reference import Reference
 from dolium.images.registry import RegistryClient
@@ -204,6 +204,46 @@ def test_referrers_come_in_pages() -> None:
         async with serve(handler) as address, RegistryClient(Reference.parse(f"{address}/app:1")) as client:
             assert await client.referrers(DIGEST) == entries
             assert await client.referrers(DIGEST, "t/1") == entries[1::2]  # it does not filter: we do
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("target", ["http://192.0.2.1/x", "file:///etc/passwd"])
+def test_a_registry_leads_nobody_elsewhere(target: str) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.method == "POST":
+            return web.Response(status=202, headers={"Location": target})
+        if "referrers" in request.path or "tags" in request.path:
+            return web.json_response({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [], "tags": ["1"]},
+                                     headers={"Link": f'<{target}>; rel="next"'}, content_type=OCI_INDEX)
+        return web.Response(status=200 if request.path == "/v2/" else 404)
+
+    async def main() -> None:
+        async with serve(handler) as address, RegistryClient(Reference.parse(f"{address}/app:1")) as client:
+            for work in (client.tags(), client.referrers(DIGEST),
+                         client.push_blob(DIGEST, len(BLOB), lambda: io.BytesIO(BLOB), lambda done: None)):
+                with pytest.raises(Unavailable, match="refusing"):
+                    await work
+
+    asyncio.run(main())
+
+
+def test_a_host_that_is_named_insecure_may_speak_plainly() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"{}")
+
+    async def main() -> None:
+        async with serve(handler) as address:
+            reference = Reference.parse(f"{address}/app:1")
+            for plain in (True, False):
+                endpoint = Endpoint(address, "app", plain=plain, verify=False)
+                async with RegistryClient(reference, endpoint=endpoint) as client:
+                    if plain:
+                        await client.ping()
+                        assert (await client.manifest("1"))[0] == b"{}"
+                    else:
+                        with pytest.raises(Unavailable):
+                            await client.ping()
 
     asyncio.run(main())
 

@@ -143,11 +143,10 @@ class Keeper:
         """
         if self.reading:
             return []
+        self.drop_expired()
         wanted = self._referenced()
-        now = time.time()
         for lease in self.leases.values():
-            if not lease.expires or lease.expires > now:
-                wanted.update(lease.blobs)
+            wanted.update(lease.blobs)
         waiting = {item for item in self._garbage if self._held[item] > 0}
         unlabelled: list[str] = []
         gone: list[Removal] = []
@@ -209,8 +208,14 @@ class Keeper:
     def drop_expired(self) -> None:
         """Let go of what expired leases kept. Nothing is collected yet."""
         now = time.time()
-        for lease in [lease for lease in self.leases.values() if lease.expires and lease.expires <= now]:
-            self.release(lease.id)
+        expired = [lease.id for lease in self.leases.values() if lease.expires and lease.expires <= now]
+        for id in expired:
+            self._garbage.update(self.leases.pop(id).blobs)
+        if expired:
+            try:
+                self._records.commit(Change(delete_leases=expired))
+            except ResourceExhausted as error:  # the disk is full: their content goes all the same
+                _log.warning("the records of expired leases stay: %s", error)
 
     def lease(
         self, id: str, *, life: float = 0.0, blobs: Iterable[str] = (), labels: Mapping[str, str] | None = None,

@@ -111,7 +111,7 @@ class RegistryClient(Transport):
                 after = link.get("url") if link is not None else None
                 value = parse_json(await read_limited(answer, MANIFEST_MAX, "list of tags"))
                 names = value.get("tags") if isinstance(value, dict) else None
-                return [str(name) for name in names or []], url.join(self._parse(str(after))) if after else None
+                return [str(name) for name in names or []], self.sent_to(url, str(after)) if after else None
 
         return await self._retry("list of tags", once)
 
@@ -277,11 +277,11 @@ class RegistryClient(Transport):
                           lambda: upload.offset)
         return None
 
-    def upload_location(self, url: URL, text: str) -> URL:
-        """Where an upload goes on. Raises Unavailable for a place this registry may not send us to."""
+    def sent_to(self, url: URL, text: str) -> URL:
+        """Where the registry says an upload or a list goes on. Raises Unavailable for a place it may not send us to."""
         target = url.join(self._parse(text))
         if not self._may_visit(target):
-            raise Unavailable(f"{self._domain}: refusing to upload to {target.scheme}://{target.host or ''}")
+            raise Unavailable(f"{self._domain}: refusing to go on at {target.scheme}://{target.host or ''}")
         return target
 
     async def _begin(self, upload: _Upload, mount: tuple[str, str] | None = None) -> bool:
@@ -417,7 +417,7 @@ class RegistryClient(Transport):
                 link = answer.links.get("next")
                 after = link.get("url") if link is not None else None
                 entries = _entries(await read_limited(answer, MANIFEST_MAX, what), what)
-                return entries, url.join(self._parse(str(after))) if after else None
+                return entries, self.sent_to(url, str(after)) if after else None
 
         return await self._retry(what, once)
 
@@ -446,7 +446,7 @@ class _Upload:
     def move(self, client: RegistryClient, url: URL, answer: aiohttp.ClientResponse) -> None:
         """Follow the Location of an answer; without one the upload goes on where it was."""
         text = answer.headers.get("Location", "")
-        self.location = client.upload_location(url, text) if text else self.location
+        self.location = client.sent_to(url, text) if text else self.location
 
 
 def referrers_tag(digest: str) -> str:
