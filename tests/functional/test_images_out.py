@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -108,6 +109,22 @@ def test_an_upload_that_breaks_off_is_no_image(engine: Daemon) -> None:
     assert engine.docker("image", "inspect", "cut:1", check=False).returncode == 1 and not (engine.folder / "data/tmp").exists()
     done = engine.dolium("system", "check")
     assert done.stdout.endswith("all whole\n")
+
+
+def test_slow_clients_hold_nobody_up(engine: Daemon, tmp_path: Path) -> None:
+    """Uploads that do not go on, and an export that nobody reads: a thread each, of their own."""
+    engine.docker("create", "--name", "still", "base:1")
+    with contextlib.ExitStack() as waiting:
+        for number in range(24):
+            sock = waiting.enter_context(socket.socket(socket.AF_UNIX))
+            sock.connect(engine.socket)
+            verb = "GET /containers/still/export" if number % 2 else "POST /images/load"
+            more = "" if number % 2 else "Transfer-Encoding: chunked\r\n"
+            sock.sendall(f"{verb} HTTP/1.1\r\nHost: d\r\n{more}\r\n".encode())
+        assert engine.docker("run", "--rm", "base:1", "echo", "on").stdout == "on\n"
+        assert engine.dolium("system", "check", "--quick").stdout.endswith("all whole\n")
+        engine.docker("export", "-o", str(tmp_path / "read.tar"), "still")
+    engine.docker("rm", "still")
 
 
 def test_save_by_repository_and_id(engine: Daemon, two: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -18,8 +19,9 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
+from certificates import certificate
 from daemon import DOLIUM, WARM, Daemon, base_tar
-from registry import Registry, image, index, layer
+from registry import PASSWORD, USER, Registry, image, index, layer
 
 pytestmark = pytest.mark.leaves("links", "nft")
 
@@ -186,6 +188,26 @@ def test_images_fetched_beforehand_and_a_limit(registry: Registry, tmp_path: Pat
             assert cache.line() == f"{name}: 5 blobs are here\n"  # they were; the large one made room at once
             kept = sum(path.stat().st_size for path in (tmp_path / "c/store/content/blobs/sha256").iterdir())
             assert kept <= 3 << 20
+
+
+def test_a_cache_with_tls_in_front_of_a_registry_with_a_password(engine: Daemon, tmp_path: Path) -> None:
+    """It logs in with its own credentials, and only who has its certificate talks to it."""
+    authority = certificate(tmp_path / "ca", "ca")
+    crt, key = certificate(tmp_path / "server", "server", authority=authority)
+    with Registry(tmp_path, auth=True) as private:
+        private.push("app", "1", image([base_tar()], config={"Cmd": ["echo", "behind a password"]}))
+        (tmp_path / "config.json").write_text(json.dumps({"auths": {private.address: {
+            "auth": base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()}}}))
+        with Cache(tmp_path, "--upstream", private.address, "--tls-cert", str(crt), "--tls-key", str(key)) as cache:
+            name = f"{cache.address}/app:1"
+            assert engine.docker("pull", name, check=False).returncode == 1
+            folder = engine.folder / "etc/docker/certs.d" / cache.address
+            folder.mkdir(parents=True)
+            (folder / "ca.crt").write_bytes(authority[0].read_bytes())
+            assert engine.docker("run", "--rm", name).stdout == "behind a password\n"
+            engine.docker("rmi", name)
+        with Cache(tmp_path / "other", "--upstream", private.address) as cache:
+            assert _status(cache, "app/manifests/1") == 403
 
 
 def test_the_daemon_uses_a_mirror_of_its_settings(engine: Daemon, registry: Registry, tmp_path: Path) -> None:

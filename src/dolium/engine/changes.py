@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dolium.engine import model
@@ -105,4 +106,9 @@ async def export(engine: Engine, reference: str, write: Callable[[bytes], object
             finally:
                 os.close(folder)
 
-    await asyncio.to_thread(work)
+    # a thread of its own: the client that reads may be slow, and others wait for the shared ones
+    own = ThreadPoolExecutor(1, thread_name_prefix="export")
+    try:
+        await asyncio.get_running_loop().run_in_executor(own, work)
+    finally:
+        own.shutdown(wait=False)

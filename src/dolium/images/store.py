@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -64,6 +65,8 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 ETC = Path("/etc")
+READERS = 16
+"""Archives that are read and layers that are written at the same time, in threads of their own: a client may be slow."""
 
 faults.register("image.committed", "image.dropped")
 
@@ -124,6 +127,7 @@ class ImageStore:
         self._records = records
         self._in_use = in_use
         self._platform = platform or host()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="archive")
         self._installer = Installer(self.content, self.snapshots, unprivileged=unprivileged)
         self._images = {image.id: image for image in records.images()}
         self._names = Names(records.tags())
@@ -166,6 +170,7 @@ class ImageStore:
     def close(self) -> None:
         """Wait for background work. Blocks; no call may be under way."""
         self._installer.close()
+        self._readers.shutdown(wait=True)
         self.snapshots.close()
 
     # Bringing images in
@@ -362,7 +367,7 @@ class ImageStore:
         before = set(self.content.digests())
         cancel = threading.Event()
         self._keeper.reading += 1
-        running = asyncio.get_running_loop().run_in_executor(None, work, cancel)
+        running = asyncio.get_running_loop().run_in_executor(self._readers, work, cancel)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
