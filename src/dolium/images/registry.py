@@ -39,8 +39,7 @@ class RegistryClient(Transport):
         actions: str = "pull", parts_from: int | None = None,
     ) -> None:
         """Nothing is sent yet. ``endpoint`` is where the repository is, by default at its own domain. Blobs of
-        ``parts_from`` bytes come in parts; by default only from afar: on loopback one connection is faster than its
-        digest is computed.
+        ``parts_from`` bytes come in parts; by default only from afar: on loopback one connection waits for nothing.
         """
         endpoint = endpoint or Settings().home(reference)
         super().__init__(endpoint, credentials, actions=actions, name=reference.name)
