@@ -37,6 +37,8 @@ async def run(context: Context, words: list[str]) -> int:
         etc=Path(context.path(options["etc_root"] or "/etc")), upstream=options["upstream"] or "docker.io", credentials=find,
         fresh=60.0 if options["fresh"] is None else float(options["fresh"]),
         limit=parse_size(options["max_size"], name="--max-size") if options["max_size"] else 0)
+    if lost := await cache.recover():
+        context.complain(f"{lost} blobs were torn when the machine went down: they are fetched again when asked for")
     listening: asyncio.Future[int] = loop.create_future()
     task = asyncio.ensure_future(serve(cache, host, port, tls=tls, stop=stop, listening=listening))
     either: set[asyncio.Future[Any]] = {task, listening}

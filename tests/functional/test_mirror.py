@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -98,7 +99,8 @@ class Cache:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        os.kill(self.pid, signal.SIGTERM)
+        if self.process.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
         self.process.communicate(timeout=30)
 
     def line(self) -> str:
@@ -181,6 +183,9 @@ def test_images_fetched_beforehand_and_a_limit(registry: Registry, tmp_path: Pat
         name = f"{counting.address}/team/app:1"
         with Cache(tmp_path, "--upstream", counting.address, name, f"{counting.address}/absent:1") as cache:
             assert cache.line() == f"{name}: 5 blobs are here\n"  # of both platforms
+            second = subprocess.run([DOLIUM, "mirror", "--listen", "127.0.0.1:0", "--store", str(tmp_path / "store")], check=False,
+                                    capture_output=True, text=True, env={**os.environ, "DOLIUM_WARM": WARM})
+            assert second.returncode == 1 and "another mirror" in second.stderr
         assert len(counting.blobs()) == 5
         with Cache(tmp_path / "b", "--platform", "linux/arm64", "--max-size", "1m", name) as cache:
             assert cache.line() == f"{name}: 2 blobs are here\n"
@@ -208,6 +213,24 @@ def test_a_cache_with_tls_in_front_of_a_registry_with_a_password(engine: Daemon,
             engine.docker("rmi", name)
         with Cache(tmp_path / "other", "--upstream", private.address) as cache:
             assert _status(cache, "app/manifests/1") == 403
+
+
+def test_what_a_power_cut_tore_is_fetched_again(registry: Registry, tmp_path: Path) -> None:
+    with Counting(registry.address) as counting:
+        name = f"{counting.address}/team/app:1"
+        with Cache(tmp_path, "--upstream", counting.address, name) as cache:
+            assert "5 blobs" in cache.line()
+            os.kill(cache.pid, signal.SIGKILL)
+            cache.process.wait()
+        large = max((tmp_path / "store/content/blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
+        large.write_bytes(b"\0" * large.stat().st_size)
+        (tmp_path / "store/running").write_text("another boot\n")
+        with Cache(tmp_path, "--upstream", counting.address) as cache:
+            assert not large.exists()
+            url = f"http://{cache.address}/v2/team/app/blobs/sha256:{large.name}"
+            assert hashlib.sha256(urllib.request.urlopen(url).read()).hexdigest() == large.name
+        assert not (tmp_path / "store/running").exists()
+        assert counting.blobs()[f"GET /v2/team/app/blobs/sha256:{large.name}"] == 2
 
 
 def test_the_daemon_uses_a_mirror_of_its_settings(engine: Daemon, registry: Registry, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
     content/     blobs and manifests by digest, as in the engine's own store
     mirror.db    which name stood for which manifest, and what each repository may be asked for
+    running      while it runs: the machine's boot it runs in
 
 A tag is asked for again when what is known of it is older than ``fresh`` seconds; when its registry does not answer, what
 is known is served: offline, everything that was ever fetched is there. A digest never changes. What one repository has is
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import sqlite3
@@ -32,6 +34,7 @@ from dolium.images.registry import JsonObject
 from dolium.images.sources import Sources
 
 _log = logging.getLogger(__name__)
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 FILLS = 8  # blobs fetched at the same time
 _VERSION = 1
 _SCHEMA = """
@@ -70,10 +73,18 @@ class Mirror:
     ) -> None:
         """Keep everything under ``root``. ``upstream`` is the registry of names that say none; ``credentials`` gives those
         for a registry; ``limit`` is how many bytes of blobs are kept, those read longest ago going first; 0 for all.
+        Raises FailedPrecondition when another process has it, or a newer dolium wrote it.
         """
         self._etc, self._upstream, self._credentials = etc, upstream, credentials
         self._fresh, self._limit = fresh, limit
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise FailedPrecondition(f"another mirror keeps its blobs in {root}", hint="give another --store") from None
+        self._mark = root / "running"
         self.content = ContentStore(root / "content")
         self.content.recover()
         self._database = sqlite3.connect(root / "mirror.db", isolation_level=None)
@@ -88,6 +99,20 @@ class Mirror:
         self._slots = asyncio.Semaphore(FILLS)
         self._served: dict[str, int] = {}  # blobs being sent: they are not made room with
 
+    async def recover(self) -> int:
+        """To be called before anything is served: after a power cut every blob is hashed again, for none was synced; returns
+        how many had to go.
+        """
+        boot = Path(BOOT_ID).read_text()
+        lost = 0
+        if self._mark.exists() and self._mark.read_text() != boot:
+            for digest in list(self.content.digests()):
+                if not await asyncio.to_thread(self.content.verify, digest):
+                    self.content.delete(digest)
+                    lost += 1
+        self._mark.write_text(boot)
+        return lost
+
     async def close(self) -> None:
         """End what is arriving; it is resumed the next time."""
         for filling in list(self._filling.values()):
@@ -95,6 +120,9 @@ class Mirror:
             with contextlib.suppress(asyncio.CancelledError, DoliumError):
                 await filling.task
         self._database.close()
+        await asyncio.to_thread(self.content.sync)
+        self._mark.unlink(missing_ok=True)
+        os.close(self._lock)
 
     def reference(self, path: str, namespace: str = "") -> Reference:
         """The repository a client means by a path: of the registry it names beside it (``ns``), or at the path's front, or
