@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import shutil
+import subprocess
 import threading
 import time
 from collections import deque
@@ -51,7 +52,7 @@ class Trash:
             if error.errno not in (errno.EXDEV, errno.ENOSPC, errno.EDQUOT):
                 raise
             # somebody gave it a file system of its own; or there is no room for one more name, and this makes some
-            shutil.rmtree(path)
+            delete(path)
             self.hurry()
             return True
         self._last = time.monotonic()
@@ -102,9 +103,28 @@ class Trash:
             self._thread.join()
 
 
+def delete(path: str) -> None:
+    """Delete a folder, however deep it is. Blocks. Raises OSError; what is left stays.
+
+    A container, or an image, makes folders deeper than Python's calls and a process's fds go: rm(1) needs neither.
+    """
+    try:
+        shutil.rmtree(path)
+        return
+    except RecursionError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+    done = subprocess.run(["rm", "-rf", "--one-file-system", "--", path], stdin=subprocess.DEVNULL, capture_output=True,
+                          check=False)
+    if done.returncode:
+        raise OSError(errno.ENOTEMPTY, done.stderr.decode(errors="replace").strip()[-200:] or "rm failed", path)
+
+
 def _delete(path: str) -> None:
     """What cannot be deleted now is tried again at the next start, by ``recover``."""
     try:
-        shutil.rmtree(path)
+        delete(path)
     except OSError as error:
         _log.warning("delete %s: %s", path, error)

@@ -34,6 +34,7 @@ from dolium.runtime.compile import Launch, compile_container
 from dolium.runtime.facts import Facts
 from dolium.runtime.plan import Plan
 from dolium.trash import Trash
+from dolium.volumes.store import Volumes
 
 LAYOUT = tree.Layout({"cpu": "/sys/fs/cgroup/cpu", "memory": "/sys/fs/cgroup/memory"}, "/sys/fs/cgroup/unified")
 
@@ -150,6 +151,44 @@ def test_trash_goes_at_once_when_room_is_wanted(tmp_path: Path, monkeypatch: pyt
             bin.hurry()
             time.sleep(0.001)
     bin.close()
+
+
+def make_deep(path: Path, levels: int = 1500) -> Path:
+    """Folders in folders, as a container makes them step by step: the whole path is longer than a path can be."""
+    path.mkdir()
+    fd = os.open(path, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("deep", dir_fd=fd)
+        inner = os.open("deep", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    return path
+
+
+def test_folders_deeper_than_python_s_calls_do_not_stop_the_trash(tmp_path: Path) -> None:
+    bin = Trash(str(tmp_path / "trash"))
+    bin.discard(str(make_deep(tmp_path / "deep")))
+    (tmp_path / "next").mkdir()
+    bin.discard(str(tmp_path / "next"))
+    bin.close()
+    assert list((tmp_path / "trash").iterdir()) == []
+
+
+def test_a_deep_volume_that_was_half_removed_does_not_stop_the_next_start(tmp_path: Path) -> None:
+    class NoRows:
+        def rows(self, table: str) -> list[dict[str, Any]]:
+            return []
+
+        def put_row(self, table: str, name: str, doc: dict[str, Any]) -> None:
+            raise AssertionError
+
+        def delete_row(self, table: str, name: str) -> None:
+            raise AssertionError
+
+    make_deep(tmp_path / ".trash-0")
+    Volumes(str(tmp_path), NoRows()).recover()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("refusal", [errno.ENOSPC, errno.EDQUOT, errno.EXDEV])

@@ -26,7 +26,7 @@ from dolium.images.store import Image, ImageStore
 from dolium.isolation.process import ProcessIsolation
 from dolium.linux.cgroup import manage, tree
 from dolium.network.base import NetworkManager
-from dolium.trash import Trash
+from dolium.trash import Trash, delete
 from dolium.volumes.store import Volumes
 
 _log = logging.getLogger(__name__)
@@ -194,7 +194,13 @@ class Engine:
 
     async def remove_volume(self, name: str, users: Sequence[str]) -> None:
         """Remove a volume and, off the loop, what is in it. Raises as ``Volumes.remove``."""
-        await asyncio.to_thread(shutil.rmtree, self.volumes.remove(name, users), ignore_errors=True)
+        aside = self.volumes.remove(name, users)
+        try:
+            await asyncio.to_thread(delete, aside)
+        except FileNotFoundError:
+            return  # somebody else has deleted it
+        except OSError as error:
+            _log.warning("delete %s: %s", aside, error)  # the next start tries again
 
     def event(self, container: Container, action: str, **attributes: str) -> None:
         """Publish an event of a container, with Docker's attributes."""

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 from dolium import faults
 from dolium.errors import FailedPrecondition, InvalidArgument, NotFound
+from dolium.trash import delete
 
 NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 faults.register("volume.made", "volume.removed")
@@ -93,7 +93,8 @@ class Volumes:
         """First use: ``copy`` puts the image's content into the folder it is given, which then becomes the volume's, by
         rename. A volume that has content keeps it. Blocks."""
         path, beside = self.path(volume.name), f"{self._root}/{volume.name}/_fill"
-        shutil.rmtree(beside, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            delete(beside)
         if volume.fresh and not os.listdir(path):
             os.mkdir(beside, 0o755)
             copy(beside)
@@ -125,7 +126,8 @@ class Volumes:
         """Drop what a dead daemon left: half removed volumes, and folders that have no record yet."""
         for name in os.listdir(self._root):
             if name.startswith(".trash-"):
-                shutil.rmtree(f"{self._root}/{name}", ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    delete(f"{self._root}/{name}")
             elif name not in self._volumes:
                 with contextlib.suppress(OSError):
                     os.rmdir(f"{self._root}/{name}/_data")  # only when empty: never anyone's data
