@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemon import Daemon, base_tar, eventually
+from daemon import DOLIUM, Daemon, base_tar, eventually
 
 pytestmark = pytest.mark.leaves("links", "nft")  # the daemon's pool of prepared networks fills in the background
 REMAPPED = 1_900_000_000
@@ -66,6 +66,28 @@ def test_two_have_two_ranges_and_share_a_volume(engine: Daemon) -> None:
     finally:
         engine.docker("rm", "-fv", "one", "two", "host")
         engine.docker("volume", "rm", "shared")
+
+
+def test_two_that_are_made_at_once_have_two_ranges(engine: Daemon) -> None:
+    """A root of a size takes a while to make."""
+    names = ("first", "second")
+    making = [subprocess.Popen([DOLIUM, "run", "-d", "--name", name, "--userns", "auto", "--storage-opt", "size=16m", "base:1", "sleep", "600"],
+                               env=engine.env, stdout=subprocess.DEVNULL) for name in names]
+    try:
+        assert [one.wait() for one in making] == [0, 0]
+        assert ids_of(engine, "first") != ids_of(engine, "second")
+    finally:
+        engine.docker("rm", "-f", *names)
+
+
+def test_a_user_namespace_that_is_asked_for_is_not_left_out_silently(engine: Daemon) -> None:
+    engine.docker("run", "-d", "--name", "host", "base:1", "sleep", "600")
+    try:
+        for option in ("--network", "--ipc", "--pid"):
+            refused = engine.dolium("run", "--rm", "--userns", "auto", option, "container:host", "base:1", "true", check=False)
+            assert refused.returncode == 125 and "different user namespaces" in refused.stderr
+    finally:
+        engine.docker("rm", "-f", "host")
 
 
 def test_namespaces_are_shared_within_one_user_namespace(engine: Daemon) -> None:

@@ -287,9 +287,12 @@ def test_volumes_are_mapped_where_a_container_has_ids_of_its_own() -> None:
 
 def test_ranges_of_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(id_ranges, "pool", lambda: (1000, 2))
-    assert id_ranges.free([]) == [1000, 65536] and id_ranges.free([1000]) == [66536, 65536]
+    assert id_ranges.free([[], [66536, 65536]]) == [1000, 65536] and id_ranges.free([[1000, 65536]]) == [66536, 65536]
+    for across in ([999, 2], [66535, 1], [0, 66536]):  # one id is enough
+        assert id_ranges.free([across]) == [66536, 65536]
+    assert id_ranges.free([[66536, 1]]) == id_ranges.free([[0, 1000], [132072, 5]]) == [1000, 65536]
     with pytest.raises(ResourceExhausted, match="all 2 ranges"):
-        id_ranges.free([1000, 66536])
+        id_ranges.free([[66535, 2]])
     path = tmp_path / "subuid"
     path.write_text("other:1:2\n# comment\nsome:x:y\nsome:100:70000\nsome:5:6\n")
     assert id_ranges.subordinate(str(path), "some") == (100, 70000)

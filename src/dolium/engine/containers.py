@@ -66,6 +66,7 @@ class Containers:
         self._ending: dict[str, Shim] = {}
         self._waiters: dict[str, list[tuple[str, asyncio.Future[int]]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._making: dict[str, list[int]] = {}  # ids of containers that are not on record yet
         self._groupless: set[str] = set()  # ended, and their shims have removed the cgroups
         self.on_exec_exit: dict[str, Any] = {}
         self.restarts = Restarts(self)
@@ -123,7 +124,7 @@ class Containers:
                               done, host, argv[0], argv[1:], mounts)
         container.starting = starting
         try:
-            container.ids = self._ids(host)
+            container.ids = self._making[identity] = self._ids(host)
         except BaseException:
             engine.names.pop(chosen, None)
             raise
@@ -149,6 +150,8 @@ class Containers:
             shutil.rmtree(engine.paths.container(identity), ignore_errors=True)
             await self._drop_anonymous(container)
             raise
+        finally:
+            del self._making[identity]
         engine.event(container, "create")
         return container
 
@@ -159,12 +162,14 @@ class Containers:
                   if (host.get(key) or "").startswith("container:")]
         mode = host.get("UsernsMode") or ""
         if joined:
-            if any(other.ids != joined[0].ids for other in joined) or (mode and joined[0].ids):
-                raise InvalidArgument("the containers whose namespaces are joined are in different user namespaces")
+            if any(other.ids != joined[0].ids for other in joined) or mode == "auto" or (mode and joined[0].ids):
+                raise InvalidArgument("the containers whose namespaces are joined are in different user namespaces"
+                                      + (f" than --userns {mode} asks for" if mode else ""), hint="leave --userns out")
             return joined[0].ids
         ids: list[int] = []
         if mode == "auto":
-            ids = id_ranges.free(container.ids[0] for container in self._engine.containers.values() if container.ids)
+            ids = id_ranges.free([*(other.ids for other in self._engine.containers.values()), *self._making.values(),
+                                  self._engine.remapped])
         elif mode == "":
             ids = self._engine.remapped
         if ids:

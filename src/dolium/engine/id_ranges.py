@@ -7,7 +7,7 @@ again when its container is removed, and any container may have any.
 from __future__ import annotations
 
 import pwd
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dolium.errors import InvalidArgument, NotFound, ResourceExhausted
@@ -62,13 +62,17 @@ def pool() -> tuple[int, int]:
     return POOL
 
 
-def free(taken: Iterable[int]) -> list[int]:
-    """A range nobody has. ``taken``: the first ids of those in use. Raises ResourceExhausted."""
+def free(taken: Iterable[Sequence[int]]) -> list[int]:
+    """A range nobody has an id of. ``taken``: (first, how many) of those in use, none for a container without one; they
+    need not begin where ours do: another pool, or --userns-remap, gave them. Raises ResourceExhausted."""
     first, count = pool()
-    used = set(taken)
-    for start in range(first, first + count * SIZE, SIZE):
-        if start not in used:
-            return [start, SIZE]
+    used: set[int] = set()
+    for ids in taken:
+        if ids:
+            used.update(range((ids[0] - first) // SIZE, (ids[0] + ids[1] - 1 - first) // SIZE + 1))
+    for number in range(count):
+        if number not in used:
+            return [first + number * SIZE, SIZE]
     raise ResourceExhausted(f"--userns auto: all {count} ranges of ids are taken",
                             hint=f"give the user {USERS[0]} more in /etc/subuid and /etc/subgid")
 
