@@ -20,8 +20,11 @@ from dolium.engine.model import Container
 from dolium.engine.rootfs import Roots
 from dolium.engine.spare_roots import KINDS, SIZE, Kind, SpareRoots
 from dolium.errors import Internal
+from dolium.images.snapshots import places
+from dolium.images.snapshots.base import Usage
 from dolium.images.snapshots.layers import FolderLayers
 from dolium.images.snapshots.overlay import OverlaySnapshotter
+from dolium.images.snapshots.places import tree_usage
 from dolium.isolation import spares
 from dolium.isolation.shim import Closed, Event, Shim, ShimHandle
 from dolium.isolation.spares import Spares
@@ -189,6 +192,24 @@ def test_a_deep_volume_that_was_half_removed_does_not_stop_the_next_start(tmp_pa
     make_deep(tmp_path / ".trash-0")
     Volumes(str(tmp_path), NoRows()).recover()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_usage_of_what_is_deeper_than_a_path_and_of_links_that_lead_out(tmp_path: Path) -> None:
+    top = make_deep(tmp_path / "top", 2500)
+    (top / "file").write_bytes(b"x" * 5000)
+    os.link(top / "file", top / "again")
+    found = tree_usage(top)
+    assert 800 < found.inodes < 2502 and found.size >= 5000
+    (tmp_path / "outside" / "folder").mkdir(parents=True)
+    (top / "link").symlink_to(tmp_path / "outside")
+    assert tree_usage(top).inodes == found.inodes + 1
+    root = os.open(top, os.O_PATH)
+    try:  # as when a container puts a link in a folder's place after that was listed
+        assert list(places._entries(root, "./link")) == list(places._entries(root, "./link/folder")) == []
+    finally:
+        os.close(root)
+    assert tree_usage(tmp_path / "absent") == Usage(0, 0)
+    trash.delete(str(top))
 
 
 @pytest.mark.parametrize("refusal", [errno.ENOSPC, errno.EDQUOT, errno.EXDEV])

@@ -23,7 +23,7 @@ from dolium import faults
 from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from dolium.images.snapshots.base import Usage
 from dolium.images.snapshots.held import HeldMount
-from dolium.linux import loop, quota
+from dolium.linux import loop, quota, syscalls
 from dolium.trash import Trash
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
@@ -167,28 +167,55 @@ class Places:
             disk.close()
 
 
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-        yield from entries
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def _folder(root: int, path: str) -> int | None:
+    """A folder below another one, without following a link; None when it is none any more, or too deep for a path."""
+    try:
+        return syscalls.openat2(root, path, os.O_RDONLY | os.O_DIRECTORY, resolve=syscalls.RESOLVE_NO_SYMLINKS)
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        raise
+
+
+def _entries(root: int, path: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+    folder = _folder(root, path)
+    if folder is None:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    yield entry, entry.stat(follow_symlinks=False)
+    finally:
+        os.close(folder)
 
 
 def tree_usage(path: Path) -> Usage:
-    """Space and inodes under a directory; one that vanishes meanwhile is left out."""
+    """Space and inodes under a directory that a container may be writing to: links lead nobody out of it, and what vanishes
+    meanwhile is left out, as is what lies deeper than a path can name."""
+    try:
+        root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Usage(0, 0)
     size = inodes = 0
     seen: set[tuple[int, int]] = set()
-    waiting = [path]
-    while waiting:
-        for entry in _entries(waiting.pop()):
-            try:
-                info = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if info.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
-                if (info.st_dev, info.st_ino) in seen:
-                    continue
-                seen.add((info.st_dev, info.st_ino))
-            size += info.st_blocks * 512
-            inodes += 1
-            if entry.is_dir(follow_symlinks=False):
-                waiting.append(Path(entry.path))
+    waiting = ["."]
+    try:
+        while waiting:
+            place = waiting.pop()
+            for entry, info in _entries(root, place):
+                folder = entry.is_dir(follow_symlinks=False)
+                if info.st_nlink > 1 and not folder:
+                    if (info.st_dev, info.st_ino) in seen:
+                        continue
+                    seen.add((info.st_dev, info.st_ino))
+                size += info.st_blocks * 512
+                inodes += 1
+                if folder:
+                    waiting.append(f"{place}/{entry.name}")
+    finally:
+        os.close(root)
     return Usage(size, inodes)
