@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dolium.errors import AlreadyExists, FailedPrecondition, Internal, InvalidArgument, NotFound, ResourceExhausted
+from dolium.images.snapshots import native
 from dolium.images.snapshots.base import MountOptions, Snapshotter
 from dolium.images.snapshots.drivers import DRIVERS, make_snapshotter
 from dolium.linux import quota, user_namespaces, verity
@@ -372,6 +373,40 @@ def test_a_tmpfs_holds_a_store_too(name: str, tmp_path: Path) -> None:
         driver.close()
     finally:
         subprocess.run(["umount", str(at)], check=True)
+
+
+def test_what_is_exchanged_while_a_copy_is_compared_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The container goes on: between the look at a name and its use that is another thing, or nothing."""
+    driver = make_snapshotter("native", tmp_path)
+    driver.prepare("one", [])
+    root = driver.root / "active" / "one" / "root"
+    (root / "stays").write_text("here")
+    for name in ("file-gone", "file-folder", "file-link"):
+        (root / name).write_text("x")
+    for name in ("folder-gone", "folder-file", "folder-link"):
+        (root / name).mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("secret")
+    look = native._lstat
+
+    def looks(folder: int, name: str) -> os.stat_result | None:
+        before, _, after = name.partition("-")
+        info, path = look(folder, name), f"/proc/self/fd/{folder}/{name}"
+        if info is not None and after and stat.S_ISDIR(info.st_mode) == (before == "folder"):
+            (os.rmdir if before == "folder" else os.unlink)(path)
+            if after == "folder":
+                os.mkdir(path)
+            elif after == "link":
+                os.symlink(tmp_path / "outside", path)
+            elif after == "file":
+                Path(path).write_text("y")
+        return info
+
+    monkeypatch.setattr(native, "_lstat", looks)
+    with driver.written("one", []) as written:
+        assert sorted(path.name for path in written.iterdir()) == ["file-link", "stays"]
+        assert (written / "file-link").is_symlink()
+    driver.close()
 
 
 def test_a_snapshot_of_another_driver_is_named(tmp_path: Path) -> None:

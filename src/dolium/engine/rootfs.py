@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from dolium import policy
 from dolium.engine.model import Container
@@ -164,13 +164,13 @@ class Roots:
         user = user_namespaces.make(maps_of(container), maps_of(container))[0] if ids else -1
         try:
             options = MountOptions(container.rootfs, "" if container.rootfs else self._lowest, False, user)
-            try:
-                mounting = self._snapshots.view(container.chain_ids, options, key)
-                with mounting as root:
-                    yield root
-            except OSError as error:
-                raise Internal(f"mount the root of container {container.short_id}: {error.strerror}",
-                               errno=error.errno) from error
+            with ExitStack() as held:
+                try:
+                    root = held.enter_context(self._snapshots.view(container.chain_ids, options, key))
+                except OSError as error:
+                    raise Internal(f"mount the root of container {container.short_id}: {error.strerror}",
+                                   errno=error.errno) from error
+                yield root
         finally:
             if user >= 0:
                 os.close(user)

@@ -153,25 +153,29 @@ def _add_mount_points(root: Path) -> None:
 
 def _compare(lower: int, root: int, out: int, copied: int) -> bool:
     """Put into the folder ``out`` what makes ``root`` of ``lower``; whether there is anything. What was touched after
-    ``copied`` (a time in nanoseconds) is taken for changed: a change of content shows in no other attribute for sure."""
+    ``copied`` (a time in nanoseconds) is taken for changed: a change of content shows in no other attribute for sure. What
+    a running container takes away, or exchanges for something else, while it is looked at is left out."""
     flags, found = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, False
     below, names = set(os.listdir(lower)), os.listdir(root)
     for name in sorted(below.difference(names)):
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=out)
         found = True
     for name in names:
-        info = os.stat(name, dir_fd=root, follow_symlinks=False)
-        before = os.stat(name, dir_fd=lower, follow_symlinks=False) if name in below else None
+        info = _lstat(root, name)
+        if info is None:
+            continue
+        before = _lstat(lower, name) if name in below else None
         changed = before is None or stat.S_IFMT(before.st_mode) != stat.S_IFMT(info.st_mode) or info.st_ctime_ns > copied
         if not stat.S_ISDIR(info.st_mode):
-            if changed:
-                os.link(name, name, src_dir_fd=root, dst_dir_fd=out, follow_symlinks=False)
-                found = True
+            found = (changed and _further_name(root, name, out)) or found
             continue
-        os.mkdir(name, dir_fd=out)
         with contextlib.ExitStack() as opened:
-            child = os.open(name, flags, dir_fd=root)
+            try:
+                child = os.open(name, flags, dir_fd=root)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
             opened.callback(os.close, child)
+            os.mkdir(name, dir_fd=out)
             made = os.open(name, flags, dir_fd=out)
             opened.callback(os.close, made)
             if before is not None and stat.S_ISDIR(before.st_mode):
@@ -188,6 +192,27 @@ def _compare(lower: int, root: int, out: int, copied: int) -> bool:
         if not changed:
             os.rmdir(name, dir_fd=out)
     return found
+
+
+def _lstat(folder: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _further_name(root: int, name: str, out: int) -> bool:
+    """False when it is not there any more, or is a folder by now."""
+    try:
+        os.link(name, name, src_dir_fd=root, dst_dir_fd=out, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except PermissionError:  # also what one cannot link for another reason
+        info = _lstat(root, name)
+        if info is not None and not stat.S_ISDIR(info.st_mode):
+            raise
+        return False
+    return True
 
 
 @contextmanager
