@@ -8,8 +8,10 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,10 @@ from dolium.errors import AlreadyExists, FailedPrecondition, Internal, InvalidAr
 from dolium.images.snapshots import native
 from dolium.images.snapshots.base import MountOptions, Snapshotter
 from dolium.images.snapshots.drivers import DRIVERS, make_snapshotter
-from dolium.linux import quota, user_namespaces, verity
+from dolium.images.snapshots.places import Places
+from dolium.linux import loop, quota, user_namespaces, verity
 from dolium.linux.user_namespaces import IdMap
+from dolium.trash import Trash
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 BASE = 100_000
@@ -373,6 +377,34 @@ def test_a_tmpfs_holds_a_store_too(name: str, tmp_path: Path) -> None:
         driver.close()
     finally:
         subprocess.run(["umount", str(at)], check=True)
+
+
+def test_a_disk_that_two_threads_ask_for_is_mounted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By two loop devices it would be two file systems, which write over each other."""
+    held = Places(tmp_path, Trash(str(tmp_path / "trash")))
+    try:
+        held.make("one", 16 << 20)
+    except FailedPrecondition as error:
+        pytest.skip(str(error))
+    if not (tmp_path / "active" / "one" / "disk").exists():
+        pytest.skip("this file system has project quotas or qgroups")
+    both, find, attached = threading.Barrier(2), loop.find, []
+
+    def finds(path: str) -> tuple[int, str] | None:
+        found = find(path)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.3)  # the other one comes here at the same time, or not before this is done
+        attached.append(found)
+        return found
+
+    monkeypatch.setattr(loop, "find", finds)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(held.disk, ["one", "one"])
+    assert first is second and attached == [None]
+    again = Places(tmp_path, Trash(str(tmp_path / "trash")))  # the next daemon, while the mount is there
+    assert again.disk("one") is not None and attached[1][1] == first.source
+    for one in (held, again):
+        one.close()
 
 
 def test_what_is_exchanged_while_a_copy_is_compared_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,14 +54,29 @@ def attach(path: str, *, read_only: bool = False) -> tuple[int, str]:
         os.close(file)
 
 
-def find(path: str) -> str | None:
-    """The loop device that has this very file already, or None. Two devices of one file would be two file systems of it."""
+def find(path: str) -> tuple[int, str] | None:
+    """(an fd of the loop device that has this very file already, its path), or None: two devices of one file would be two
+    file systems of it. As long as the fd is open the device stays the file's. Raises OSError."""
     wanted = os.path.realpath(path)
     for name in os.listdir("/sys/block"):
+        if _backing(name) != wanted:
+            continue
         try:
-            with open(f"/sys/block/{name}/loop/backing_file") as file:
-                if file.read().rstrip("\n") == wanted:
-                    return f"/dev/{name}"
-        except OSError:
-            continue  # no loop device, or a free one
+            fd = os.open(f"/dev/{name}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENXIO):
+                continue  # let go of just now
+            raise
+        if _backing(name) == wanted:
+            return fd, f"/dev/{name}"
+        os.close(fd)  # somebody else's by now
     return None
+
+
+def _backing(name: str) -> str:
+    """The file a block device has; "" for no loop device, or a free one."""
+    try:
+        with open(f"/sys/block/{name}/loop/backing_file") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return ""

@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Places:
         self._active, self._trash = root / "active", trash
         self._active.mkdir(exist_ok=True)
         self._disks: dict[str, HeldMount] = {}
+        self._lock = threading.Lock()  # what is read is read in threads
 
     def path(self, key: str) -> Path:
         """The folder of a key, whether it exists or not. Raises InvalidArgument."""
@@ -104,25 +106,11 @@ class Places:
         Raises NotFound, FailedPrecondition.
         """
         path = self.existing(key) / _DISK
-        if key in self._disks:
-            return self._disks[key]
-        if not path.exists():
-            return None
-        try:
-            device = loop.find(str(path))  # a container that runs since an earlier daemon has it
-            if device is not None:
-                mount = HeldMount.make("ext4", device)
-            else:
-                fd, device = loop.attach(str(path))
-                try:
-                    mount = HeldMount.make("ext4", device)
-                finally:
-                    os.close(fd)
-        except OSError as error:
-            raise FailedPrecondition(f"mount {path}: {error.strerror}", errno=error.errno,
-                                     hint="a snapshot with a size needs loop devices here") from error
-        self._disks[key] = mount
-        return mount
+        with self._lock:  # one after the other: two mounts by two devices would be the end of the file system
+            mount = self._disks.get(key)
+            if mount is None and path.exists():
+                mount = self._disks[key] = _mount_disk(path)
+            return mount
 
     def inside(self, key: str) -> Path:
         """The folder to write to: of this process alone when it is on a disk of its own. Raises as ``disk``."""
@@ -165,6 +153,19 @@ class Places:
         disks, self._disks = self._disks, {}
         for disk in disks.values():
             disk.close()
+
+
+def _mount_disk(path: Path) -> HeldMount:
+    try:
+        # a container that runs since an earlier daemon has it
+        fd, device = loop.find(str(path)) or loop.attach(str(path))
+        try:
+            return HeldMount.make("ext4", device)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise FailedPrecondition(f"mount {path}: {error.strerror}", errno=error.errno,
+                                 hint="a snapshot with a size needs loop devices here") from error
 
 
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
