@@ -16,7 +16,10 @@ def parse_size(text: str, *, name: str = "size") -> int:
     match = _SIZE.match(text.strip())
     if match is None:
         raise InvalidArgument(f"invalid {name}: {text!r}", hint="write a number with b, k, m, g, t or p, as in 64m")
-    return int(float(match.group(1)) * 1024 ** _POWER[match.group(2).lower()])
+    value = float(match.group(1)) * 1024 ** _POWER[match.group(2).lower()]
+    if value >= 1 << 63:
+        raise InvalidArgument(f"invalid {name}: {text!r} is more than the kernel can count", hint="that is 8191 p")
+    return int(value)
 
 
 def format_size(size: float) -> str:

@@ -81,6 +81,7 @@ def test_a_size_holds_the_root_of_a_container(engine: Daemon) -> None:
         assert engine.docker("run", "--rm", "--storage-opt", "size=16m", "base:1", "sh", "-c", "echo x > /y; cat /y").stdout == "x\n"
     finally:
         engine.docker("rm", "-f", "small")
-    for options, words in ((["size=1k"], "at least 4 MiB"), (["size=many"], "size"), (["colour=red"], "unknown option")):
+    for options, words in ((["size=1k"], "at least 4 MiB"), (["size=many"], "size"), (["colour=red"], "unknown option"),
+                           (["size=8000p"], "larger than a file can be"), (["size=9000p"], "more than the kernel can count")):
         refused = engine.docker("create", *[word for one in options for word in ("--storage-opt", one)], "base:1", check=False)
         assert refused.returncode == 1 and words in refused.stderr, refused.stderr

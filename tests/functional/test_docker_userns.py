@@ -90,6 +90,20 @@ def test_a_user_namespace_that_is_asked_for_is_not_left_out_silently(engine: Dae
         engine.docker("rm", "-f", "host")
 
 
+def test_who_is_joined_is_known_by_id_and_its_absence_is_no_missing_image(engine: Daemon) -> None:
+    engine.docker("create", "--name", "first", "--ipc", "shareable", "base:1", "true")
+    engine.docker("create", "--name", "second", "--ipc", "container:first", "--pid", "container:first", "base:1", "true")
+    try:
+        host, first = engine.inspect("second")["HostConfig"], engine.inspect("first")["Id"]
+        assert host["IpcMode"] == host["PidMode"] == f"container:{first}"
+        for option in ("--ipc", "--pid", "--network"):
+            refused = engine.docker("create", option, "container:nobody", "base:1", check=False)
+            assert refused.returncode == 1 and f"{option} container:nobody: No such container" in refused.stderr
+            assert "Unable to find image" not in refused.stderr
+    finally:
+        engine.docker("rm", "-f", "second", "first")
+
+
 def test_namespaces_are_shared_within_one_user_namespace(engine: Daemon) -> None:
     engine.dolium("run", "-d", "--name", "first", "--userns", "auto", "--ipc", "shareable", "base:1", "sh", "-c", "nc -l -p 81 -e echo hi; sleep 600")
     try:

@@ -251,6 +251,10 @@ def test_sizes() -> None:
     assert format_size(1_230_000) == "1.23MB"
     with pytest.raises(InvalidArgument):
         parse_size("lots")
+    assert parse_size("8191p") == 8191 << 50
+    for much in ("8192p", "9" * 400):
+        with pytest.raises(InvalidArgument, match="more than the kernel can count"):
+            parse_size(much)
 
 
 def test_command_lines() -> None:

@@ -108,11 +108,13 @@ class Containers:
                 raise InvalidArgument(f"invalid mount config for type \"bind\": bind source path does not exist: "
                                       f"{mount.source}")
         mode = host.get("NetworkMode") or "default"
-        if mode.startswith("container:"):
-            try:
-                host["NetworkMode"] = f"container:{engine.find(mode.partition(':')[2]).id}"
-            except NotFound as error:  # not as 404: clients take that for a missing image, and pull
-                raise InvalidArgument(f"--network {mode}: {error}") from error
+        for key in JOINING:  # by id: another container may have the name later
+            kind, _, other = (host.get(key) or "").partition(":")
+            if kind == "container":
+                try:
+                    host[key] = f"container:{engine.find(other).id}"
+                except NotFound as error:  # not as 404: clients take that for a missing image, and pull
+                    raise InvalidArgument(f"--{key.removesuffix('Mode').lower()} {kind}:{other}: {error}") from error
         identity = secrets.token_hex(32)
         chosen = request.check_name(name) if name else names.random_name(engine.names)
         if chosen in engine.names:

@@ -86,6 +86,10 @@ class Places:
         fd = os.open(disk, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, size)
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            raise InvalidArgument(f"--storage-opt size={size}: larger than a file can be on this file system") from error
         finally:
             os.close(fd)
         try:
