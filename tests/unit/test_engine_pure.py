@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
+import os
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,7 @@ from hypothesis import strategies as st
 from dolium.cli.bodies import ports, size
 from dolium.cli.flags import UsageError
 from dolium.cli.run import EXEC, RUN
-from dolium.engine import id_ranges, request, specs
+from dolium.engine import changes, id_ranges, request, specs
 from dolium.engine.etc_files import check_extra_hosts, resolv_text
 from dolium.engine.model import Container, Mount
 from dolium.engine.restart import next_delay, wants_restart
@@ -304,3 +309,31 @@ def test_ranges_of_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert id_ranges.subordinate(str(tmp_path / "none"), "some") is None
     with pytest.raises(NotFound, match="has no entry in /etc/subuid"):
         id_ranges.remapped("no-such-user-anywhere")
+
+
+def test_export_holds_the_container_while_its_root_is_mounted_and_not_while_it_is_read(tmp_path: Path) -> None:
+    """A removal meanwhile closes the fd by which a snapshot on a disk of its own is named: the number may be another's."""
+    (tmp_path / "file").write_text("x")
+    locked: list[bool] = []
+
+    async def run() -> None:
+        lock, container = asyncio.Lock(), types.SimpleNamespace(id="c" * 64, ids=[])
+
+        @contextlib.contextmanager
+        def view(_: object) -> Iterator[int]:
+            locked.append(lock.locked())
+            fd = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
+        engine: Any = types.SimpleNamespace(find=lambda _: container, lock=lambda _: lock, roots=types.SimpleNamespace(view=view),
+                                            containers={container.id: container})
+        await changes.export(engine, "name", lambda data: locked.append(lock.locked()))
+        engine.containers.clear()
+        with pytest.raises(NotFound):
+            await changes.export(engine, "name", lambda data: locked.append(True))
+
+    asyncio.run(run())
+    assert locked[0] and len(locked) > 1 and not any(locked[1:])

@@ -16,6 +16,7 @@ from dolium.engine.model import Container
 from dolium.errors import FailedPrecondition, NotFound
 from dolium.images.changes import apply_changes
 from dolium.images.difference import Difference, differences, pack
+from dolium.images.flight import settled
 from dolium.images.store import Image
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -98,17 +99,23 @@ async def export(engine: Engine, reference: str, write: Callable[[bytes], object
     """
     container = engine.find(reference)
 
-    def work() -> None:
-        with engine.roots.view(container) as root:
-            folder = os.open(".", _FOLDER, dir_fd=root)
-            try:
-                pack(folder, write, layer=False, ids=container.ids)
-            finally:
-                os.close(folder)
+    held = contextlib.ExitStack()
+
+    def work(root: int) -> None:
+        folder = os.open(".", _FOLDER, dir_fd=root)
+        try:
+            pack(folder, write, layer=False, ids=container.ids)
+        finally:
+            os.close(folder)
 
     # a thread of its own: the client that reads may be slow, and others wait for the shared ones
     own = ThreadPoolExecutor(1, thread_name_prefix="export")
     try:
-        await asyncio.get_running_loop().run_in_executor(own, work)
+        async with engine.lock(container.id):  # what is mounted is not taken away, nor its fd another's, meanwhile
+            _still_there(engine, container)
+            mounting = asyncio.ensure_future(asyncio.to_thread(held.enter_context, engine.roots.view(container)))
+            await settled(mounting)  # also when cancelled, so that it is undone
+        await asyncio.get_running_loop().run_in_executor(own, work, mounting.result())
     finally:
         own.shutdown(wait=False)
+        await asyncio.to_thread(held.close)
