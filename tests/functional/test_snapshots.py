@@ -407,6 +407,24 @@ def test_a_disk_that_two_threads_ask_for_is_mounted_once(tmp_path: Path, monkeyp
         one.close()
 
 
+@pytest.mark.parametrize("size", [0, 16 << 20])
+def test_what_a_killed_process_has_compared_goes(tmp_path: Path, size: int) -> None:
+    driver = make_snapshotter("native", tmp_path)
+    try:
+        driver.prepare("one", [], size=size)
+    except FailedPrecondition as error:
+        pytest.skip(str(error))
+    with driver.written("one", []) as first:
+        left = first.with_name("written-0-0")
+        (left / "folder").mkdir(parents=True)
+        with driver.written("one", []):
+            assert not left.exists() and first.exists()
+        left.mkdir()
+        os.close(driver.mount("one", [], MountOptions()))
+        assert not left.exists() and first.exists()
+    driver.close()
+
+
 def test_what_is_exchanged_while_a_copy_is_compared_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The container goes on: between the look at a name and its use that is another thing, or nothing."""
     driver = make_snapshotter("native", tmp_path)

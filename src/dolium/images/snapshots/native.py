@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -41,6 +42,14 @@ class NativeSnapshotter(Driver):
 
     def __init__(self, layers: FolderLayers) -> None:
         super().__init__(layers)
+        self._word = secrets.token_hex(4)
+
+    def _drop_written(self, key: str) -> None:
+        """What a process that was killed has compared: further names, which keep what the container deletes."""
+        inside = self._places.inside(key)
+        for name in os.listdir(inside):
+            if name.startswith("written-") and not name.startswith(f"written-{self._word}-"):
+                self._layers.trash.discard(f"{inside}/{name}")
 
     def prepare(self, key: str, chain_ids: Sequence[str], *, owner: tuple[int, int] = (0, 0), size: int = 0) -> None:
         """See ``Snapshotter``. Takes as long as copying does. The copy keeps the layers' owners, whatever ``owner``: the
@@ -68,6 +77,7 @@ class NativeSnapshotter(Driver):
 
     def mount(self, key: str, chain_ids: Sequence[str], options: MountOptions) -> int:
         """See ``Snapshotter``."""
+        self._drop_written(key)
         root = self._places.inside(key) / "root"
         if not root.is_dir():
             raise FailedPrecondition(f"snapshot {key[:12]} was made by another snapshotter than native")
@@ -107,9 +117,10 @@ class NativeSnapshotter(Driver):
     @contextmanager
     def written(self, key: str, chain_ids: Sequence[str]) -> Iterator[Path]:
         """See ``Snapshotter``. Found by comparing; files are further names of the container's own."""
+        self._drop_written(key)
         inside = self._places.inside(key)
         with self.view(chain_ids, MountOptions(lowest="policy.MOUNT_POINTS")) as layers, \
-                tempfile.TemporaryDirectory(prefix="written-", dir=inside) as place:
+                tempfile.TemporaryDirectory(prefix=f"written-{self._word}-", dir=inside) as place:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             with contextlib.ExitStack() as opened:
                 fds = []
