@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import tarfile
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from dolium.api.docker import archive
+from dolium.api.docker.errors import error_middleware
 
 
 def _packed(tree: Path) -> dict[str, tarfile.TarInfo]:
@@ -78,3 +82,11 @@ def test_a_link_put_in_the_place_of_an_entry_leads_nowhere(tmp_path: Path, monke
         member = made.extractfile("tree/x/secret")
         assert member is not None
         assert member.read() == b"inside"
+
+
+def test_what_is_nested_too_deeply_is_told_and_is_no_bug() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await handler(request)
+
+    answer = asyncio.run(error_middleware(make_mocked_request("GET", "/v1.47/containers/x/changes"), handler))
+    assert isinstance(answer, web.Response) and answer.status == 400 and "nested too deeply" in str(answer.text)

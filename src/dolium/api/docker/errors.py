@@ -56,6 +56,8 @@ async def error_middleware(
             raise
         _log.exception("%s %s", request.method, request.path)
         return error_response(500, f"{request.method} {request.path}: {error}")
+    except RecursionError:  # JSON, or a container's folders
+        return error_response(400, f"{request.method} {request.path}: what is asked for is nested too deeply to be read")
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug must not end the daemon
         _log.exception("%s %s", request.method, request.path)
         return error_response(500, f"internal error: {error!r} (a bug in dolium; the daemon's log has the trace)")
