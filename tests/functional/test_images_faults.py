@@ -125,6 +125,10 @@ def test_a_full_disk(small: Daemon, registry: Registry) -> None:
     done = small.docker("load", "-i", str(archive), check=False)
     assert done.returncode == 1 and "No space left" in done.stderr
     whole(small)
+    registry.push("hollow", "1", image([base_tar(), layer({"big": bytes(40 << 20)})]))  # its blob fits, its files do not
+    done = small.docker("pull", registry.reference("hollow:1"), check=False)
+    assert done.returncode == 1 and "No space left" in done.stderr
+    whole(small)
     eventually(lambda: free(small) > before - (1 << 20), "what was half done is deleted")
     small.docker("run", "--name", "work", "base:1", "sh", "-c", "dd if=/dev/urandom of=/big bs=1M count=8 2>/dev/null")
     done = small.docker("commit", "work", "made:1", check=False)

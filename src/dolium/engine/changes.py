@@ -98,7 +98,6 @@ async def export(engine: Engine, reference: str, write: Callable[[bytes], object
     Raises NotFound, and what ``write`` raises.
     """
     container = engine.find(reference)
-
     held = contextlib.ExitStack()
 
     def work(root: int) -> None:
@@ -115,7 +114,9 @@ async def export(engine: Engine, reference: str, write: Callable[[bytes], object
             _still_there(engine, container)
             mounting = asyncio.ensure_future(asyncio.to_thread(held.enter_context, engine.roots.view(container)))
             await settled(mounting)  # also when cancelled, so that it is undone
-        await asyncio.get_running_loop().run_in_executor(own, work, mounting.result())
+        reading = asyncio.get_running_loop().run_in_executor(own, work, mounting.result())
+        await settled(reading)  # nothing is closed that it reads
+        reading.result()
     finally:
         own.shutdown(wait=False)
         await asyncio.to_thread(held.close)
