@@ -26,6 +26,8 @@ from daemon import DOCKER, Daemon, eventually
 import dolium
 from dolium import faults
 
+pytestmark = pytest.mark.crash
+
 for module in pkgutil.walk_packages(dolium.__path__, "dolium."):
     if not module.name.startswith("dolium.cli") and not module.name.endswith("__main__"):
         importlib.import_module(module.name)

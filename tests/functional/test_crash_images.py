@@ -19,6 +19,7 @@ from dolium import faults
 for module in pkgutil.walk_packages(dolium.images.__path__, "dolium.images."):
     importlib.import_module(module.name)
 
+pytestmark = pytest.mark.crash
 ROOMS = ("content.", "snapshot.", "pull.", "image.")
 POINTS = sorted(point for point in faults.POINTS if point.startswith(ROOMS))
 # A tar or an archive is no download: its blobs are written, or its layer unpacked, without one.

@@ -14,7 +14,7 @@ import pytest
 from daemon import Daemon, base_tar, eventually
 from registry import ImageFiles, Registry, image, layer
 
-pytestmark = pytest.mark.leaves("links", "nft")
+pytestmark = [pytest.mark.crash, pytest.mark.leaves("links", "nft")]
 
 
 @pytest.fixture(scope="module")

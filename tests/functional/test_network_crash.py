@@ -25,7 +25,7 @@ from dolium import faults
 from dolium.errors import AlreadyExists
 from dolium.network.base import PortBinding
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = [pytest.mark.crash, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 POINTS = sorted(point for point in faults.POINTS if point.startswith("network."))
 PORTS = (PortBinding(80, "tcp", "", 18090), PortBinding(53, "udp", "127.0.0.1", 18090))
 

@@ -9,7 +9,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from dolium.api.docker import archive, containers, images, streams, system
 from dolium.api.docker.common import API_VERSION, CONTAINERS, ENGINE, EXECS, MIN_API_VERSION
-from dolium.api.docker.errors import error_middleware, error_response
+from dolium.api.docker.errors import begun, error_middleware, error_response
 from dolium.engine.containers import Containers
 from dolium.engine.engine import Engine
 from dolium.engine.execs import Execs
@@ -48,6 +48,7 @@ class Handler(RequestHandler):
 def make_app(engine: Engine, life: Containers, execs: Execs, extra: list[web.RouteTableDef]) -> web.Application:
     """The application over one engine; ``extra`` are the routes of dolium's own API."""
     app = web.Application(middlewares=[error_middleware, version_middleware], client_max_size=MAX_BODY)
+    app.on_response_prepare.append(begun)
     app[ENGINE], app[CONTAINERS], app[EXECS] = engine, life, execs
     for table in (system.routes, containers.routes, streams.routes, archive.routes, images.routes, *extra):
         for route in table:

@@ -115,13 +115,13 @@ async def head(request: web.Request) -> web.Response:
     """What is there, in a header."""
     engine = request.app[ENGINE]
     container, path = engine.find(request.match_info["name"]), _path(request)
-    async with _view(request, container, path) as (root, place):
+    async with _view(request, container, path) as (root, place, own):
         fd = _open(root, place, container)
         try:
             target = ""
             if stat.S_ISLNK(os.fstat(fd).st_mode):
                 # in a volume of a container that does not run, the root is the volume
-                target = _resolved(root, place) if place == path else os.readlink("", dir_fd=fd)
+                target = _resolved(root, place) if own else os.readlink("", dir_fd=fd)
             header = _stat_header(fd, path, target)
         finally:
             os.close(fd)
@@ -193,8 +193,8 @@ def _add(archive: tarfile.TarFile, fd: int, name: str, ids: Sequence[int]) -> No
 
 
 @contextlib.asynccontextmanager
-async def _view(request: web.Request, container: Container, path: str) -> AsyncIterator[tuple[int, str]]:
-    """(root, the path in it). The volumes and host folders of a container that does not run are not mounted: a path
+async def _view(request: web.Request, container: Container, path: str) -> AsyncIterator[tuple[int, str, bool]]:
+    """(root, the path in it, is it the container's own root?). The volumes and host folders of a container that does not run are not mounted: a path
     below one is looked up in its source."""
     engine = request.app[ENGINE]
     async with contextlib.AsyncExitStack() as held:
@@ -206,7 +206,7 @@ async def _view(request: web.Request, container: Container, path: str) -> AsyncI
         inside = [mount for mount in container.mounts
                   if mount.kind in ("bind", "volume") and f"{path}/".startswith(f"{mount.target}/")]
         if container.live or not inside:
-            yield root, path
+            yield root, path, True
             return
         mount = max(inside, key=lambda one: len(one.target))
         await request.app[CONTAINERS].fill_volumes(container, root)
@@ -215,7 +215,7 @@ async def _view(request: web.Request, container: Container, path: str) -> AsyncI
         source = os.open(mount.source if folder else os.path.dirname(mount.source),
                          os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            yield source, rest or "/" if folder else f"/{os.path.basename(mount.source)}{rest}"
+            yield source, rest or "/" if folder else f"/{os.path.basename(mount.source)}{rest}", False
         finally:
             os.close(source)
 
@@ -225,7 +225,7 @@ async def get(request: web.Request) -> web.StreamResponse:
     """A tar of a path."""
     engine = request.app[ENGINE]
     container, path = engine.find(request.match_info["name"]), _path(request)
-    async with _view(request, container, path) as (root, place):
+    async with _view(request, container, path) as (root, place, own):
         fd = _open(root, place, container)
         try:
             kind = stat.S_IFMT(os.fstat(fd).st_mode)
@@ -235,7 +235,7 @@ async def get(request: web.Request) -> web.StreamResponse:
                                                    "X-Docker-Container-Path-Stat": _stat_header(fd, path)})
             await response.prepare(request)
             # a volume of a container that does not run is seen as it is on the disk: with the owners inside
-            ids = container.ids if place == path else []
+            ids = container.ids if own else []
             await _send_tar(response, fd, os.path.basename(path.rstrip("/")) or "/", ids)
         finally:
             os.close(fd)
@@ -305,7 +305,7 @@ async def put(request: web.Request) -> web.Response:
     if container.host_config.get("ReadonlyRootfs") and not any(
             path == mount.target or path.startswith(f"{mount.target}/") for mount in container.mounts):
         raise PermissionDenied("container rootfs is marked read-only")
-    async with _view(request, container, path) as (root, place):
+    async with _view(request, container, path) as (root, place, own):
         try:
             fd = syscalls.open_in_root(root, place, os.O_RDONLY | os.O_DIRECTORY)
         except NotADirectoryError as error:
@@ -313,7 +313,7 @@ async def put(request: web.Request) -> web.Response:
         except FileNotFoundError as error:
             raise NotFound(f"Could not find the file {path} in container {container.name}") from error
         try:
-            mapped = bool(container.ids) and place == path
+            mapped = bool(container.ids) and own
             user = await request.app[CONTAINERS].user_namespace(container) if mapped else -1
             # by an fd: root of a user namespace need not reach the folder that the program lies in
             untar = os.open(program("dolium-untar"), os.O_RDONLY | os.O_CLOEXEC)

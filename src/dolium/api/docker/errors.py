@@ -38,6 +38,20 @@ def error_response(status: int, message: str) -> web.Response:
                         headers={"Content-Type": "application/json"})
 
 
+async def begun(request: web.Request, response: web.StreamResponse) -> None:
+    """A hook of the application: the client has an answer's head from now on."""
+    request["begun"] = True
+
+
+def _answer(request: web.Request, status: int, message: str) -> web.Response:
+    """The error; in the middle of an answer there is no place for one: it is logged, and the connection ends there."""
+    if request.get("begun"):
+        _log.warning("%s %s: %s; the answer had begun and breaks off", request.method, request.path, message)
+        if request.transport is not None:
+            request.transport.close()
+    return error_response(status, message)
+
+
 @web.middleware
 async def error_middleware(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -46,7 +60,7 @@ async def error_middleware(
     try:
         return await handler(request)
     except errors.DoliumError as error:
-        return error_response(status_of(error), str(error))
+        return _answer(request, status_of(error), str(error))
     except web.HTTPException as error:
         if error.status == 404:
             return error_response(404, "page not found")
@@ -55,9 +69,9 @@ async def error_middleware(
         if isinstance(error, ConnectionError):
             raise
         _log.exception("%s %s", request.method, request.path)
-        return error_response(500, f"{request.method} {request.path}: {error}")
+        return _answer(request, 500, f"{request.method} {request.path}: {error}")
     except RecursionError:  # JSON, or a container's folders
-        return error_response(400, f"{request.method} {request.path}: what is asked for is nested too deeply to be read")
+        return _answer(request, 400, f"{request.method} {request.path}: what is asked for is nested too deeply to be read")
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug must not end the daemon
         _log.exception("%s %s", request.method, request.path)
-        return error_response(500, f"internal error: {error!r} (a bug in dolium; the daemon's log has the trace)")
+        return _answer(request, 500, f"internal error: {error!r} (a bug in dolium; the daemon's log has the trace)")

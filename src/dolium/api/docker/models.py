@@ -102,8 +102,9 @@ def network_settings(container: Container) -> dict[str, Any]:
     }
 
 
-def inspect(engine: Engine, containers: Containers, container: Container, execs: list[str], *, size: bool) -> dict[str, Any]:
-    """The whole of ``docker inspect``, with dolium's phases of the last start under ``Dolium``."""
+def inspect(engine: Engine, containers: Containers, container: Container, execs: list[str], *,
+            size: int | None = None) -> dict[str, Any]:
+    """The whole of ``docker inspect``, with dolium's phases of the last start under ``Dolium``. ``size``: bytes it wrote."""
     folder = engine.paths.container(container.id)
     etc = {f"{key}Path": f"{folder}/{name}" if container.live else ""
            for key, name in (("ResolvConf", "resolv.conf"), ("Hostname", "hostname"), ("Hosts", "hosts"))}
@@ -122,9 +123,8 @@ def inspect(engine: Engine, containers: Containers, container: Container, execs:
         "Mounts": mount_points(container), "Config": config, "NetworkSettings": network_settings(container),
         "Dolium": {"Isolation": "process", "Timings": container.timings},
     }
-    if size:
-        found["SizeRw"] = engine.roots.size(container)
-        found["SizeRootFs"] = found["SizeRw"] + image_size(engine, container)
+    if size is not None:
+        found["SizeRw"], found["SizeRootFs"] = size, size + image_size(engine, container)
     return found
 
 
@@ -134,8 +134,8 @@ def image_size(engine: Engine, container: Container) -> int:
     return sum(sizes.get(chain, 0) for chain in container.chain_ids)
 
 
-def summary(engine: Engine, container: Container, now: float, *, size: bool) -> dict[str, Any]:
-    """One row of ``docker ps``."""
+def summary(engine: Engine, container: Container, now: float, *, size: int | None = None) -> dict[str, Any]:
+    """One row of ``docker ps``. ``size``: bytes the container wrote, where they are asked for."""
     published = [
         {"IP": port["host_ip"] or "0.0.0.0", "PrivatePort": port["container_port"], "PublicPort": port["host_port"],
          "Type": port["protocol"]} for port in container.network.get("ports") or []] if container.live else []
@@ -152,9 +152,8 @@ def summary(engine: Engine, container: Container, now: float, *, size: bool) -> 
         "HostConfig": {"NetworkMode": container.host_config.get("NetworkMode") or "default"},
         "NetworkSettings": {"Networks": network_settings(container)["Networks"]}, "Mounts": mount_points(container),
     }
-    if size:
-        row["SizeRw"] = engine.roots.size(container)
-        row["SizeRootFs"] = row["SizeRw"] + image_size(engine, container)
+    if size is not None:
+        row["SizeRw"], row["SizeRootFs"] = size, size + image_size(engine, container)
     return row
 
 

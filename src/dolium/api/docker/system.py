@@ -210,7 +210,8 @@ async def disk(request: web.Request) -> web.Response:
         found["Dolium"] = {"ContentSize": await asyncio.to_thread(engine.images.content_bytes)}
     if "container" in kinds:
         now = time.time()
-        found["Containers"] = [models.summary(engine, one, now, size=True) for one in engine.containers.values()]
+        found["Containers"] = [models.summary(engine, one, now, size=await asyncio.to_thread(engine.roots.size, one))
+                               for one in list(engine.containers.values())]
     if "volume" in kinds:
         for volume in engine.volumes.all():
             usage = await asyncio.to_thread(tree_usage, Path(engine.volumes.path(volume.name)))
