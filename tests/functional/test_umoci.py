@@ -38,9 +38,10 @@ _entry = st.one_of(
 Entry = tuple[str, str, bytes, int]
 
 
-def layer(entries: list[Entry]) -> bytes:
-    """A layer as tools write one: parents first, a name once, links to what is there before them, whiteouts first in their
-    folder. A symlink has nothing below it: what that means differs between those who stack layers and those who apply them."""
+def layer(entries: list[Entry], below: set[str]) -> bytes:
+    """A layer as tools write one: parents first, a name once, links to what is there before them, whiteouts first and of what
+    is ``below`` (overlayfs lists one that hides nothing). A symlink has nothing below it: what that means differs between
+    those who stack layers and those who apply them. ``below`` is brought up to date."""
     out, seen, kinds = io.BytesIO(), set[str](), dict[str, str]()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
 
@@ -53,13 +54,18 @@ def layer(entries: list[Entry]) -> bytes:
         first: dict[bytes, str] = {}
         for kind, path, content, mode in sorted(entries, key=lambda one: (one[0] not in ("gone", "opaque"), one[1].count("/"))):
             parents = ["/".join(path.split("/")[:depth]) for depth in range(1, path.count("/") + 1)]
-            if path in seen or any(kinds.get(parent, "dir") != "dir" for parent in parents):
+            if path in seen or any(kinds.get(parent, "dir") != "dir" for parent in parents) or (kind == "gone" and path not in below):
                 continue
             for parent in (*parents, *([path] if kind == "opaque" else [])):
                 if parent not in kinds:
                     kinds[parent] = "dir"
                     seen.add(parent)
+                    below.add(parent)
                     add(parent, tarfile.DIRTYPE, 0o755)
+            if kind != "dir":
+                below -= {path, *(one for one in below if one.startswith(f"{path}/"))} - (seen if kind == "opaque" else set())
+            if kind not in ("gone", "opaque"):
+                below.add(path)
             if kind == "opaque":
                 add(f"{path}/.wh..wh..opq", tarfile.REGTYPE, 0)
                 continue
@@ -120,7 +126,8 @@ def described(root: Path) -> dict[str, tuple[object, ...]]:
 def test_a_stack_of_layers_is_what_umoci_makes_of_it(layers: list[list[Entry]]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        layout(folder / "oci", [layer(entries) for entries in layers])
+        below = set[str]()
+        layout(folder / "oci", [layer(entries, below) for entries in layers])
         subprocess.run(["umoci", "--log=error", "unpack", "--image", f"{folder}/oci:x", f"{folder}/bundle"], check=True, capture_output=True)
 
         async def ours() -> dict[str, tuple[object, ...]]:
