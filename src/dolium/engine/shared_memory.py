@@ -6,10 +6,13 @@ record of its end.
 
 from __future__ import annotations
 
+import logging
 import os
 
 from dolium.errors import Internal
 from dolium.linux import syscalls
+
+_log = logging.getLogger(__name__)
 
 
 class SharedMemory:
@@ -35,11 +38,14 @@ class SharedMemory:
                            errno=error.errno) from error
 
     def remove(self, owner: str) -> None:
-        """Unmount it; who has it bound keeps it. Idempotent."""
+        """Unmount it; who has it bound keeps it. Idempotent; what cannot be done is logged, and done at the next start."""
         path = self.path(owner)
         if os.path.isdir(path):
-            syscalls.unmount(path)
-            os.rmdir(path)
+            try:
+                syscalls.unmount(path)
+                os.rmdir(path)
+            except OSError as error:
+                _log.warning("remove the shared /dev/shm of container %s: %s", owner[:12], error)
 
     def owners(self) -> list[str]:
         """Ids of the containers that have one."""
