@@ -194,8 +194,8 @@ def _add(archive: tarfile.TarFile, fd: int, name: str, ids: Sequence[int]) -> No
 
 @contextlib.asynccontextmanager
 async def _view(request: web.Request, container: Container, path: str) -> AsyncIterator[tuple[int, str, bool]]:
-    """(root, the path in it, is it the container's own root?). The volumes and host folders of a container that does not run are not mounted: a path
-    below one is looked up in its source."""
+    """(root, the path in it, is it the container's own root?). The volumes and host folders of a container that does not run
+    are not mounted: a path below one is looked up in its source."""
     engine = request.app[ENGINE]
     async with contextlib.AsyncExitStack() as held:
         if not container.live:  # nobody starts or removes it meanwhile
