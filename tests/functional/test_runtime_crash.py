@@ -12,7 +12,7 @@ import pytest
 from bundles import FRONT, Bundle, Runtime, alive, bundle, needs, runtime, until
 
 __all__ = ["bundle", "runtime"]
-pytestmark = [pytest.mark.crash, needs]
+pytestmark = [pytest.mark.crash, *needs]
 
 
 def create(runtime: Runtime, bundle: Bundle, identity: str = "c", **more: int) -> subprocess.Popen[bytes]:
