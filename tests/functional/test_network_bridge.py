@@ -308,6 +308,7 @@ def test_udp_and_flows_of_a_past_owner(tmp_path: Path) -> None:
             # a flow that begins before the port is published
             client.sendto(b"early", ("127.0.0.1", 18053))
             far.sendto(b"early", (here, 18053))
+            ping(outside, here)  # what came before it has arrived
             last = ""
             for _ in range(2):
                 container, fd, endpoint = await it.up(PortBinding(53, "udp", "", 18053))

@@ -105,23 +105,27 @@ def layout(folder: Path, layers: list[bytes]) -> None:
 
 
 def described(root: Path) -> dict[str, tuple[object, ...]]:
-    """Path to kind and mode, owner, content or target, and the first path of the same file."""
+    """Path to kind and mode, owner, content or target, and the paths of the same file."""
     found: dict[str, tuple[object, ...]] = {}
-    first: dict[int, str] = {}
+    same: dict[int, list[str]] = {}
     for base, folders, files in os.walk(root):
         for name in sorted([*folders, *files]):
             path = Path(base, name)
             info, inner = path.lstat(), str(path.relative_to(root))
             content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes() if stat.S_ISREG(info.st_mode) else b""
-            first.setdefault(info.st_ino, inner)
-            linked = first[info.st_ino] if stat.S_ISREG(info.st_mode) and info.st_nlink > 1 else ""
-            found[inner] = stat.filemode(info.st_mode), info.st_uid, info.st_gid, content, linked
+            names = same.setdefault(info.st_ino, []) if stat.S_ISREG(info.st_mode) else []
+            names.append(inner)
+            found[inner] = stat.filemode(info.st_mode), info.st_uid, info.st_gid, content, names
+    for *_, names in found.values():
+        assert isinstance(names, list)
+        names.sort()
     return found
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.lists(_entry, max_size=8), min_size=1, max_size=3))
 @example([[("file", "a/f", b"1", 0o644), ("dir", "b", b"", 0o755)], [("opaque", "a", b"", 0), ("gone", "b", b"", 0), ("file", "a/g", b"2", 0o600)]])
+@example([[("file", "f", b"", 0o644), ("file", "g", b"", 0o644)], [("file", "f", b"", 0o644)]])
 @example([[("dir", "a", b"", 0o1777), ("file", "a/c", b"1", 0o644)], [("dir", "a/c", b"", 0o700)], [("file", "a/c/f", b"x", 0o4755)]])
 def test_a_stack_of_layers_is_what_umoci_makes_of_it(layers: list[list[Entry]]) -> None:
     with tempfile.TemporaryDirectory() as name:
