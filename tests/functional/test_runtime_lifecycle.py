@@ -169,7 +169,7 @@ def test_kill_all_ends_every_process(runtime: Runtime, bundle: Bundle) -> None:
     pids = [int(line) for line in procs.read_text().split()]
     assert len(pids) == 3
     runtime("kill", "--all", "c", "KILL")
-    assert not any(alive(pid) for pid in pids)
+    until(lambda: not any(alive(pid) for pid in pids), "the signal has ended them all")
     runtime("delete", "c")
 
 
