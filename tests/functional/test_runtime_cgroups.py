@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
-from bundles import CGROUPS, Bundle, Runtime, bundle, needs, runtime, until
+from bundles import CGROUPS, RUNC, Bundle, Runtime, bundle, needs, runtime, until
 
 __all__ = ["bundle", "runtime"]
 pytestmark = needs
@@ -151,6 +153,40 @@ def test_update_changes_limits_and_a_refused_one_changes_none(runtime: Runtime, 
     done = runtime("update", "--memory", "32m", "--cpuset-cpus", "4000", "c", code=1)
     assert "cpuset.cpus" in done.err
     assert _value(bundle, "memory", "memory.limit_in_bytes") == str(128 << 20)  # put back
+
+
+def _form(value: Any) -> Any:
+    """A statistic's form, without the numbers: keys and lengths."""
+    if isinstance(value, dict):
+        return {key: _form(part) for key, part in value.items()}
+    return [_form(part) for part in value] if isinstance(value, list) else type(value).__name__
+
+
+@pytest.mark.skipif(not V1, reason="needs cgroup v1 controllers: Debian's runc knows less of v2")
+def test_statistics_have_runcs_form(runtime: Runtime, bundle: Bundle) -> None:
+    if RUNC is None:
+        pytest.skip("needs the package runc")
+    limits(bundle).sh("while :; do sleep 0.05; done")
+    runtime.started(bundle)
+    ours = json.loads(runtime("events", "--stats", "c").out)["data"]
+    runc = [RUNC, "--root", str(runtime.base / "runc")]
+    bundle.linux["cgroupsPath"] += "-runc"
+    bundle.write()
+    with open(os.devnull, "r+") as null:
+        subprocess.run([*runc, "run", "--detach", "--bundle", bundle.path, "other"], stdin=null, stdout=null, stderr=null, check=True)
+    try:
+        done = subprocess.run([*runc, "events", "--stats", "other"], check=True, capture_output=True)
+    finally:
+        subprocess.run([*runc, "delete", "--force", "other"], check=True)
+    theirs = json.loads(done.stdout)["data"]
+    for data in (ours, theirs):  # what is there only when it is not 0
+        for part in ("max", "usage"):
+            for kind in data["memory"].values():
+                if isinstance(kind, dict):
+                    kind.pop(part, None)
+        data["cpu"].pop("throttling"), data.pop("blkio"), data["memory"].pop("cache", None)
+    assert _form(ours) == _form(theirs)
+    assert ours["cpuset"] == theirs["cpuset"] and ours["memory"]["usage"]["limit"] == 64 * MIB and ours["pids"]["limit"] == 33
 
 
 def test_events_end_with_the_container_and_tell_oom_kills(runtime: Runtime, bundle: Bundle) -> None:

@@ -126,18 +126,27 @@ def test_events_count_down_and_tell_oom_kills() -> None:
 
 
 def test_statistics_of_v2() -> None:
-    from dolium.runtime import resources
+    from dolium.runtime.statistics import UNLIMITED_V2, Folders, statistics
 
     host = Host("running", config())
     base = "/sys/fs/cgroup/dolium/box"
     host.files |= {f"{base}/cpu.stat": "usage_usec 7\nuser_usec 4\nsystem_usec 3\nnr_periods 2\nnr_throttled 1\nthrottled_usec 9\n",
+                   f"{base}/cpu.pressure": "some avg10=0.50 avg60=1.00 avg300=0.00 total=12\n",
+                   f"{base}/cpuset.cpus.effective": "0-2,5\n", f"{base}/memory.swap.max": "max\n", f"{base}/memory.swap.current": "1\n",
+                   f"{base}/io.stat": "8:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=9 dios=9\n254:1\n",
+                   f"{base}/hugetlb.2MB.current": "0\n", f"{base}/hugetlb.2MB.events": "max 3\n",
                    f"{base}/memory.current": "10\n", f"{base}/memory.max": "max\n", f"{base}/memory.stat": "file 3\n",
                    f"{base}/pids.current": "2\n", f"{base}/pids.max": "max\n"}
-    shown = resources.statistics(resources._Folders(host, V2, [base]))
+    shown = statistics(Folders(host, V2, [base]), ["1GB", "2MB"])
     assert shown["cpu"] == {"usage": {"total": 7000, "kernel": 3000, "user": 4000},
-                            "throttling": {"periods": 2, "throttledPeriods": 1, "throttledTime": 9000}}
-    assert shown["memory"]["usage"] == {"usage": 10, "limit": resources.UNLIMITED} and shown["memory"]["cache"] == 3
-    assert shown["pids"] == {"current": 2}
+                            "throttling": {"periods": 2, "throttledPeriods": 1, "throttledTime": 9000},
+                            "psi": {"some": {"avg10": 0.5, "avg60": 1.0, "avg300": 0.0, "total": 12}}}
+    assert shown["memory"]["usage"] == {"usage": 10, "limit": UNLIMITED_V2, "failcnt": 0} and shown["memory"]["cache"] == 3
+    assert shown["memory"]["swap"] == {"usage": 11, "limit": UNLIMITED_V2, "failcnt": 0}
+    assert shown["pids"] == {"current": 2} and shown["cpuset"]["cpus"] == [0, 1, 2, 5] and "mems" not in shown["cpuset"]
+    assert shown["blkio"] == {"ioServiceBytesRecursive": [{"major": 8, "op": "Read", "value": 4096}, {"major": 8, "op": "Write"}],
+                              "ioServicedRecursive": [{"major": 8, "op": "Read", "value": 1}, {"major": 8, "op": "Write"}]}
+    assert shown["hugetlb"] == {"2MB": {"failcnt": 3}}
 
 
 def test_schemata_of_a_class_are_changed_and_one_of_its_own_is_made() -> None:

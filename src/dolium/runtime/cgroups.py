@@ -76,12 +76,17 @@ def check(facts: Facts, where: tree.Layout, resources: dict[str, Any]) -> None:
                                       "name", hint=f"it has {', '.join(names) or 'none'}")
     sizes = [entry["pageSize"] for entry in resources.get("hugepageLimits") or []]
     if sizes:
-        known = [_page_size(name) for name in facts.list("/sys/kernel/mm/hugepages")]
+        known = page_sizes(facts)
         for index, size in enumerate(sizes):
             if size not in known:
                 field = f"linux.resources.hugepageLimits[{index}].pageSize"
                 raise InvalidArgument(f"config.json: {field}: this kernel has no huge pages of {size!r}",
                                       hint=f"it has {', '.join(known) or 'none'}")
+
+
+def page_sizes(facts: Facts) -> list[str]:
+    """Of the kernel's huge pages, as the hugetlb controller's files name them."""
+    return [_page_size(name) for name in facts.list("/sys/kernel/mm/hugepages")]
 
 
 def _page_size(folder: str) -> str:

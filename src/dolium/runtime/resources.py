@@ -9,6 +9,7 @@ from dolium.runtime import cgroups, state
 from dolium.runtime import plan as P
 from dolium.runtime.plan import Plan
 from dolium.runtime.spec import load
+from dolium.runtime.statistics import UNLIMITED, Folders, statistics
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from dolium.runtime.facts import Facts
     from dolium.runtime.lifecycle import Context
 
-UNLIMITED = 0x7FFFFFFFFFFFF000  # what v1 shows for no limit: the largest number of whole pages
 TICK_MS = 1000  # how often `events` looks for an OOM kill
 
 # flag: where in linux.resources, and what it is: a number, bytes (64m; -1 is no limit), a text
@@ -80,40 +80,8 @@ def schemata(options: dict[str, Any], path: str) -> dict[str, str]:
     return {} if path else {key: options[flag] for flag, key in flags.items() if options.get(flag)}
 
 
-def _number(data: bytes | None) -> int | None:
-    text = (data or b"").strip()
-    if text == b"max":
-        return UNLIMITED
-    return int(text) if text.lstrip(b"-").isdigit() else None
-
-
 def _shown(value: int) -> int:
     return UNLIMITED if value < 0 else value
-
-
-class _Folders:
-    """A container's cgroup files as facts. ``folder``: of a controller, None where it is not mounted."""
-
-    def __init__(self, facts: Facts, layout: tree.Layout, folders: list[str]) -> None:
-        self.facts = facts
-        self.layout = layout
-        self.folders = folders
-
-    def folder(self, controller: str) -> str | None:
-        base = self.layout.v1.get(controller) if self.layout.v1 else self.layout.unified
-        return next((folder for folder in self.folders if base and folder.startswith(f"{base}/")), None)
-
-    def read(self, controller: str, file: str) -> bytes | None:
-        folder = self.folder(controller)
-        return None if folder is None else self.facts.read(f"{folder}/{file}")
-
-    def number(self, controller: str, file: str) -> int | None:
-        return _number(self.read(controller, file))
-
-    def table(self, controller: str, file: str) -> dict[str, int]:
-        """Lines of a word and a number."""
-        words = [line.split() for line in (self.read(controller, file) or b"").decode().splitlines()]
-        return {line[0]: int(line[1]) for line in words if len(line) == 2 and line[1].lstrip("-").isdigit()}
 
 
 def update(context: Context, facts: Facts, identity: str, resources: dict[str, Any], rdt: dict[str, str]) -> Plan:
@@ -139,7 +107,7 @@ def update(context: Context, facts: Facts, identity: str, resources: dict[str, A
     if "devices" in resources and not isinstance(resources["devices"], list):
         raise InvalidArgument("resources: devices: must be an array")
     layout = cgroups.layout(facts)
-    files = _Folders(facts, layout, where.folders)
+    files = Folders(facts, layout, where.folders)
     wanted = {**resources, "memory": _complete_memory(files, resources, config)}
     try:
         cgroups.check(facts, layout, wanted)
@@ -182,7 +150,7 @@ def _group(layout: tree.Layout, folders: list[str]) -> str:
     return folders[0].removeprefix(base)
 
 
-def _complete_memory(files: _Folders, resources: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+def _complete_memory(files: Folders, resources: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """v2 counts swap alone, the specification both: a new swap limit needs the memory limit that holds."""
     memory = dict(resources.get("memory") or {})
     if not files.layout.v1 and memory.get("swap") and not memory.get("limit"):
@@ -192,7 +160,7 @@ def _complete_memory(files: _Folders, resources: dict[str, Any], config: dict[st
     return memory
 
 
-def _check_memory(files: _Folders, memory: dict[str, Any]) -> None:
+def _check_memory(files: Folders, memory: dict[str, Any]) -> None:
     """``memory.checkBeforeUpdate``: a limit below what is used now would kill (config-linux.md, Memory)."""
     limit = memory.get("limit") or 0
     if not memory.get("checkBeforeUpdate") or limit <= 0:
@@ -203,7 +171,7 @@ def _check_memory(files: _Folders, memory: dict[str, Any]) -> None:
                                  hint="memory.checkBeforeUpdate refuses a limit that the container is above already")
 
 
-def _swap_in_order(plan: Plan, files: _Folders, memory: dict[str, Any]) -> None:
+def _swap_in_order(plan: Plan, files: Folders, memory: dict[str, Any]) -> None:
     """v1 holds limit <= memory and swap at every moment: when both rise, memory and swap together goes first."""
     if not files.layout.v1 or memory.get("limit") is None or memory.get("swap") is None:
         return
@@ -240,7 +208,7 @@ def milliseconds(text: str) -> int:
     return int(total)
 
 
-def _oom_kills(files: _Folders) -> int:
+def _oom_kills(files: Folders) -> int:
     file = "memory.oom_control" if files.layout.v1 else "memory.events"
     return files.table("memory", file).get("oom_kill", 0)
 
@@ -254,7 +222,7 @@ def events(context: Context, facts: Facts, identity: str, *, interval: int, once
         if cursor:
             return Plan()
         raise FailedPrecondition(f"container {identity} is not running")
-    files = _Folders(facts, cgroups.layout(facts), where.folders)
+    files = Folders(facts, cgroups.layout(facts), where.folders)
     plan = Plan()
 
     def say(kind: str, data: dict[str, Any] | None = None) -> None:
@@ -262,91 +230,15 @@ def events(context: Context, facts: Facts, identity: str, *, interval: int, once
         plan.add(P.PARENT_BEFORE_CLONE, "print", "print", 1, json.dumps(line, separators=(",", ":")) + "\n")
 
     if once:
-        say("stats", statistics(files))
+        say("stats", statistics(files, cgroups.page_sizes(facts)))
         return plan
     kills = _oom_kills(files)
     seen, left = (int(part) for part in cursor.split()) if cursor else (kills, interval)
     if kills > seen:
         say("oom")
     if left <= 0:
-        say("stats", statistics(files))
+        say("stats", statistics(files, cgroups.page_sizes(facts)))
         left = interval
     pause = min(left, TICK_MS)
     plan.add(P.PARENT_BEFORE_CLONE, "again", "wait", pause, f"{kills} {left - pause}")
     return plan
-
-
-def _memory_entry(files: _Folders, prefix: str) -> dict[str, int]:
-    found = {}
-    for key, file in (("usage", "usage_in_bytes"), ("max", "max_usage_in_bytes"), ("failcnt", "failcnt"),
-                      ("limit", "limit_in_bytes")):
-        value = files.number("memory", f"memory.{prefix}{file}")
-        if value:
-            found[key] = value
-    return found
-
-
-def statistics(files: _Folders) -> dict[str, Any]:
-    """What the container uses, in runc's form: nanoseconds, bytes, numbers."""
-    return {"cpu": _cpu_v1(files), "memory": _memory_v1(files), "pids": _pids(files), "blkio": _blkio_v1(files),
-            "hugetlb": {}, "intel_rdt": {}, "network_interfaces": None} if files.layout.v1 else {
-            "cpu": _cpu_v2(files), "memory": _memory_v2(files), "pids": _pids(files), "blkio": {},
-            "hugetlb": {}, "intel_rdt": {}, "network_interfaces": None}
-
-
-def _pids(files: _Folders) -> dict[str, int]:
-    limit = files.number("pids", "pids.max")
-    shown = {"limit": limit} if limit and limit < UNLIMITED else {}
-    return {"current": files.number("pids", "pids.current") or 0, **shown}
-
-
-def _throttling(table: dict[str, int], spent: int) -> dict[str, int]:
-    names = {"periods": table.get("nr_periods", 0), "throttledPeriods": table.get("nr_throttled", 0), "throttledTime": spent}
-    return {name: value for name, value in names.items() if value}
-
-
-def _cpu_v1(files: _Folders) -> dict[str, Any]:
-    ticks = files.table("cpuacct", "cpuacct.stat")  # a hundredth of a second each
-    throttled = files.table("cpu", "cpu.stat")
-    return {"usage": {"total": files.number("cpuacct", "cpuacct.usage") or 0,
-                      "percpu": [int(word) for word in (files.read("cpuacct", "cpuacct.usage_percpu") or b"").split()],
-                      "kernel": ticks.get("system", 0) * 10_000_000, "user": ticks.get("user", 0) * 10_000_000},
-            "throttling": _throttling(throttled, throttled.get("throttled_time", 0))}
-
-
-def _cpu_v2(files: _Folders) -> dict[str, Any]:
-    table = files.table("cpu", "cpu.stat")
-    return {"usage": {"total": table.get("usage_usec", 0) * 1000, "kernel": table.get("system_usec", 0) * 1000,
-                      "user": table.get("user_usec", 0) * 1000},
-            "throttling": _throttling(table, table.get("throttled_usec", 0) * 1000)}
-
-
-def _memory_v1(files: _Folders) -> dict[str, Any]:
-    raw = files.table("memory", "memory.stat")
-    return {"cache": raw.get("cache", 0), "usage": _memory_entry(files, ""), "swap": _memory_entry(files, "memsw."),
-            "kernel": _memory_entry(files, "kmem."), "kernelTCP": _memory_entry(files, "kmem.tcp."), "raw": raw}
-
-
-def _memory_v2(files: _Folders) -> dict[str, Any]:
-    raw = files.table("memory", "memory.stat")
-    usage = {"usage": files.number("memory", "memory.current") or 0, "limit": files.number("memory", "memory.max") or 0,
-             "max": files.number("memory", "memory.peak") or 0,
-             "failcnt": files.table("memory", "memory.events").get("max", 0)}
-    swap = {"usage": files.number("memory", "memory.swap.current") or 0,
-            "limit": files.number("memory", "memory.swap.max") or 0}
-    return {"cache": raw.get("file", 0), "usage": {key: value for key, value in usage.items() if value},
-            "swap": {key: value for key, value in swap.items() if value}, "kernel": {}, "kernelTCP": {}, "raw": raw}
-
-
-def _blkio_v1(files: _Folders) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, file in (("ioServiceBytesRecursive", "blkio.throttle.io_service_bytes_recursive"),
-                      ("ioServicedRecursive", "blkio.throttle.io_serviced_recursive")):
-        rows = []
-        for line in (files.read("blkio", file) or b"").decode().splitlines():
-            words = line.replace(":", " ").split()
-            if len(words) == 4 and words[0].isdigit():
-                rows.append({"major": int(words[0]), "minor": int(words[1]), "op": words[2], "value": int(words[3])})
-        if rows:
-            found[key] = rows
-    return found
