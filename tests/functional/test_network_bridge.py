@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import pytest
 
 from dolium.engine.store import Store, open_database
-from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable, Unimplemented
+from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
 from dolium.network import firewall, netlink
 from dolium.network.base import NetworkRequest, PortBinding, Prepared
 from dolium.network.local import in_thread, new_namespace
@@ -452,7 +452,7 @@ def test_none_has_a_loopback_and_nothing_else(tmp_path: Path) -> None:
             await it.networks.release(container, prepared.endpoint)
         finally:
             os.close(prepared.fd)
-        with pytest.raises(InvalidArgument):
+        with pytest.raises(NotFound, match="network nosuch not found"):
             await it.networks.prepare(NetworkRequest(container, "nosuch"))
 
     on_bench(body, tmp_path)

@@ -23,10 +23,10 @@ from test_network_bridge import Bench, datagram, links, listen, make_socket, not
 import dolium
 from dolium import faults
 from dolium.errors import AlreadyExists
-from dolium.network.base import PortBinding
+from dolium.network.base import NetworkRequest, Place, PortBinding
 
 pytestmark = [pytest.mark.crash, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
-POINTS = sorted(point for point in faults.POINTS if point.startswith("network."))
+POINTS = sorted(point for point in faults.POINTS if point.split(".")[0] in ("network", "dns"))
 PORTS = (PortBinding(80, "tcp", "", 18090), PortBinding(53, "udp", "127.0.0.1", 18090))
 
 
@@ -46,6 +46,16 @@ async def _a_life(bench: Bench) -> None:
     await bench.up(*PORTS, container=container)
     await bench.down(container)
     assert again.endpoint
+    for name in ("one", "two"):
+        await bench.networks.create({"Name": name})
+    request = NetworkRequest(container, "one", PORTS, names=("box",), others=(Place("two", names=("box",)),))
+    prepared = await bench.networks.prepare(request)
+    first = await bench.networks.disconnect(container, "one", prepared.fd, prepared.endpoint)
+    first = await bench.networks.connect(container, Place("one", names=("box",)), prepared.fd, first)
+    os.close(prepared.fd)
+    await bench.networks.release(container, first)
+    for name in ("one", "two"):
+        await bench.networks.remove(name)
     await bench.networks.close()
 
 
@@ -186,6 +196,12 @@ def test_killed_at(point: str, tmp_path: Path) -> None:
             with listen(fd, 80) as server:
                 talk(server, -1, "127.0.0.1", 18090)
             await it.down(container)
+            for network in it.networks.describe():  # made whole, or not at all
+                if network["Driver"] == "bridge" and network["Name"] != "bridge":
+                    inner = await it.networks.prepare(NetworkRequest(container, network["Name"], names=("box",)))
+                    os.close(inner.fd)
+                    await it.networks.release(container, inner.endpoint)
+                    await it.networks.remove(network["Name"])
             await it.networks.close()
             assert links(instance) == set()
 

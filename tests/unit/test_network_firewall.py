@@ -8,10 +8,11 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from dolium.errors import Internal
-from dolium.network.firewall import Firewall, Publication, drops_in, element_text, table_text
+from dolium.network.firewall import Bridge, Firewall, Publication, drops_in, element_text, table_text
 from dolium.network.ports import Published
 
 SUBNET = IPv4Network("172.18.0.0/16")
+DEFAULT = [Bridge("dol0123abcd", SUBNET)]
 ONE = Publication(IPv4Address("172.18.0.2"), (
     Published(80, "tcp", "0.0.0.0", 8080), Published(53, "udp", "0.0.0.0", 53), Published(81, "tcp", "127.0.0.1", 8081)))
 
@@ -35,7 +36,7 @@ class Recorder:
 
 def firewall() -> tuple[Firewall, Recorder]:
     recorder = Recorder()
-    return Firewall("0123abcd", "dol0123abcd", recorder), recorder  # type: ignore[arg-type]
+    return Firewall("0123abcd", recorder), recorder  # type: ignore[arg-type]
 
 
 def test_a_container_s_ports_are_two_elements_lists() -> None:
@@ -56,7 +57,7 @@ def test_nothing_else_gets_into_a_command(container: str) -> None:
 
 
 def test_the_table_is_replaced_whole() -> None:
-    text = table_text("dolium-x", "dolx", SUBNET, {"cafe": ONE})
+    text = table_text("dolium-x", [Bridge("dolx", SUBNET)], {"cafe": ONE})
     assert text.startswith("add table ip dolium-x\ndelete table ip dolium-x\ntable ip dolium-x {")
     assert text.endswith(element_text("add", "dolium-x", "cafe", ONE))
     assert 'ip saddr 172.18.0.0/16 oifname != "dolx" masquerade' in text
@@ -65,7 +66,7 @@ def test_the_table_is_replaced_whole() -> None:
 
 def test_add_and_remove_are_small_and_idempotent() -> None:
     wall, nft = firewall()
-    wall.replace(SUBNET, {})
+    wall.replace(DEFAULT, {})
     wall.add("cafe", ONE)
     assert wall.remove("cafe") == ONE
     assert wall.remove("cafe") is None
@@ -75,19 +76,19 @@ def test_add_and_remove_are_small_and_idempotent() -> None:
 
 def test_a_lost_table_is_made_anew_with_what_should_be_in_it() -> None:
     wall, nft = firewall()
-    wall.replace(SUBNET, {"cafe": ONE})
+    wall.replace(DEFAULT, {"cafe": ONE})
     two = Publication(IPv4Address("172.18.0.3"), (Published(1, "tcp", "0.0.0.0", 1),))
     nft.refuse = "add element"
     wall.add("beef", two)
-    assert nft.said[-1] == table_text("dolium-0123abcd", "dol0123abcd", SUBNET, {"cafe": ONE, "beef": two})
+    assert nft.said[-1] == table_text("dolium-0123abcd", DEFAULT, {"cafe": ONE, "beef": two})
     nft.refuse = "delete element"
     wall.remove("cafe")
-    assert nft.said[-1] == table_text("dolium-0123abcd", "dol0123abcd", SUBNET, {"beef": two})
+    assert nft.said[-1] == table_text("dolium-0123abcd", DEFAULT, {"beef": two})
 
 
 def test_a_failure_changes_nothing() -> None:
     wall, nft = firewall()
-    wall.replace(SUBNET, {})
+    wall.replace(DEFAULT, {})
     nft.refuse = "add"
     with pytest.raises(Internal):
         wall.add("cafe", ONE)

@@ -48,14 +48,15 @@ async def run(request: web.Request) -> web.StreamResponse:
     containers = request.app[CONTAINERS]
     if not isinstance(wish.get("container"), dict):
         raise InvalidArgument("container must be an object")
-    config, host = split_create(wish["container"])
+    config, host, networking = split_create(wish["container"])
     tty = bool(config.get("Tty"))
     # what the client got wrong is told before anything is made and before the connection is taken over
     keys = keys_of(request, wish.get("detach_keys") or "") if tty else b""
     # late: with --rm the client is told when the container is gone, and its name, image and ports are free
     options = {"stdin": bool(wish.get("stdin")), "stdout": True, "stderr": not tty, "mux": True, "exit_frame": True,
                "late": bool(host.get("AutoRemove")), "detach_keys": keys}
-    container = await containers.create(wish.get("name") or "", config, host, rootfs=wish.get("rootfs") or "", starting=True)
+    container = await containers.create(wish.get("name") or "", config, host, networking,
+                                        rootfs=wish.get("rootfs") or "", starting=True)
     connection: Connection | None = None
     try:
         connection = Connection(request)

@@ -26,8 +26,10 @@ RUN_FLAGS = [
     Flag("-p --publish", "list", "publish a port", "[ADDRESS:]PORT:PORT[/udp]"),
     Flag("-P --publish-all", "bool", "publish every exposed port"),
     Flag("--expose", "list", "name a port", "PORT"),
-    Flag("--network", "str", "none, host, bridge or container:NAME", "MODE"),
-    Flag("--net", "str", "the same as --network", "MODE"),
+    Flag("--network", "list", "none, host, bridge, container:NAME or a network's name", "NAME[,alias=…,ip=…]"),
+    Flag("--net", "list", "the same as --network", "NAME"),
+    Flag("--network-alias", "list", "one more name for it in its network", "NAME"),
+    Flag("--ip", "str", "its address in its network", "ADDRESS"),
     Flag("-h --hostname", "str", "its host name", "NAME"),
     Flag("--add-host", "list", "a line for /etc/hosts", "NAME:ADDRESS"),
     Flag("--dns", "list", "a name server", "ADDRESS"),
@@ -226,6 +228,43 @@ def _security(context: Context, values: list[str]) -> list[str]:
     return options
 
 
+def networks(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(NetworkMode, EndpointsConfig) of --network, --network-alias, --ip. Raises UsageError."""
+    found: dict[str, Any] = {}
+    for value in [*options["network"], *options["net"]] or ["default"]:
+        name, settings = _long_network(value) if "=" in value else (value, {})
+        if name in found:
+            raise UsageError(f"network {name!r} is specified multiple times")
+        found[name] = settings
+    mode = next(iter(found))
+    first = found[mode]
+    if options["network_alias"]:
+        first["Aliases"] = [*first.get("Aliases", []), *options["network_alias"]]
+    if options["ip"]:
+        first["IPAMConfig"] = {"IPv4Address": options["ip"]}
+    return mode, found if len(found) > 1 or first else {}
+
+
+def _long_network(value: str) -> tuple[str, dict[str, Any]]:
+    name = ""
+    settings: dict[str, Any] = {}
+    for part in value.split(","):
+        key, _, text = part.partition("=")
+        if key == "name":
+            name = text
+        elif key == "alias":
+            settings["Aliases"] = [*settings.get("Aliases", []), text]
+        elif key == "ip":
+            settings["IPAMConfig"] = {"IPv4Address": text}
+        elif key == "mac-address":
+            settings["MacAddress"] = text
+        else:
+            raise UsageError(f"--network {value}: {key!r} is not known: name, alias, ip and mac-address are")
+    if not name:
+        raise UsageError(f"--network {value}: name=… is missing")
+    return name, settings
+
+
 def create_body(context: Context, options: dict[str, Any], image: str, command: list[str],
                 window: tuple[int, int]) -> dict[str, Any]:
     """The body of a create request. Raises UsageError."""
@@ -235,7 +274,7 @@ def create_body(context: Context, options: dict[str, Any], image: str, command: 
         exposed.update({f"{port}/{protocol or 'tcp'}": {} for port in _range(text, value, "--expose")})
     binds, volumes = _binds(context, options["volume"])
     policy, _, retries = (options["restart"] or "no").partition(":")
-    network = options["network"] or options["net"] or "default"
+    network, networking = networks(options)
     host: dict[str, Any] = {
         "AutoRemove": options["rm"], "Binds": binds, "Mounts": long_mounts(context, options["mount"]),
         "Tmpfs": {target: rest for target, _, rest in (value.partition(":") for value in options["tmpfs"])},
@@ -273,7 +312,7 @@ def create_body(context: Context, options: dict[str, Any], image: str, command: 
         "AttachStdin": options["interactive"] and not options["detach"], "AttachStdout": not options["detach"],
         "AttachStderr": not options["detach"], "WorkingDir": options["workdir"] or "", "User": options["user"] or "",
         "Hostname": options["hostname"] or "", "Labels": dict((*value.partition("=")[::2],) for value in options["label"]),
-        "ExposedPorts": exposed, "Volumes": volumes, "HostConfig": host,
+        "ExposedPorts": exposed, "Volumes": volumes, "HostConfig": host, "NetworkingConfig": {"EndpointsConfig": networking},
     }
     if options["entrypoint"] is not None:
         body["Entrypoint"] = [options["entrypoint"]]

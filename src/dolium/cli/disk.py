@@ -88,7 +88,7 @@ def _every(context: Context, found: dict[str, Any]) -> None:
         [one["Name"], str(one["UsageData"]["RefCount"]), output.size(one["UsageData"]["Size"])] for one in found["Volumes"]])
 
 
-def _sure(context: Context, warning: str) -> bool:
+def sure(context: Context, warning: str) -> bool:
     """Ask on the terminal; without one there is nobody to say yes."""
     context.own_process()
     if not context.is_terminal(context.stdin_fd):
@@ -117,7 +117,7 @@ def prune_images(client: Client, context: Context, words: list[str]) -> int:
         context.stdout.write(PRUNE_IMAGES.usage())
         return 0
     what = "all images without at least one container associated to them" if options["all"] else "all dangling images"
-    if not options["force"] and not _sure(context, f"This will remove {what}."):
+    if not options["force"] and not sure(context, f"This will remove {what}."):
         return 0
     wanted = [*options["filter"], f"dangling={'false' if options['all'] else 'true'}"]
     freed = _deleted_images(context, client.call("POST", "/images/prune" + query(filters=filter_query(wanted))))
@@ -131,9 +131,10 @@ def prune(client: Client, context: Context, words: list[str]) -> int:
     if options.get("help"):
         context.stdout.write(PRUNE.usage())
         return 0
-    parts = ["all stopped containers", *(["all anonymous volumes not used by at least one container"] * options["volumes"]),
+    parts = ["all stopped containers", "all networks not used by at least one container",
+             *(["all anonymous volumes not used by at least one container"] * options["volumes"]),
              "all images without at least one container associated to them" if options["all"] else "all dangling images"]
-    if not options["force"] and not _sure(context, f"This will remove {', '.join(parts)}."):
+    if not options["force"] and not sure(context, f"This will remove {', '.join(parts)}."):
         return 0
     freed = 0
     filters = query(filters=filter_query(options["filter"]))
@@ -143,6 +144,9 @@ def prune(client: Client, context: Context, words: list[str]) -> int:
         freed += done["SpaceReclaimed"]
         if done[f"{kind}Deleted"]:
             context.say("\n".join([f"Deleted {kind}:", *done[f"{kind}Deleted"], ""]))
+    networks = client.call("POST", f"/networks/prune{filters}")["NetworksDeleted"]
+    if networks:
+        context.say("\n".join(["Deleted Networks:", *networks, ""]))
     wanted = [*options["filter"], f"dangling={'false' if options['all'] else 'true'}"]
     freed += _deleted_images(context, client.call("POST", "/images/prune" + query(filters=filter_query(wanted))))
     context.say(f"Total reclaimed space: {output.size(freed)}")

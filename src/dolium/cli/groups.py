@@ -43,6 +43,15 @@ GROUPS = {
         "inspect": ("artifacts", "manifest", "print a manifest or index as the registry has it"),
         "referrers": ("artifacts", "referrers", "list what refers to an image in its registry"),
     },
+    "network": {
+        "ls": ("networks", "listing", "list networks"),
+        "create": ("networks", "create", "make a network"),
+        "connect": ("networks", "connect", "bring a container into a network"),
+        "disconnect": ("networks", "disconnect", "take a container out of a network"),
+        "inspect": ("networks", "inspect", "print all that is known, as JSON"),
+        "rm": ("networks", "remove", "remove networks"),
+        "prune": ("networks", "prune", "remove networks nobody uses"),
+    },
     "system": {
         "check": ("artifacts", "check", "verify the image store, and repair it"),
         "df": ("disk", "usage", "show what takes room"),
@@ -56,7 +65,7 @@ _ALIASES = {"list": "ls", "remove": "rm"}
 
 def _usage(name: str) -> str:
     lines = [f"usage: dolium {name} COMMAND [flags] [arguments]", "", "commands:"]
-    lines += [f"  {command:<10}{about}" for command, (_, _, about) in GROUPS[name].items()]
+    lines += [f"  {command:<12}{about}" for command, (_, _, about) in GROUPS[name].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -91,6 +100,11 @@ def lease(client: Client, context: Context, words: list[str]) -> int:
 def manifest(client: Client, context: Context, words: list[str]) -> int:
     """``dolium manifest``."""
     return _run("manifest", client, context, words)
+
+
+def network(client: Client, context: Context, words: list[str]) -> int:
+    """``dolium network``."""
+    return _run("network", client, context, words)
 
 
 def system(client: Client, context: Context, words: list[str]) -> int:

@@ -50,6 +50,7 @@ COMMANDS = {
     "artifact": ("groups", "artifact", "commands on artifacts: what registries keep beside images"),
     "lease": ("groups", "lease", "what keeps blobs that no image names"),
     "manifest": ("groups", "manifest", "what a registry says of an image"),
+    "network": ("groups", "network", "networks of your own, and who is in them"),
     "system": ("groups", "system", "system df, prune, check and more"),
     "events": ("system", "events", "print what happens"),
     "info": ("system", "info", "facts about the daemon and this machine"),

@@ -23,6 +23,7 @@ from dolium.engine import id_ranges, model, names, request, specs
 from dolium.engine.engine import Engine, cleanup_step
 from dolium.engine.etc_files import write_etc_files
 from dolium.engine.model import Container
+from dolium.engine.networks import ContainerNetworks, wished_networks
 from dolium.engine.restart import Restarts
 from dolium.engine.rootfs import copy_up, maps_of
 from dolium.engine.users import resolve
@@ -42,7 +43,7 @@ from dolium.isolation.shim import Closed, Event, Exited, ExitRecord, Shim
 from dolium.linux import syscalls, user_namespaces
 from dolium.linux.cgroup import manage
 from dolium.native import program
-from dolium.network.base import NetworkRequest, Prepared
+from dolium.network.base import Prepared
 from dolium.runtime.cli import SIGNALS, signal_number
 from dolium.steps import Timings
 
@@ -70,6 +71,7 @@ class Containers:
         self._groupless: set[str] = set()  # ended, and their shims have removed the cgroups
         self.on_exec_exit: dict[str, Any] = {}
         self.restarts = Restarts(self)
+        self.networks = ContainerNetworks(engine)
         self._closing = False
 
     def task(self, coroutine: Any) -> None:
@@ -85,10 +87,11 @@ class Containers:
 
     # -- create --
 
-    async def create(self, name: str, config: dict[str, Any], host: dict[str, Any], *, rootfs: str = "",
-                     starting: bool = False) -> Container:
+    async def create(self, name: str, config: dict[str, Any], host: dict[str, Any], networking: Any = None, *,
+                     rootfs: str = "", starting: bool = False) -> Container:
         """Make a container: record, writable layer, folder, volumes. Raises NotFound for a missing image,
-        AlreadyExists for a name in use, InvalidArgument. ``starting``: its start, or its removal, is the caller's next act.
+        AlreadyExists for a name in use, InvalidArgument. ``networking``: Docker's NetworkingConfig; ``starting``: its start,
+        or its removal, is the caller's next act.
         """
         engine = self._engine
         request.check_host_config(host)
@@ -107,6 +110,7 @@ class Containers:
             if mount.kind == "bind" and named and not os.path.exists(mount.source):
                 raise InvalidArgument(f"invalid mount config for type \"bind\": bind source path does not exist: "
                                       f"{mount.source}")
+        networks = wished_networks(engine, host, networking)
         mode = host.get("NetworkMode") or "default"
         for key in JOINING:  # by id: another container may have the name later
             kind, _, other = (host.get(key) or "").partition(":")
@@ -124,7 +128,7 @@ class Containers:
         engine.names[chosen] = identity
         container = Container(identity, chosen, time.time(), config.get("Image") or rootfs, image_id, chain_ids, rootfs,
                               done, host, argv[0], argv[1:], mounts)
-        container.starting = starting
+        container.starting, container.endpoint_settings = starting, networks
         try:
             container.ids = self._making[identity] = self._ids(host)
         except BaseException:
@@ -226,7 +230,7 @@ class Containers:
                 with timings.step("user namespace"):
                     user, own = await self._user_namespace(container)
             with timings.step("network"):
-                network = await self._begin_network(container, own)
+                network = await self.networks.begin(container, own)
             with timings.step("snapshot"):
                 root = await engine.roots.mount(container, user)  # a tenth of a millisecond, on the loop
                 faults.point("start.mounted")
@@ -241,7 +245,7 @@ class Containers:
         except BaseException as error:
             async with contextlib.AsyncExitStack() as undo:  # the last first, and one that fails keeps no other back
                 undo.push_async_callback(self._launch_failed, container, error)
-                undo.push_async_callback(self._drop_network, container, network)
+                undo.push_async_callback(self.networks.drop, container, network)
                 undo.push_async_callback(self._drop_prepared, container, shim)
             if isinstance(error, (DoliumError, OSError)):
                 kind = type(error) if isinstance(error, DoliumError) else _kind_of(error)
@@ -267,6 +271,7 @@ class Containers:
         container.timings = timings.as_dict()
         self._engine.record(container)
         faults.point("start.recorded")
+        self.networks.tell(container, "connect")
         self._engine.event(container, "start")
 
     async def _drop_prepared(self, container: Container, preparing: asyncio.Future[Shim] | None) -> None:
@@ -312,42 +317,6 @@ class Containers:
                     raise FailedPrecondition(f"cannot join the namespaces of a non running container: {other.id}") from error
         maps = maps_of(container)
         return await asyncio.to_thread(user_namespaces.make, maps, maps, network=True)
-
-    async def _begin_network(self, container: Container, namespace: int) -> asyncio.Task[Prepared] | None:
-        """The container's endpoint is known when this returns; its namespace is made meanwhile, or furnished."""
-        mode = container.host_config.get("NetworkMode") or "default"
-        if mode == "host" or mode.startswith("container:"):
-            container.network = {"network": "host" if mode == "host" else ""}
-            return None
-        ports = request.published(container.host_config, container.config)
-        loop = asyncio.get_running_loop()
-        known: asyncio.Future[dict[str, Any]] = loop.create_future()
-        making = loop.create_task(self._engine.network.prepare(
-            NetworkRequest(container.id, "bridge" if mode == "default" else mode, tuple(ports),
-                           container.config.get("MacAddress") or "", namespace=namespace), known.set_result))
-        either: set[asyncio.Future[Any]] = {known, making}
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        except BaseException:
-            making.cancel()
-            await asyncio.wait([making])  # it undoes what it did
-            raise
-        container.network = known.result() if known.done() else (await making).endpoint
-        return making
-
-    async def _drop_network(self, container: Container, making: asyncio.Task[Prepared] | None) -> None:
-        """Give back the network of a launch that failed; one that could not be made has left nothing."""
-        if making is None:
-            return
-        try:
-            prepared = await asyncio.shield(making)
-        except DoliumError:
-            return  # the launch's error
-        try:
-            os.close(prepared.fd)
-            await self._engine.network.release(container.id, container.network)
-        except DoliumError as failure:
-            cleanup_step(f"release the network of {container.name}", failure)
 
     def _namespaces(self, container: Container) -> dict[str, str | None]:
         host = container.host_config
@@ -506,10 +475,7 @@ class Containers:
         if not self._told_by_shim(container):
             engine.record(container)
         faults.point("exit.recorded")
-        try:
-            await engine.network.release(container.id, network)
-        except DoliumError as failure:
-            cleanup_step(f"release the network of {container.name}", failure)
+        await self.networks.release(container, network)
         engine.shared_memory.remove(container.id)
         faults.point("exit.network")
         shim = self.shims.pop(container.id, None)
@@ -522,6 +488,7 @@ class Containers:
         if oom:
             engine.event(container, "oom")
         engine.event(container, "die", exitCode=str(code))
+        self.networks.tell(container, "disconnect")
         again = self.restarts.schedule(container)
         if again:
             container.status = model.RESTARTING
@@ -666,7 +633,7 @@ class Containers:
             self._engine.record(container)
             self._engine.event(container, "pause" if frozen else "unpause")
 
-    def rename(self, reference: str, name: str) -> None:
+    async def rename(self, reference: str, name: str) -> None:
         """Give another name. Raises AlreadyExists, InvalidArgument."""
         container = self._engine.find(reference)
         new = request.check_name(name)
@@ -681,6 +648,7 @@ class Containers:
             raise
         self._engine.names.pop(old, None)
         self._engine.names[new] = container.id
+        await self.networks.renamed(container, old)
         self._engine.event(container, "rename", oldName=f"/{old}")
 
     # -- remove --

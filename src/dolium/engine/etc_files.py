@@ -7,22 +7,23 @@ import os
 
 from dolium.engine.model import Container
 from dolium.errors import InvalidArgument
+from dolium.network.base import Endpoint, endpoints, named
+from dolium.network.dns.sandbox import ADDRESS as NAME_SERVER
 
 RESOLV_CONF = "/etc/resolv.conf"
 ETC_FILES = ("hosts", "hostname", "resolv.conf")
 _FALLBACK = ("8.8.8.8", "8.8.4.4")
 
 
-def hosts_text(hostname: str, domain: str, address: str, extra: list[str]) -> str:
-    """The hosts file. ``extra``: ``name:address`` of --add-host. Raises InvalidArgument."""
+def hosts_text(hostname: str, domain: str, addresses: list[str], extra: list[str]) -> str:
+    """The hosts file. ``addresses``: its own; ``extra``: ``name:address`` of --add-host."""
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", "fe00::0\tip6-localnet",
              "ff00::0\tip6-mcastprefix", "ff02::1\tip6-allnodes", "ff02::2\tip6-allrouters"]
     for entry in extra:
         name, _, host_address = entry.partition(":")
         lines.append(f"{host_address}\t{name}")
-    if address:
-        names = f"{hostname}.{domain} {hostname}" if domain else hostname
-        lines.append(f"{address}\t{names}")
+    names = f"{hostname}.{domain} {hostname}" if domain else hostname
+    lines += [f"{address}\t{names}" for address in addresses]
     return "\n".join(lines) + "\n"
 
 
@@ -52,6 +53,16 @@ def resolv_text(host_text: str, servers: list[str], search: list[str], options: 
     return "\n".join(lines) + "\n"
 
 
+def host_options(host_text: str) -> list[str]:
+    """The options of the host's resolv.conf that say nothing about dots."""
+    found: list[str] = []
+    for line in host_text.splitlines():
+        words = line.split("#")[0].split(";")[0].split()
+        if words[:1] == ["options"]:
+            found = [word for word in words[1:] if not word.startswith("ndots:")]
+    return found
+
+
 def _is_loopback(server: str) -> bool:
     try:
         return ipaddress.ip_address(server.partition("%")[0]).is_loopback
@@ -76,11 +87,12 @@ def check_extra_hosts(entries: list[str], gateway: str) -> list[str]:
     return done
 
 
-def write_etc_files(folder: str, container: Container) -> None:
-    """Write the three files for one start. Raises InvalidArgument."""
-    host, config, network = container.host_config, container.config, container.network
+def _texts(container: Container, network: Endpoint) -> dict[str, str]:
+    """The three files' content, in these networks. Raises InvalidArgument."""
+    host, config = container.host_config, container.config
     hostname = config["Hostname"]
-    gateway = network.get("gateway") or "127.0.0.1"
+    found = [endpoint for endpoint in endpoints(network) if endpoint.get("ip")]
+    gateway = next((endpoint["gateway"] for endpoint in found if endpoint["gateway"]), "") or "127.0.0.1"
     extra = check_extra_hosts(list(host.get("ExtraHosts") or []), gateway)
     text = ""
     if os.path.exists(RESOLV_CONF):
@@ -89,26 +101,53 @@ def write_etc_files(folder: str, container: Container) -> None:
     shares_host = (host.get("NetworkMode") or "") == "host"
     if shares_host:
         hostname = os.uname().nodename if not config.get("Hostname") else hostname
-    files = {
-        "hosts": hosts_text(hostname, config.get("Domainname") or "", network.get("ip") or "", extra),
+    servers, options = list(host.get("Dns") or []), list(host.get("DnsOptions") or [])
+    if named(network):
+        # the name server asks --dns, or the host's servers, itself; a name without a dot is asked for as it is
+        servers = [NAME_SERVER]
+        options = options or [*host_options(text), "ndots:0"]
+    return {
+        "hosts": hosts_text(hostname, config.get("Domainname") or "", [endpoint["ip"] for endpoint in found], extra),
         "hostname": f"{hostname}\n",
-        "resolv.conf": resolv_text(text, list(host.get("Dns") or []), list(host.get("DnsSearch") or []),
-                                   list(host.get("DnsOptions") or []), isolated=not shares_host),
+        "resolv.conf": resolv_text(text, servers, list(host.get("DnsSearch") or []), options, isolated=not shares_host),
     }
-    for name, content in files.items():
-        # Written in place: a running container's bind mount shows the same inode. Cut only where it was longer: ext4 writes
-        # a file that was emptied out to the disk when it is closed.
-        fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            data = content.encode()
-            _write_all(fd, data)
-            if os.fstat(fd).st_size != len(data):
-                os.truncate(fd, len(data))
-            os.fchmod(fd, 0o644)
-            if container.ids:
-                os.fchown(fd, *container.owner)
-        finally:
-            os.close(fd)
+
+
+def write_etc_files(folder: str, container: Container) -> None:
+    """Write the three files for one start. Raises InvalidArgument."""
+    for name, content in _texts(container, container.network).items():
+        _write(folder, name, content, container)
+
+
+def update_etc_files(folder: str, container: Container, before: Endpoint) -> None:
+    """A container that runs is in other networks than ``before``: its own addresses in hosts change, and its name servers,
+    where it has not changed the file itself. Raises OSError."""
+    old, new = _texts(container, before), _texts(container, container.network)
+    with open(f"{folder}/resolv.conf", errors="surrogateescape") as file:
+        if file.read() == old["resolv.conf"] != new["resolv.conf"]:
+            _write(folder, "resolv.conf", new["resolv.conf"], container)
+    gone, come = (set(one["hosts"].splitlines()) - set(other["hosts"].splitlines())
+                  for one, other in ((old, new), (new, old)))
+    with open(f"{folder}/hosts", errors="surrogateescape") as file:
+        kept = [line for line in file.read().splitlines() if line not in gone]
+    lines = [*kept, *(line for line in new["hosts"].splitlines() if line in come and line not in kept)]
+    _write(folder, "hosts", "".join(f"{line}\n" for line in lines), container)
+
+
+def _write(folder: str, name: str, content: str, container: Container) -> None:
+    # Written in place: a running container's bind mount shows the same inode. Cut only where it was longer: ext4 writes
+    # a file that was emptied out to the disk when it is closed.
+    fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        data = content.encode("utf-8", "surrogateescape")
+        _write_all(fd, data)
+        if os.fstat(fd).st_size != len(data):
+            os.truncate(fd, len(data))
+        os.fchmod(fd, 0o644)
+        if container.ids:
+            os.fchown(fd, *container.owner)
+    finally:
+        os.close(fd)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -62,6 +62,8 @@ class Container:
     restart_count: int = 0
     stopped_by_user: bool = False
     timings: dict[str, float] = field(default_factory=dict)
+    # what was wished of its networks by their names, NetworkMode's first; empty: NetworkMode's alone
+    endpoint_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     ids: list[int] = field(default_factory=list)  # [first host id, how many] of its own user namespace; none: the host's
 
     @property

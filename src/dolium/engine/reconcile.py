@@ -44,7 +44,8 @@ async def reconcile(engine: Engine, containers: Containers) -> None:
         elif os.path.isdir(engine.paths.shim(container.id)):
             await _kill(engine, containers, container)  # its end was recorded, and then the daemon died
             await engine.isolation.end(None, engine.paths.shim(container.id))
-    await engine.network.start(live)
+    await engine.network.start(live, lambda identity: os.open(f"/proc/{engine.containers[identity].pid}/ns/net",
+                                                              os.O_RDONLY | os.O_CLOEXEC))
     for container, record in ended:
         async with engine.lock(container.id):
             await _ended(engine, containers, container, record)

@@ -24,7 +24,6 @@ _UNSUPPORTED = {
     "BlkioWeightDevice": "--blkio-weight-device", "BlkioDeviceReadBps": "--device-read-bps",
     "BlkioDeviceWriteBps": "--device-write-bps", "BlkioDeviceReadIOps": "--device-read-iops",
     "BlkioDeviceWriteIOps": "--device-write-iops"}
-_NETWORKS = ("none", "host", "bridge", "default")
 
 
 def _numbers(text: str) -> set[int]:
@@ -140,9 +139,6 @@ def check_host_config(host: dict[str, Any]) -> None:
         for name in _strings(host.get(key), key):
             if name.upper() != "ALL" and _capability(name) not in NUMBERS:
                 raise InvalidArgument(f"invalid {key}: unknown capability: {name!r}")
-    mode = host.get("NetworkMode") or "default"
-    if mode not in _NETWORKS and not mode.startswith("container:"):
-        raise InvalidArgument(f"network {mode} not found", hint="this version has none, host, bridge and container:NAME")
     for key, modes in (("PidMode", ("", "host")), ("UTSMode", ("", "host")), ("UsernsMode", ("", "host", "auto")),
                        ("IpcMode", ("", "none", "private", "shareable", "host"))):
         value = host.get(key) or ""

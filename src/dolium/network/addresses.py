@@ -46,17 +46,25 @@ def check_mac(text: str) -> str:
 
 
 class AddressPool:
-    """Addresses of one subnet. The gateway is the first host; the next one follows the last one given, so that an
-    address comes back only after all others had their turn (neighbours' ARP entries, connections under way)."""
+    """Addresses of one subnet. The next one follows the last one given, so that an address comes back only after all others
+    had their turn (neighbours' ARP entries, connections under way)."""
 
-    def __init__(self, subnet: IPv4Network) -> None:
-        """``subnet`` has a prefix length of at most 29."""
+    def __init__(self, subnet: IPv4Network, *, gateway: IPv4Address | None = None, within: IPv4Network | None = None,
+                 reserved: Iterable[IPv4Address] = ()) -> None:
+        """``subnet`` has a prefix length of at most 30; ``gateway``: its first host when it is not named; ``within``: where
+        those come from that nobody asked for by name; ``reserved``: never given."""
         self.subnet = subnet
-        self.gateway = subnet.network_address + 1
-        self._first = int(self.gateway) + 1
-        self._end = int(subnet.broadcast_address)
+        self.gateway = gateway or subnet.network_address + 1
+        self._hosts = range(int(subnet.network_address) + 1, int(subnet.broadcast_address))
+        pool = subnet if within is None else within
+        self._pool = range(max(int(pool.network_address), self._hosts.start),
+                           min(int(pool.broadcast_address) + 1, self._hosts.stop))
+        self._reserved = {int(self.gateway), *map(int, reserved)}
         self._used: set[int] = set()
-        self._next = self._first
+        self._inside = 0  # of those in use, how many are of the pool
+        self._next = self._pool.start
+        while self._next in self._reserved and self._next + 1 in self._pool:
+            self._next += 1
 
     def __len__(self) -> int:
         """How many are in use, without the gateway."""
@@ -64,8 +72,8 @@ class AddressPool:
 
     @property
     def capacity(self) -> int:
-        """How many there can be."""
-        return self._end - self._first
+        """How many can be given to those who do not ask for one by name."""
+        return len(self._pool) - sum(1 for number in self._reserved if number in self._pool)
 
     def allocate(self, wanted: str = "") -> IPv4Address:
         """The next free address, or the one that is wanted.
@@ -78,24 +86,28 @@ class AddressPool:
             if number in self._used:
                 raise AlreadyExists(f"Address already in use: {wanted}")
         else:
-            if len(self._used) >= self.capacity:
+            if self._inside >= self.capacity:
                 raise ResourceExhausted(f"no available IPv4 addresses on this network's address pool: {self.subnet}")
             number = self._next
-            while number in self._used:
+            while number in self._used or number in self._reserved:
                 number = self._after(number)
             self._next = self._after(number)
-        self._used.add(number)
+        self._take(number)
         return IPv4Address(number)
 
+    def _take(self, number: int) -> None:
+        self._used.add(number)
+        self._inside += number in self._pool
+
     def _after(self, number: int) -> int:
-        return number + 1 if number + 1 < self._end else self._first
+        return number + 1 if number + 1 in self._pool else self._pool.start
 
     def _parse(self, text: str) -> int:
         try:
             number = int(IPv4Address(text))
         except AddressValueError as error:
             raise InvalidArgument(f"invalid IPv4 address: {text!r}") from error
-        if not self._first <= number < self._end:
+        if number not in self._hosts or number in self._reserved:
             raise InvalidArgument(f"{text} is not an address for a container on {self.subnet}")
         return number
 
@@ -107,11 +119,13 @@ class AddressPool:
             return False
         if number in self._used:
             return False
-        self._used.add(number)
-        if number >= self._next:
+        self._take(number)
+        if number in self._pool and number >= self._next:
             self._next = self._after(number)
         return True
 
     def release(self, address: IPv4Address) -> None:
         """Idempotent."""
-        self._used.discard(int(address))
+        if int(address) in self._used:
+            self._used.remove(int(address))
+            self._inside -= int(address) in self._pool

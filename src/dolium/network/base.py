@@ -1,6 +1,7 @@
 """What the engine asks of a network: a sandbox's namespace before the launch, and its release after the end.
 
-- an *endpoint* is a container's place in a network: addresses, link, published ports; stored as a plain dict;
+- an *endpoint* is a container's place in one network: addresses, link, published ports; a plain dict. The first one has the
+  container's default route and its ports, and is stored in the record, with the further ones as ``others`` in it;
 - a *prepared* network is an endpoint with the namespace it is in, as an fd that the launch joins. The namespace has no
   name in any file system: when the last process and fd are gone, it and its links are gone.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
+
+Endpoint: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +28,22 @@ class PortBinding:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A place in a network as somebody wishes it. ``network``: a name or an id; ``mac``: "" for one made from the address;
+    ``address``: "" for the next free one; ``names``: what the container is called there, its own name first."""
+
+    network: str
+    address: str = ""
+    mac: str = ""
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkRequest:
-    """``container``: full id; ``mode``: none, bridge; ``ports``: what to publish; ``mac``: "" for one made from the
-    address; ``address``: "" for the next free one; ``namespace``: an fd of the one to furnish, which stays the
-    caller's, -1 for a new one: a user namespace's own is made with it."""
+    """``container``: full id; ``mode``, ``mac``, ``address``: the first network, as in ``Place``; ``others``: the further
+    ones; ``ports``: what to publish; ``namespace``: an fd of the one to furnish, which stays the caller's, -1 for a new one:
+    a user namespace's own is made with it; ``names``: in the first network, as in ``Place``; ``servers``: name servers that
+    are asked about the world, None for the host's."""
 
     container: str
     mode: str
@@ -36,37 +51,75 @@ class NetworkRequest:
     mac: str = ""
     address: str = ""
     namespace: int = -1
+    others: tuple[Place, ...] = ()
+    names: tuple[str, ...] = ()
+    servers: tuple[str, ...] | None = None
 
 
 @dataclass(slots=True)
 class Prepared:
     """``fd`` is the network namespace (the receiver closes it); ``endpoint`` goes into the container's record:
-    ``network ip prefix gateway mac link ports`` (ports: ``[{container_port, protocol, host_ip, host_port}]``)."""
+    ``network network_id ip prefix gateway mac link ports`` (ports: ``[{container_port, protocol, host_ip, host_port}]``),
+    ``names`` in a network of users' own, and ``others``, a list of such, and ``servers``, when there are. ``gateway`` is ""
+    in an internal network."""
 
     fd: int
-    endpoint: dict[str, Any] = field(default_factory=dict)
+    endpoint: Endpoint = field(default_factory=dict)
 
 
-Known: TypeAlias = Callable[[dict[str, Any]], None]
+Known: TypeAlias = Callable[[Endpoint], None]
+
+
+def named(first: Endpoint) -> bool:
+    """Is one of its networks a user's own, where containers have names and a name server?"""
+    return any("names" in endpoint for endpoint in endpoints(first))
+
+
+def endpoints(first: Endpoint) -> list[Endpoint]:
+    """All endpoints of a record's first one; none of a container that has no network of ours."""
+    return [first, *(first.get("others") or [])] if first else []
 
 
 class NetworkManager(Protocol):
     """All networks of one instance. Every kernel object it makes carries the instance's id."""
 
-    async def start(self, live: dict[str, dict[str, Any]]) -> None:
+    async def start(self, live: dict[str, Endpoint], namespace_of: Callable[[str], int] | None = None) -> None:
         """Bring kernel and records together: ``live`` has the endpoint of every container that still runs; all else
-        of this instance is removed."""
+        of this instance is removed. ``namespace_of``: opens the namespace of one of them; raises OSError."""
 
     async def prepare(self, request: NetworkRequest, known: Known | None = None) -> Prepared:
-        """Make a namespace with its loopback up and its link, address, routes and ports in place. ``known`` is called with
-        the endpoint as soon as it is decided, before the kernel is asked for it.
+        """Make a namespace with its loopback up and its links, addresses, routes and ports in place. ``known`` is called
+        with the endpoint as soon as it is decided, before the kernel is asked for it.
 
-        Raises ResourceExhausted (no address or port left), AlreadyExists (``port is already allocated``),
+        Raises NotFound, ResourceExhausted (no address or port left), AlreadyExists (``port is already allocated``),
         InvalidArgument. A failure leaves nothing behind.
         """
 
-    async def release(self, container: str, endpoint: dict[str, Any]) -> None:
-        """Give back address and ports; idempotent. The link goes with its namespace."""
+    async def release(self, container: str, endpoint: Endpoint) -> None:
+        """Give back addresses and ports; idempotent. The links go with their namespace."""
+
+    async def connect(self, container: str, place: Place, namespace: int, first: Endpoint,
+                      ports: tuple[PortBinding, ...] = ()) -> Endpoint:
+        """One more network for a container that runs: ``first`` is its endpoint. Returns what takes that one's place:
+        the same, or the new one, with the default route and ``ports``, when there was no way out. Raises as ``prepare``, and
+        PermissionDenied."""
+
+    async def disconnect(self, container: str, network: str, namespace: int, first: Endpoint) -> Endpoint:
+        """Out of a network, by name; what takes ``first``'s place, with its default route and ports; {} when it was the last
+        one. Raises NotFound."""
+
+    async def rename(self, container: str, first: Endpoint, old: str, new: str) -> None:
+        """A container that runs has another name."""
+
+    async def create(self, wish: dict[str, Any]) -> str:
+        """A new network, by Docker's object; its id. Raises AlreadyExists, InvalidArgument, PermissionDenied,
+        Unimplemented, ResourceExhausted."""
+
+    async def remove(self, reference: str) -> str:
+        """Remove a network that no container is in; its name. Raises NotFound, PermissionDenied."""
+
+    def find(self, reference: str) -> dict[str, Any]:
+        """Docker's object of a network: by id, name, or the beginning of the id. Raises NotFound, InvalidArgument."""
 
     def describe(self) -> list[dict[str, Any]]:
         """Docker's network objects: Id, Name, Driver, Scope, IPAM, Options."""

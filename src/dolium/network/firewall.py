@@ -28,6 +28,18 @@ _log = logging.getLogger(__name__)
 _LIBRARY = "libnftables.so.1"
 _OUTPUT_JSON = 1 << 4
 _ID = re.compile(r"[0-9a-zA-Z_.-]{1,128}")
+_LINK = re.compile(r"[0-9a-zA-Z_.-]{1,15}")
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """A bridge as the rules know it. ``internal``: nothing passes between it and other links; ``masquerade``: its containers
+    go out by the host's address."""
+
+    name: str
+    subnet: IPv4Network
+    internal: bool = False
+    masquerade: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +52,37 @@ class Publication:
 
 # -- the language: pure --
 
-def table_text(table: str, bridge: str, subnet: IPv4Network, publications: Mapping[str, Publication]) -> str:
-    """One transaction that replaces the table, whatever it was, with one that has these publications."""
+def table_text(table: str, bridges: Sequence[Bridge], publications: Mapping[str, Publication]) -> str:
+    """One transaction that replaces the table, whatever it was, with one for these bridges that has these publications.
+
+    A packet costs the same with one bridge and with a hundred: what is asked of each one is a look-up in a set. (Only the
+    first packet of a connection goes through the nat chains.)
+    """
     elements = "".join(element_text("add", table, container, publication)
                        for container, publication in publications.items())
+    every = _names(bridges)
+    inner, outer = [one for one in bridges if one.internal], [one for one in bridges if not one.internal]
+    guard, forward = [], []
+    if bridges:
+        guard = [f'iifname {every} ip saddr 127.0.0.0/8 drop comment "route_localnet lets these in"',
+                 f"iifname {every} ip daddr 127.0.0.0/8 drop"]
+    if inner:
+        own = ", ".join(f'"{one.name}" . "{one.name}"' for one in inner)
+        forward += [f'{side} {_names(inner)} iifname . oifname != {{ {own} }} drop comment "internal"'
+                    for side in ("iifname", "oifname")]
+    if outer:
+        own = ", ".join(f'"{one.name}" . "{one.name}"' for one in outer)
+        forward += [f"oifname {_names(outer)} ct state established,related accept",
+                    f"oifname {_names(outer)} ct status dnat accept",
+                    f'oifname {_names(outer)} iifname . oifname != {{ {own} }} drop comment "ports that are not published"']
+    postrouting = []
+    for one in outer:
+        if one.masquerade:
+            postrouting.append(f'ip saddr {one.subnet} oifname != "{one.name}" masquerade')
+        postrouting.append(f'ip saddr {{ 127.0.0.0/8, {one.subnet} }} oifname "{one.name}" ct status dnat masquerade '
+                           'comment "loopback, hairpin"')
+    rules = {name: "".join(f"        {rule}\n" for rule in lines) for name, lines in (
+        ("guard", guard), ("postrouting", postrouting), ("forward", forward))}
     return f"""add table ip {table}
 delete table ip {table}
 table ip {table} {{
@@ -59,9 +98,7 @@ table ip {table} {{
     }}
     chain guard {{
         type filter hook prerouting priority raw; policy accept;
-        iifname "{bridge}" ip saddr 127.0.0.0/8 drop comment "route_localnet lets these in"
-        iifname "{bridge}" ip daddr 127.0.0.0/8 drop
-    }}
+{rules["guard"]}    }}
     chain prerouting {{
         type nat hook prerouting priority dstnat; policy accept;
         ip daddr 127.0.0.0/8 return comment "not from a wire: the host's own go through output"
@@ -73,17 +110,19 @@ table ip {table} {{
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
-        ip saddr {subnet} oifname != "{bridge}" masquerade
-        ip saddr {{ 127.0.0.0/8, {subnet} }} oifname "{bridge}" ct status dnat masquerade comment "loopback, hairpin"
-    }}
+{rules["postrouting"]}    }}
     chain forward {{
         type filter hook forward priority filter; policy accept;
-        oifname "{bridge}" ct state established,related accept
-        oifname "{bridge}" ct status dnat accept
-        iifname != "{bridge}" oifname "{bridge}" drop comment "ports that are not published"
-    }}
+{rules["forward"]}    }}
 }}
 {elements}"""
+
+
+def _names(bridges: Sequence[Bridge]) -> str:
+    for one in bridges:
+        if not _LINK.fullmatch(one.name):
+            raise ValueError(one.name)
+    return "{ " + ", ".join(f'"{one.name}"' for one in bridges) + " }"
 
 
 def element_text(verb: str, table: str, container: str, publication: Publication) -> str:
@@ -172,18 +211,20 @@ class Nft:
 class Firewall:
     """The instance's table. All methods block: they are called in threads, and one at a time by their own lock."""
 
-    def __init__(self, instance: str, bridge: str, nft: Nft) -> None:
+    def __init__(self, instance: str, nft: Nft) -> None:
         self.table = f"dolium-{instance}"
-        self._bridge, self._nft = bridge, nft
-        self._subnet: IPv4Network | None = None
+        self._nft = nft
+        self._bridges: tuple[Bridge, ...] | None = None
         self._publications: dict[str, Publication] = {}
         self._lock = threading.Lock()
 
-    def replace(self, subnet: IPv4Network, publications: Mapping[str, Publication]) -> None:
-        """Make the table anew with these; no packet sees a moment without. Connections under way keep their NAT."""
+    def replace(self, bridges: Sequence[Bridge], publications: Mapping[str, Publication] | None = None) -> None:
+        """Make the table anew for these bridges; ``publications`` None keeps what is published. No packet sees a moment
+        without. Connections under way keep their NAT."""
         with self._lock:
-            self._nft.run(table_text(self.table, self._bridge, subnet, publications))
-            self._subnet, self._publications = subnet, dict(publications)
+            kept = self._publications if publications is None else dict(publications)
+            self._nft.run(table_text(self.table, bridges, kept))
+            self._bridges, self._publications = tuple(bridges), kept
 
     def add(self, container: str, publication: Publication) -> None:
         """Publish. When it does not work (someone flushed all rules), the whole table is made anew."""
@@ -204,17 +245,17 @@ class Firewall:
         try:
             self._nft.run(text)
         except DoliumError as error:
-            if self._subnet is None:
+            if self._bridges is None:
                 raise
             _log.warning("the firewall table %s is made anew: %s", self.table, error)
-            self._nft.run(table_text(self.table, self._bridge, self._subnet, after))
+            self._nft.run(table_text(self.table, self._bridges, after))
         self._publications = after
 
     def delete(self) -> None:
         """Remove the table; idempotent."""
         with self._lock:
             self._nft.run(f"add table ip {self.table}\ndelete table ip {self.table}\n")
-            self._subnet, self._publications = None, {}
+            self._bridges, self._publications = None, {}
 
     def foreign_drops(self) -> list[str]:
         """Chains of others that drop forwarded packets by policy, ours too."""

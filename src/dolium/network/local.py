@@ -9,7 +9,10 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from typing import TypeVar
+
+from dolium.network import netlink
 
 CLONE_NEWNET = 0x40000000
 _SIOCSIFFLAGS = 0x8914
@@ -47,6 +50,19 @@ def new_namespace(namespace: int = -1) -> int:
         return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     return in_thread(make)
+
+
+def default_route(namespace: int, link: str, gateway: str) -> None:
+    """Give a namespace that has none a default route by a gateway on a link. Raises OSError."""
+    def inside() -> None:
+        enter_network(namespace)
+        control = netlink.Netlink()
+        try:
+            control.request(netlink.new_default_route(socket.if_nametoindex(link), IPv4Address(gateway)))
+        finally:
+            control.close()
+
+    in_thread(inside)
 
 
 def in_thread(work: Callable[[], _T]) -> _T:

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import re
+import secrets
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
-from dolium.errors import InvalidArgument
+from dolium import faults
+from dolium.errors import AlreadyExists, DoliumError, InvalidArgument, NotFound, PermissionDenied
 from dolium.network import pool
-from dolium.network.base import Known, NetworkRequest, Prepared
+from dolium.network.base import Endpoint, Known, NetworkRequest, Place, PortBinding, Prepared, endpoints, named
+from dolium.network.dns.client import Known as NameServerKnown
+from dolium.network.dns.client import NameServer
 from dolium.network.drivers.base import Driver, Rows
 from dolium.network.drivers.bridge import BridgeDriver
+from dolium.network.drivers.bridge_network import DEFAULT
 from dolium.network.drivers.none import NoneDriver
+from dolium.network.local import default_route
+from dolium.network.records import PREDEFINED, VERSION, Record, wished
+from dolium.network.switch import as_error
 
+_log = logging.getLogger(__name__)
 _INSTANCE = re.compile(r"[0-9a-f]{8}")
 _CONTAINER = re.compile(r"[0-9a-f]{12,64}")
+_TABLE = "networks"
+faults.register("network.record.put", "network.record.deleted")
 
 
 class Networks:
@@ -24,12 +40,17 @@ class Networks:
 
     def __init__(self, instance: str, store: Rows, *, run_dir: str, pool_size: int = pool.SIZE) -> None:
         """``instance``: 8 hex digits, in the name of every kernel object; ``run_dir``: the instance's folder for what
-        does not outlive a boot, where this version puts nothing."""
+        does not outlive a boot: the name server's socket and log."""
         if not _INSTANCE.fullmatch(instance):
             raise ValueError(f"an instance is 8 hex digits, not {instance!r}")
         self.instance, self.run_dir = instance, run_dir
-        self._bridge = BridgeDriver(instance, store, pool_size=pool_size)
-        self._drivers: dict[str, Driver] = {driver.name: driver for driver in (NoneDriver(), self._bridge)}
+        self._store = store
+        self._bridge = BridgeDriver(instance, self._settled, pool_size=pool_size)
+        self._none = NoneDriver()
+        self._drivers: dict[str, Driver] = {driver.name: driver for driver in (self._none, self._bridge)}
+        self._dns = NameServer(run_dir)
+        self._row: dict[str, Any] = {}
+        self._records: dict[str, Record] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -41,60 +62,354 @@ class Networks:
         """``ready``, ``taken``, ``missed``: the pool of prepared namespaces, for memory figures and tests."""
         return self._bridge.pool_figures()
 
-    async def start(self, live: dict[str, dict[str, Any]]) -> None:
+    def identity(self, name: str) -> str:
+        """The id of a network that is always there."""
+        return hashlib.sha256(f"{self.instance}:{name}".encode()).hexdigest()
+
+    # -- start --
+
+    async def start(self, live: dict[str, Endpoint], namespace_of: Callable[[str], int] | None = None) -> None:
         """See NetworkManager. Endpoints of networks that are not ours (host, another container's) are passed over."""
+        rows = {row["name"]: row for row in self._store.rows(_TABLE)}
+        self._row = rows.pop(DEFAULT, {})
+        self._records = {}
+        for name, row in rows.items():
+            try:
+                self._records[name] = Record.from_doc(row)
+            except (KeyError, TypeError) as error:
+                _log.error("the record of network %s cannot be read: %r", name, error)
+        default = Record(DEFAULT, self.identity(DEFAULT), created=self._row.get("created") or _now(),
+                         subnet=self._row.get("subnet", ""))
         for driver in self._drivers.values():
-            await driver.start({container: endpoint for container, endpoint in live.items()
-                                if endpoint.get("network") == driver.name})
+            mine = {container: [one for one in endpoints(first) if self._driver_of(one) is driver]
+                    for container, first in live.items()}
+            await driver.start([default, *self._records.values()] if driver is self._bridge else [],
+                               {container: found for container, found in mine.items() if found})
+        known = {}
+        for container, first in live.items():
+            if named(first) and namespace_of is not None:
+                try:
+                    known[container] = self._known(first, namespace_of(container))
+                except OSError as error:
+                    _log.warning("container %s has no name server: %s", container[:12], error)
+        await self._dns.adopt(known)
+        if self._records and not known:
+            self._task(self._dns.prepare())
+
+    def _settled(self, record: Record, forwarding: bool) -> None:
+        row = {"version": VERSION, "name": DEFAULT, "subnet": record.subnet, "created": record.created,
+               "forwarding_set": forwarding or bool(self._row.get("forwarding_set"))}
+        if row != self._row:
+            self._store.put_row(_TABLE, DEFAULT, row)
+            self._row = row
+        faults.point("network.record.put")
+
+    def _driver_of(self, endpoint: Endpoint) -> Driver | None:
+        name = str(endpoint.get("network") or "")
+        if name == "none":
+            return self._none
+        return self._bridge if name == DEFAULT or endpoint.get("network_id") else None
+
+    # -- a container's --
 
     async def prepare(self, request: NetworkRequest, known: Known | None = None) -> Prepared:
         """See NetworkManager. A caller that is cancelled leaves nothing behind either."""
-        driver = self._drivers.get(request.mode)
-        if driver is None:
-            raise InvalidArgument(f"network {request.mode} not found")
         if not _CONTAINER.fullmatch(request.container):
             raise InvalidArgument(f"invalid container id: {request.container!r}")
-        task = self._task(driver.attach(request, known))
+        task = self._task(self._prepare(request, known))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._task(self._undo(driver, request.container, task))
+            self._task(self._undo(request.container, task))
             raise
 
-    async def _undo(self, driver: Driver, container: str, task: asyncio.Task[Prepared]) -> None:
+    async def _prepare(self, request: NetworkRequest, known: Known | None) -> Prepared:
+        container = request.container
+        found: list[Endpoint] = []
+        try:
+            for place in (Place(request.mode, request.address, request.mac, request.names), *request.others):
+                found.append(self._reserve(container, place))
+            # what has a way out comes first: it has the default route, and the ports
+            found.sort(key=lambda endpoint: not endpoint["gateway"])
+            first, *others = found
+            for endpoint in found:
+                endpoint["link"] = self._link_name(endpoint, found)
+            driver = self._must(first)
+            if first["gateway"]:
+                driver.publish(container, first, request.ports)
+            if others:
+                first["others"] = others
+            if request.servers is not None and named(first):
+                first["servers"] = list(request.servers)
+            if known is not None:
+                known(first)
+            fd = await driver.make(container, first, request.namespace)
+            try:
+                for endpoint in others:
+                    await self._must(endpoint).join(container, endpoint, fd, default=False)
+                if named(first):
+                    await self._attach_names(container, first, fd, fresh=True)
+            except BaseException:
+                os.close(fd)
+                raise
+        except BaseException:
+            for endpoint in found:
+                await self._must(endpoint).release(container, endpoint)
+            raise
+        return Prepared(fd, first)
+
+    def _reserve(self, container: str, place: Place) -> Endpoint:
+        name = self._name(place.network)
+        if name == "host":
+            raise PermissionDenied("container cannot be connected to multiple networks with one of the networks in host "
+                                   "mode")
+        driver: Driver = self._none if name == "none" else self._bridge
+        endpoint = driver.reserve(container, replace(place, network=name))
+        if name not in PREDEFINED:
+            endpoint["names"] = list(place.names)
+        return endpoint
+
+    # -- names --
+
+    def _known(self, first: Endpoint, namespace: int, *, fresh: bool = False,
+               sockets: Sequence[socket.socket] = ()) -> NameServerKnown:
+        found = endpoints(first)
+        return NameServerKnown(namespace, first.get("servers"), {
+            endpoint["network_id"]: (endpoint["network"], endpoint["names"], endpoint["ip"])
+            for endpoint in found if "names" in endpoint}, any(endpoint["gateway"] for endpoint in found), fresh, sockets)
+
+    async def _attach_names(self, container: str, first: Endpoint, namespace: int, *, fresh: bool) -> None:
+        try:
+            await self._dns.attach(container, self._known(first, os.dup(namespace), fresh=fresh,
+                                                          sockets=self._bridge.take_sockets(container)))
+        except OSError as error:
+            raise as_error(error, f"cannot give container {container[:12]} a name server") from error
+
+    async def _renamed(self, container: str, first: Endpoint, namespace: int) -> None:
+        """Its networks are others than they were, or its name."""
+        there = self._dns.known(container)
+        if not named(first):
+            await self._dns.gone(container)
+        elif there is None:
+            await self._attach_names(container, first, namespace, fresh=False)
+        else:
+            now = self._known(first, there.namespace)
+            there.names, there.forward = now.names, now.forward
+            await self._dns.change(container)
+
+    async def rename(self, container: str, first: Endpoint, old: str, new: str) -> None:
+        """See NetworkManager."""
+        for endpoint in endpoints(first):
+            if "names" in endpoint:
+                endpoint["names"] = [new if name == old else name for name in endpoint["names"]]
+        if named(first):
+            await asyncio.shield(self._task(self._renamed(container, first, -1)))
+
+    def _must(self, endpoint: Endpoint) -> Driver:
+        driver = self._driver_of(endpoint)
+        assert driver is not None
+        return driver
+
+    def _link_name(self, endpoint: Endpoint, among: list[Endpoint]) -> str:
+        if endpoint["network"] == "none":
+            return ""
+        record = self._records.get(endpoint["network"])
+        prefix = record.prefix if record is not None else "eth"
+        used = {one["link"] for one in among}
+        return next(name for number in range(len(among) + 1) if (name := f"{prefix}{number}") not in used)
+
+    async def _undo(self, container: str, task: asyncio.Task[Prepared]) -> None:
         await asyncio.wait([task])
         if not task.cancelled() and task.exception() is None:
             os.close(task.result().fd)
-            await driver.detach(container)
+            await self._release(container, task.result().endpoint)
 
-    def _task(self, work: Any) -> asyncio.Task[Any]:
+    def _task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def release(self, container: str, endpoint: dict[str, Any]) -> None:
+    async def release(self, container: str, endpoint: Endpoint) -> None:
         """See NetworkManager. What another container has by now (an old record's address) is not touched."""
-        driver = self._drivers.get(str(endpoint.get("network") or ""))
-        if driver is not None:
-            await asyncio.shield(self._task(driver.detach(container)))
+        await asyncio.shield(self._task(self._release(container, endpoint)))
+
+    async def _release(self, container: str, first: Endpoint) -> None:
+        await self._dns.gone(container)
+        failure: DoliumError | None = None
+        for endpoint in endpoints(first):
+            driver = self._driver_of(endpoint)
+            try:
+                if driver is not None:
+                    await driver.release(container, endpoint)
+            except DoliumError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    async def connect(self, container: str, place: Place, namespace: int, first: Endpoint,
+                      ports: tuple[PortBinding, ...] = ()) -> Endpoint:
+        """See NetworkManager."""
+        return await asyncio.shield(self._task(self._connect(container, place, namespace, first, ports)))
+
+    async def _connect(self, container: str, place: Place, namespace: int, first: Endpoint,
+                       ports: tuple[PortBinding, ...]) -> Endpoint:
+        found = [dict(endpoint) for endpoint in endpoints(first) if endpoint.get("network")]
+        if any(endpoint["network"] == "none" for endpoint in found) or self._name(place.network) == "none":
+            raise PermissionDenied("container cannot be connected to multiple networks with one of the networks in private "
+                                   "(none) mode")
+        new = self._reserve(container, place)
+        driver = self._must(new)
+        first_way_out = bool(new["gateway"]) and not any(endpoint["gateway"] for endpoint in found)
+        try:
+            new["link"] = self._link_name(new, found)
+            if first_way_out:
+                driver.publish(container, new, ports)
+            await driver.join(container, new, namespace, default=first_way_out)
+            after = _ordered([new, *found] if first_way_out else [*found, new])
+            await self._renamed(container, after, namespace)
+        except BaseException:
+            await driver.leave(container, new)
+            raise
+        return after
+
+    async def disconnect(self, container: str, network: str, namespace: int, first: Endpoint) -> Endpoint:
+        """See NetworkManager."""
+        return await asyncio.shield(self._task(
+            self._disconnect(container, network, namespace, first)))
+
+    async def _disconnect(self, container: str, network: str, namespace: int, first: Endpoint) -> Endpoint:
+        found = [dict(endpoint) for endpoint in endpoints(first)]
+        gone = next((endpoint for endpoint in found if endpoint.get("network") == network), None)
+        if gone is None:
+            raise NotFound(f"container {container} is not connected to the network {network}")
+        await self._must(gone).leave(container, gone)
+        found.remove(gone)
+        heir = next((endpoint for endpoint in found if endpoint["gateway"]), None)
+        if heir is not None and gone["gateway"] and gone["network"] == first["network"]:
+            found.remove(heir)
+            found.insert(0, heir)
+            await self._inherit(container, heir, gone, namespace)
+        after = _ordered(found)
+        await self._renamed(container, after, namespace)
+        return after
+
+    async def _inherit(self, container: str, heir: Endpoint, gone: Endpoint, namespace: int) -> None:
+        """The default route went with its link, and the ports: the next network has them now."""
+        driver = self._must(heir)
+        try:
+            driver.publish(container, heir, [PortBinding(port["container_port"], port["protocol"], port["host_ip"],
+                                                         port["host_port"]) for port in gone["ports"]])
+            await driver.expose(container, heir)
+        except DoliumError as error:
+            _log.warning("ports of container %s are not published any more: %s", container[:12], error)
+        try:
+            await asyncio.to_thread(default_route, namespace, heir["link"], heir["gateway"])
+        except FileExistsError:
+            _log.debug("the container has a default route of its own")
+        except OSError as error:
+            _log.warning("no default route by %s: %s", heir["link"], error)
+
+    # -- networks --
+
+    def _name(self, reference: str) -> str:
+        """Of a network, by its name, its id, or how that begins. Raises NotFound, InvalidArgument."""
+        if reference in PREDEFINED or reference in self._records:
+            return reference
+        ids = {record.id: name for name, record in self._records.items()}
+        ids |= {self.identity(name): name for name in PREDEFINED}
+        found = [name for identity, name in ids.items() if reference and identity.startswith(reference)]
+        if len(found) > 1 and reference not in ids:
+            raise InvalidArgument(f"network {reference} is ambiguous ({len(found)} matches found based on ID prefix)")
+        if not found:
+            raise NotFound(f"network {reference} not found")
+        return ids.get(reference) or found[0]
+
+    async def create(self, wish: dict[str, Any]) -> str:
+        """See NetworkManager."""
+        record = wished(wish, secrets.token_hex(32), _now())
+        if record.name in self._records:
+            raise AlreadyExists(f"network with name {record.name} already exists")
+        self._records[record.name] = record  # the name is taken from now on
+        task = self._task(self._create(record))
+        return await asyncio.shield(task)
+
+    async def _create(self, record: Record) -> str:
+        try:
+            made = await self._bridge.create(record)
+            try:
+                self._store.put_row(_TABLE, made.name, made.to_doc())
+                faults.point("network.record.put")
+            except BaseException:
+                await self._bridge.remove(made.name)
+                raise
+        except BaseException:
+            self._records.pop(record.name, None)
+            raise
+        self._records[record.name] = made
+        self._task(self._dns.prepare())
+        return made.id
+
+    async def remove(self, reference: str) -> str:
+        """See NetworkManager."""
+        name = self._name(reference)
+        if name in PREDEFINED:
+            raise PermissionDenied(f"{name} is a pre-defined network and cannot be removed")
+        await asyncio.shield(self._task(self._remove(self._records[name])))
+        return name
+
+    async def _remove(self, record: Record) -> None:
+        users = self._bridge.describe(record.name).get("Containers") or {}
+        if users:
+            raise PermissionDenied(f"error while removing network: network {record.name} id {record.id} has active "
+                                   "endpoints",
+                                   hint=f"containers {', '.join(sorted(user[:12] for user in users))}")
+        self._store.delete_row(_TABLE, record.name)
+        faults.point("network.record.deleted")
+        try:
+            await self._bridge.remove(record.name)
+        except BaseException:
+            self._store.put_row(_TABLE, record.name, record.to_doc())
+            raise
+        self._records.pop(record.name, None)
+        if not self._records:
+            await self._dns.rest()
+
+    def find(self, reference: str) -> dict[str, Any]:
+        """See NetworkManager."""
+        return self._described(self._name(reference))
 
     def describe(self) -> list[dict[str, Any]]:
         """See NetworkManager; ``Containers``' names are the caller's to fill in."""
-        return [self._described("bridge", self._bridge.describe()), self._described("host", {}),
-                self._described("none", self._drivers["none"].describe())]
+        return [self._described(name) for name in (*PREDEFINED, *sorted(self._records))]
 
-    def _described(self, name: str, own: dict[str, Any]) -> dict[str, Any]:
-        identity = hashlib.sha256(f"{self.instance}:{name}".encode()).hexdigest()
-        return {"Name": name, "Id": identity, "Created": "0001-01-01T00:00:00Z", "Scope": "local",
-                "Driver": "null" if name == "none" else name, "EnableIPv4": True, "EnableIPv6": False,
-                "IPAM": {"Driver": "default", "Options": None, "Config": []}, "Internal": False, "Attachable": False,
-                "Ingress": False, "ConfigFrom": {"Network": ""}, "ConfigOnly": False, "Containers": {}, "Options": {},
-                "Labels": {}, **own}
+    def _described(self, name: str) -> dict[str, Any]:
+        record = self._records.get(name) or Record(name, self.identity(name))
+        own = {} if name in ("none", "host") else self._bridge.describe(name)
+        return {"Name": name, "Id": record.id, "Created": record.created or "0001-01-01T00:00:00Z", "Scope": "local",
+                "Driver": {"none": "null", "host": "host"}.get(name, record.driver), "EnableIPv4": True, "EnableIPv6": False,
+                "IPAM": {"Driver": "default", "Options": None, "Config": []}, "Internal": record.internal,
+                "Attachable": record.attachable, "Ingress": False, "ConfigFrom": {"Network": ""}, "ConfigOnly": False,
+                "Containers": {}, "Options": record.options, "Labels": record.labels, **own}
 
     async def close(self) -> None:
         """See NetworkManager. With no live container nothing of the instance is left in the kernel."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+        await self._dns.close()
         for driver in self._drivers.values():
             await driver.close()
+
+
+def _ordered(found: list[Endpoint]) -> Endpoint:
+    """The first endpoint with the others in it."""
+    if not found:
+        return {}
+    servers = next((endpoint["servers"] for endpoint in found if "servers" in endpoint), None)
+    first, *others = [{key: value for key, value in endpoint.items() if key not in ("others", "servers")}
+                      for endpoint in found]
+    return {**first, **({"others": others} if others else {}), **({"servers": servers} if servers is not None else {})}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")

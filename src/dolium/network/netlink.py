@@ -28,7 +28,7 @@ _AF_BRIDGE = 7
 IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO = 1, 3, 4, 10, 12, 18
 _IFLA_IFALIAS, _IFLA_NET_NS_FD, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 20, 28, 31, 32
-_INFO_KIND, _INFO_DATA, _VETH_PEER, _BR_FORWARD_DELAY, _BRPORT_HAIRPIN = 1, 2, 1, 1, 4
+_INFO_KIND, _INFO_DATA, _VETH_PEER, _BR_FORWARD_DELAY, _BRPORT_HAIRPIN, _BRPORT_ISOLATED = 1, 2, 1, 1, 4, 33
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST = 254, 4, 1
@@ -105,6 +105,12 @@ def set_hairpin(index: int) -> bytes:
     own published port is answered by the bridge, not by the routing behind it."""
     return _message(RTM_SETLINK, _ACK, _ifinfo(index, family=_AF_BRIDGE),
                     _nest(_IFLA_PROTINFO, attribute(_BRPORT_HAIRPIN, b"\x01")))
+
+
+def set_isolated(index: int) -> bytes:
+    """Frames of a bridge port reach no other port that is isolated too."""
+    return _message(RTM_SETLINK, _ACK, _ifinfo(index, family=_AF_BRIDGE),
+                    _nest(_IFLA_PROTINFO, attribute(_BRPORT_ISOLATED, b"\x01")))
 
 
 def delete_link(index: int) -> bytes:

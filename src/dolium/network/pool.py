@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,18 +28,22 @@ _numbers = itertools.count(secrets.randbits(16))
 
 @dataclass(slots=True)
 class Slot:
-    """``fd``: the namespace; ``control``: a netlink socket in it; ``host`` and ``inside``: the ends' indices."""
+    """``fd``: the namespace; ``control``: a netlink socket in it; ``host`` and ``inside``: the ends' indices; ``sockets``:
+    for a name server, where it is prepared for one."""
 
     fd: int
     control: Netlink
     name: str
     host: int
     inside: int
+    sockets: tuple[socket.socket, ...] = ()
 
     def close(self) -> None:
         """The namespace goes, unless a process or another fd has it, and its link with it."""
         self.control.close()
         os.close(self.fd)
+        for sock in self.sockets:
+            sock.close()
 
 
 def prefix(instance: str) -> str:
@@ -46,9 +51,9 @@ def prefix(instance: str) -> str:
     return f"dp{instance}"
 
 
-def make(host: Netlink, instance: str, mtu: int, namespace: int = -1) -> Slot:
-    """A slot, from nothing; or in a namespace that has nothing yet, whose fd it takes. Raises OSError; then nothing is
-    left."""
+def make(host: Netlink, instance: str, mtu: int, namespace: int = -1, link: str = LINK) -> Slot:
+    """A slot, from nothing; or in a namespace that has no link of that name yet, whose fd it takes. Raises OSError; then
+    nothing is left."""
     def inside() -> tuple[int, Netlink]:
         if namespace < 0:
             unshare_network()
@@ -75,9 +80,9 @@ def make(host: Netlink, instance: str, mtu: int, namespace: int = -1) -> Slot:
     try:
         faults.point("network.namespace.made")
         name = f"{prefix(instance)}{next(_numbers) & 0xFFFF:04x}x"
-        host.request(netlink.new_veth(name, LINK, fd, mtu))
+        host.request(netlink.new_veth(name, link, fd, mtu))
         faults.point("network.veth.made")
-        outer, inner = host.link(name=name), control.link(name=LINK)
+        outer, inner = host.link(name=name), control.link(name=link)
         if outer is None or inner is None:
             raise OSError(f"the veth pair {name} is gone")
         if os.path.isdir(f"{_IPV6}/{name}"):
@@ -131,9 +136,13 @@ class Pool:
         return False
 
     def close(self) -> list[int]:
+        """As ``drain``, and nothing is added any more."""
+        self._closed = True
+        return self.drain()
+
+    def drain(self) -> list[int]:
         """Drop all; the indices of the host ends, which the kernel removes a little later."""
         with self._lock:
-            self._closed = True
             slots, self._slots = self._slots, []
         for slot in slots:
             slot.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
 from dolium import faults
-from dolium.errors import DoliumError, FailedPrecondition, Internal, PermissionDenied, ResourceExhausted
+from dolium.errors import AlreadyExists, DoliumError, FailedPrecondition, Internal, PermissionDenied, ResourceExhausted
 from dolium.network import netlink
 from dolium.network.addresses import choose_subnet, mac_for
 from dolium.network.netlink import Link, Netlink
@@ -73,48 +74,69 @@ def as_error(error: OSError, what: str) -> DoliumError:
     return Internal(text, errno=error.errno)
 
 
-class Switch:
-    """The instance's bridge. ``index`` is 0 before ``make``. Methods raise OSError where nothing else is said."""
+def owner(instance: str, link: Link) -> tuple[str, str] | None:
+    """(container, network) of one of the instance's links, the network by the first 12 digits of its id, "" for the default;
+    the container is "" for a bridge and for what is unused. None when it is not the instance's."""
+    kind, _, rest = link.alias.partition(":")
+    if kind == "dolium" and rest.partition(":")[0] == instance:
+        container, _, network = rest.partition(":")[2].partition(":")
+        return container, network
+    return ("", "") if re.fullmatch(f"{prefix(instance)}[0-9a-f]{{4}}x", link.name) else None
 
-    def __init__(self, instance: str) -> None:
-        self.instance = instance
-        self.name = f"dol{instance}"
-        self.alias = f"dolium:{instance}"
-        self.host = Netlink()
+
+def default_mtu(host: Netlink) -> int:
+    """That of the link of the host's default route; 1500 without one."""
+    links = {link.index: link for link in host.links()}
+    found = next((links[route.link] for route in host.routes() if not route.network.prefixlen and route.link in links), None)
+    return found.mtu if found is not None and found.mtu >= 576 else 1500
+
+
+class Switch:
+    """A network's bridge. ``network``: the first 12 digits of its id, "" for the default one; ``name``: of the link, made of
+    that when it is not named. ``index`` is 0 before ``make``. Methods raise OSError where nothing else is said."""
+
+    def __init__(self, instance: str, host: Netlink, network: str = "", name: str = "", mtu: int = 1500) -> None:
+        self.instance, self.network, self.host = instance, network, host
+        self.name = name or f"dol{network or instance}"
+        self.alias = f"dolium:{instance}::{network}" if network else f"dolium:{instance}"
         self.index = 0
-        self.mtu = 1500
+        self.mtu = mtu
         self._making = threading.Lock()
 
-    def close(self) -> None:
-        """The bridge stays."""
-        self.host.close()
+    def link_name(self, container: str) -> str:
+        """The host end of a container's pair."""
+        if not self.network:
+            return link_name(container)
+        return f"dv{hashlib.sha256(f'{container}:{self.network}'.encode()).hexdigest()[:10]}"
 
-    def plan(self, stored: IPv4Network | None, *, keep: bool) -> IPv4Network:
+    def _link_alias(self, container: str) -> str:
+        return f"dolium:{self.instance}:{container}" + (f":{self.network}" if self.network else "")
+
+    def plan(self, stored: IPv4Network | None, others: Iterable[IPv4Network], *, keep: bool) -> IPv4Network:
         """The subnet to use: the stored one, unless the host now routes it elsewhere; with ``keep`` in any case, since
-        containers have addresses of it. Sets ``mtu`` from the link of the default route.
+        containers have addresses of it. ``others``: of the instance's other networks.
 
         Raises ResourceExhausted.
         """
-        links = {link.index: link for link in self.host.links()}
-        routes = self.host.routes()
-        default = next((links[route.link] for route in routes if not route.network.prefixlen and route.link in links), None)
-        self.mtu = default.mtu if default is not None and default.mtu >= 576 else 1500
-        own = next((link.index for link in links.values() if link.name == self.name), 0)
-        taken = [route.network for route in routes if route.link != own and route.network.prefixlen]
+        own = next((link.index for link in self.host.links() if link.name == self.name), 0)
+        taken = [route.network for route in self.host.routes() if route.link != own and route.network.prefixlen]
         if stored is not None:
             if keep or not any(stored.overlaps(network) for network in taken):
                 return stored
             _log.warning("the host routes %s by now: the bridge %s gets another subnet", stored, self.name)
-        return choose_subnet(taken)
+        return choose_subnet([*taken, *others])
 
-    def make(self, subnet: IPv4Network, *, keep: bool) -> None:
-        """Make the bridge or adopt what is there, and bring it up with the subnet's gateway address."""
+    def make(self, subnet: IPv4Network, gateway: IPv4Address, *, keep: bool) -> None:
+        """Make the bridge or adopt what is there, and bring it up with the gateway's address. Raises AlreadyExists when a
+        link that is not ours has its name."""
         with self._making:
-            self._make(subnet, keep)
+            self._make(subnet, gateway, keep)
 
-    def _make(self, subnet: IPv4Network, keep: bool) -> None:
-        gateway = subnet.network_address + 1
+    def _make(self, subnet: IPv4Network, gateway: IPv4Address, keep: bool) -> None:
         found = self.host.link(name=self.name)
+        if found is not None and self.network and found.alias != self.alias:
+            raise AlreadyExists(f"the host has a link {self.name} that is not of this network",
+                                hint="choose another com.docker.network.bridge.name")
         if found is not None and not keep:
             # a killed daemon's; no container is on it, and it may have another subnet's address
             self.delete(found.index)
@@ -136,41 +158,35 @@ class Switch:
             _log.debug("the bridge %s has its address already", self.name)
         faults.point("network.bridge.ready")
 
-    def container_of(self, link: Link) -> str | None:
-        """Whose link this is: a container's id, "" for what is unused or the bridge's own, None when not ours."""
-        if link.alias.startswith(f"{self.alias}:"):
-            return link.alias[len(self.alias) + 1:]
-        return "" if link.alias == self.alias or re.fullmatch(f"{prefix(self.instance)}[0-9a-f]{{4}}x", link.name) else None
-
-    def sweep(self, live: Iterable[str], *, remove: bool = True) -> dict[str, int]:
-        """Remove this instance's links of no live container, unless told not to; the live ones' indices, plugged in
-        again if they were not."""
-        wanted = {container: link_name(container) for container in live}
+    def sweep(self, live: Iterable[str]) -> dict[str, int]:
+        """The indices of the live containers' links, plugged in again if they were not."""
+        wanted = {self.link_name(container): container for container in live}
         found: dict[str, int] = {}
         for link in self.host.links():
-            container = self.container_of(link)
-            if container is None or link.index == self.index:
-                continue
-            if wanted.get(container) != link.name:
-                if remove:
-                    self.delete(link.index)
+            container = wanted.get(link.name)
+            if container is None or owner(self.instance, link) != (container, self.network):
                 continue
             found[container] = link.index
             if link.master != self.index or not link.up:
                 self.host.request(netlink.set_link(link.index, master=self.index, up=True),
                                   netlink.set_hairpin(link.index))
-        for container in wanted.keys() - found.keys():
-            _log.warning("container %s has lost its link %s", container[:12], wanted[container])
+        for name, container in wanted.items():
+            if container not in found:
+                _log.warning("container %s has lost its link %s", container[:12], name)
         return found
 
     def plug(self, slot: Slot, container: str, address: IPv4Address, subnet: IPv4Network, mac: str, *,
-             hairpin: bool) -> None:
-        """Join a slot to the bridge and give it its address: two requests, one on each side of the pair.
+             gateway: IPv4Address | None, hairpin: bool, alone: bool = False, mtu: int = 0) -> None:
+        """Join a slot to the bridge and give it its address: two requests, one on each side of the pair. ``gateway``: of its
+        default route, None for none; ``alone``: the other ports of the bridge cannot be reached; ``mtu``: 0 is the slot's.
 
         Raises FailedPrecondition when the link's name is another's.
         """
-        name = link_name(container)
-        outside = [netlink.set_link(slot.host, name=name, alias=f"{self.alias}:{container}", master=self.index, up=True)]
+        name = self.link_name(container)
+        outside = [netlink.set_link(slot.host, name=name, alias=self._link_alias(container), master=self.index, mtu=mtu,
+                                    up=True)]
+        if alone:
+            outside.append(netlink.set_isolated(slot.host))
         if hairpin:
             outside.append(netlink.set_hairpin(slot.host))
         try:
@@ -180,16 +196,16 @@ class Switch:
             self._move_aside(name, container)
             self.host.request(*outside)
         faults.point("network.link.plugged")
-        slot.control.request(netlink.set_link(slot.inside, mac=mac, up=True),
+        slot.control.request(netlink.set_link(slot.inside, mac=mac, mtu=mtu, up=True),
                              netlink.new_address(slot.inside, address, subnet),
-                             netlink.new_default_route(slot.inside, subnet.network_address + 1))
+                             *([netlink.new_default_route(slot.inside, gateway)] if gateway is not None else []))
         faults.point("network.link.configured")
 
     def _move_aside(self, name: str, container: str) -> None:
         link = self.host.link(name=name)
         if link is None:
             return
-        if self.container_of(link) != container:
+        if owner(self.instance, link) != (container, self.network):
             raise FailedPrecondition(f"the link {name} exists and is not of container {container[:12]}")
         spare = netlink.set_link(link.index, name=f"dx{secrets.token_hex(5)}")
         try:
@@ -217,7 +233,7 @@ class Switch:
         for index in indices:
             while True:
                 link = self.host.link(index=index)
-                if link is None or self.container_of(link) is None:
+                if link is None or owner(self.instance, link) is None:
                     break
                 if time.monotonic() >= until:
                     self.delete(index)

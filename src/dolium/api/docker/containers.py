@@ -38,21 +38,21 @@ from dolium.runtime.cli import signal_number
 routes = web.RouteTableDef()
 
 
-def split_create(request_body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(Config, HostConfig) of a create request."""
+def split_create(request_body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """(Config, HostConfig, NetworkingConfig) of a create request."""
     host = request_body.get("HostConfig") or {}
     if not isinstance(host, dict):
         raise InvalidArgument("HostConfig must be an object")
     config = {key: value for key, value in request_body.items() if key not in ("HostConfig", "NetworkingConfig")}
-    return config, dict(host)
+    return config, dict(host), request_body.get("NetworkingConfig")
 
 
 @routes.post("/containers/create")
 async def create(request: web.Request) -> web.Response:
     """Make a container. ``rootfs`` in the query (dolium's own) is a folder in place of an image."""
-    config, host = split_create(await body(request))
+    config, host, networking = split_create(await body(request))
     container = await request.app[CONTAINERS].create(
-        request.query.get("name", ""), config, host, rootfs=request.query.get("rootfs", ""))
+        request.query.get("name", ""), config, host, networking, rootfs=request.query.get("rootfs", ""))
     return web.json_response({"Id": container.id, "Warnings": []}, status=201)
 
 
@@ -95,7 +95,8 @@ def _matches(container: Container, wanted: dict[str, list[str]]) -> bool:
         "ancestor": lambda value: value in (container.image, container.image_id) or container.image.split(":")[0] == value
         or container.image_id.removeprefix("sha256:").startswith(value),
         "exited": lambda value: container.status == model.EXITED and container.exit_code == int(value),
-        "network": lambda value: (container.network.get("network") or "bridge") == value,
+        "network": lambda value: any(value in (name, entry["NetworkID"]) for name, entry in
+                                     models.network_settings(container)["Networks"].items()),
         "health": lambda value: value == "none",  # there are no health checks
         "is-task": lambda value: value.lower() in ("false", "0"),
         "publish": lambda value: _port_matches(value, [f"{one['host_port']}/{one['protocol']}" for one in live_ports]),
@@ -188,7 +189,7 @@ async def kill(request: web.Request) -> web.Response:
 @routes.post("/containers/{name}/rename")
 async def rename(request: web.Request) -> web.Response:
     """Another name."""
-    request.app[CONTAINERS].rename(request.match_info["name"], request.query.get("name", ""))
+    await request.app[CONTAINERS].rename(request.match_info["name"], request.query.get("name", ""))
     return no_content()
 
 

@@ -10,7 +10,9 @@ from dolium.engine import model
 from dolium.engine.containers import Containers
 from dolium.engine.engine import Engine
 from dolium.engine.model import Container
+from dolium.engine.networks import wished_of
 from dolium.images.store import Image
+from dolium.network.base import endpoints
 from dolium.units import human_duration, rfc3339
 
 ZERO_TIME = "0001-01-01T00:00:00Z"
@@ -82,24 +84,30 @@ def ports(container: Container) -> dict[str, list[dict[str, str]] | None]:
 
 
 def network_settings(container: Container) -> dict[str, Any]:
-    """NetworkSettings of inspect."""
-    network = container.network
-    name = network.get("network") or container.host_config.get("NetworkMode") or "bridge"
-    name = "bridge" if name == "default" else name
-    endpoint = {
-        "IPAMConfig": None, "Links": None, "Aliases": None, "NetworkID": network.get("network_id", name),
-        "EndpointID": container.id if network.get("ip") else "", "Gateway": network.get("gateway", ""),
-        "IPAddress": network.get("ip", ""), "IPPrefixLen": network.get("prefix", 0), "IPv6Gateway": "",
-        "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "MacAddress": network.get("mac", ""), "DNSNames": None,
-        "DriverOpts": None,
-    }
+    """NetworkSettings of inspect. What is wished is there also while it does not run; addresses only then."""
+    live = {endpoint["network"]: endpoint for endpoint in endpoints(container.network) if endpoint.get("network")}
+    wished = wished_of(container)
+    entries = {}
+    for name in dict.fromkeys([*live, *wished]):
+        wish, endpoint = wished.get(name) or {}, live.get(name) or {} if container.live else {}
+        own = {"IPv4Address": wish["IPv4Address"]} if wish.get("IPv4Address") else None
+        aliases = wish.get("Aliases") or None
+        user = name not in ("bridge", "host", "none")
+        entries[name] = {
+            "IPAMConfig": own, "Links": None, "Aliases": aliases,
+            "MacAddress": endpoint.get("mac", "") or wish.get("MacAddress", ""), "DriverOpts": None, "GwPriority": 0,
+            "NetworkID": live.get(name, {}).get("network_id", name),
+            "EndpointID": container.id if endpoint.get("ip") else "", "Gateway": endpoint.get("gateway", ""),
+            "IPAddress": endpoint.get("ip", ""), "IPPrefixLen": endpoint.get("prefix", 0), "IPv6Gateway": "",
+            "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
+            "DNSNames": [container.name, *(aliases or []), container.short_id] if user else None}
+    default = entries.get("bridge") or {}
     return {
         "Bridge": "", "SandboxID": container.id if container.live else "", "SandboxKey": "",
-        "Ports": ports(container) if container.live else {}, "EndpointID": endpoint["EndpointID"],
-        "Gateway": endpoint["Gateway"], "IPAddress": endpoint["IPAddress"], "IPPrefixLen": endpoint["IPPrefixLen"],
-        "MacAddress": endpoint["MacAddress"], "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
-        "Networks": {} if name.startswith("container:") else {name: endpoint},
-    }
+        "Ports": ports(container) if container.live else {}, "EndpointID": default.get("EndpointID", ""),
+        "Gateway": default.get("Gateway", ""), "IPAddress": default.get("IPAddress", ""),
+        "IPPrefixLen": default.get("IPPrefixLen", 0), "MacAddress": default.get("MacAddress", ""), "IPv6Gateway": "",
+        "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "Networks": entries}
 
 
 def inspect(engine: Engine, containers: Containers, container: Container, execs: list[str], *,

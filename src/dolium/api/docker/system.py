@@ -1,4 +1,4 @@
-"""/_ping, /version, /info, /volumes, /networks and what else is about the whole."""
+"""/_ping, /version, /info, /volumes and what else is about the whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dolium.api.docker.common import API_VERSION, ENGINE, MIN_API_VERSION, body,
 from dolium.api.docker.errors import error_response
 from dolium.engine import model
 from dolium.engine.engine import Engine
-from dolium.errors import DoliumError, InvalidArgument, NotFound, PermissionDenied, Unimplemented
+from dolium.errors import DoliumError, InvalidArgument, NotFound, PermissionDenied
 from dolium.images.auth import Credentials
 from dolium.images.hosts import read_settings
 from dolium.images.snapshots.places import tree_usage
@@ -224,43 +224,3 @@ async def disk(request: web.Request) -> web.Response:
 async def build_prune(request: web.Request) -> web.Response:
     """There is no build cache in this version, so there is nothing to remove."""
     return web.json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
-
-
-@routes.post("/networks/prune")
-async def network_prune(request: web.Request) -> web.Response:
-    """Only user-defined networks are ever removed, and this version has none."""
-    return web.json_response({"NetworksDeleted": None})
-
-
-# -- networks --
-
-
-@routes.get("/networks")
-async def networks(request: web.Request) -> web.Response:
-    """``docker network ls``."""
-    wanted = filters(request)
-    rows = [row for row in request.app[ENGINE].network.describe()
-            if any(name in row["Name"] for name in wanted.get("name") or [""])]
-    return web.json_response(rows)
-
-
-@routes.get("/networks/{name}")
-async def network_inspect(request: web.Request) -> web.Response:
-    """``docker network inspect``."""
-    engine, name = request.app[ENGINE], request.match_info["name"]
-    for row in engine.network.describe():
-        if name == row["Name"] or (len(name) > 3 and row["Id"].startswith(name)):
-            row["Containers"] = {
-                one.id: {"Name": one.name, "EndpointID": one.id, "MacAddress": one.network.get("mac", ""),
-                         "IPv4Address": f"{one.network['ip']}/{one.network['prefix']}", "IPv6Address": ""}
-                for one in engine.containers.values()
-                if one.live and one.network.get("ip") and one.network.get("network") == row["Name"]}
-            return web.json_response(row)
-    raise NotFound(f"network {name} not found")
-
-
-@routes.post("/networks/create")
-async def network_create(request: web.Request) -> web.Response:
-    """Not in this version; says so."""
-    raise Unimplemented("user-defined networks are not supported in this version",
-                        hint="none, host, bridge and container:NAME are")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from dolium.network.base import Known, NetworkRequest, Prepared
+from dolium.network.base import Endpoint, Place, PortBinding
+from dolium.network.records import Record
 
 Row = dict[str, Any]
 
@@ -23,20 +25,42 @@ class Rows(Protocol):
 
 
 class Driver(Protocol):
-    """``name`` is the network's own and its driver's."""
+    """One kind of network, with all its networks. First an endpoint is reserved, which blocks nothing, then it is made.
+    What is made runs to its end: it is not cancelled. A failure leaves what is reserved to ``release``."""
 
     name: str
 
-    async def start(self, live: dict[str, dict[str, Any]]) -> None:
-        """Kernel and records are brought together; ``live`` has endpoints of this network alone."""
+    async def start(self, records: Sequence[Record], live: dict[str, list[Endpoint]]) -> None:
+        """Kernel and records are brought together; ``live`` has endpoints of this driver alone."""
 
-    async def attach(self, request: NetworkRequest, known: Known | None) -> Prepared:
-        """A namespace with this network in it; nothing is left by a failure. Runs to its end: it is not cancelled."""
+    def reserve(self, container: str, place: Place) -> Endpoint:
+        """A container's place in a network, by the network's name."""
 
-    async def detach(self, container: str) -> None:
+    def publish(self, container: str, endpoint: Endpoint, ports: Sequence[PortBinding]) -> None:
+        """Reserve ports of the host for it, and write them into it."""
+
+    async def make(self, container: str, endpoint: Endpoint, namespace: int) -> int:
+        """A namespace with this endpoint in it, as an fd; or in a namespace that is given and has nothing yet."""
+
+    async def join(self, container: str, endpoint: Endpoint, namespace: int, *, default: bool) -> None:
+        """This endpoint too, in a namespace that has others; ``default``: with the default route."""
+
+    async def expose(self, container: str, endpoint: Endpoint) -> None:
+        """Open the ports that were published since it was made."""
+
+    async def leave(self, container: str, endpoint: Endpoint) -> None:
+        """Out of a namespace that goes on living; then as ``release``."""
+
+    async def release(self, container: str, endpoint: Endpoint) -> None:
         """Give all back; idempotent."""
 
-    def describe(self) -> dict[str, Any]:
+    async def create(self, record: Record) -> Record:
+        """A new network; the record, completed."""
+
+    async def remove(self, name: str) -> None:
+        """A network nobody is in. Raises FailedPrecondition."""
+
+    def describe(self, name: str) -> dict[str, Any]:
         """What differs from network to network in Docker's object: Created, IPAM, Containers, Options."""
 
     async def close(self) -> None:

@@ -1,41 +1,40 @@
-"""``bridge``: the default network. A container has a veth pair on the instance's bridge, an address of its subnet, the
-bridge as its gateway, and published ports by nftables.
+"""``bridge``: the default network and those that users make. A container has a veth pair on a network's bridge, an address
+of its subnet, the bridge as its gateway, and published ports by nftables.
 
 What is in use is kept here in memory, and rebuilt from the containers' records when a daemon starts; the database has
-only the subnet. Blocking work runs in this driver's own threads.
+the networks alone. Blocking work runs in this driver's own threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import logging
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, TypeVar
 
 from dolium import faults
-from dolium.errors import DoliumError, Internal
+from dolium.errors import AlreadyExists, DoliumError, FailedPrecondition, Internal, NotFound
 from dolium.network import netlink, pool
-from dolium.network.addresses import AddressPool, check_mac, mac_for
-from dolium.network.base import Known, NetworkRequest, Prepared
-from dolium.network.drivers.base import Rows
+from dolium.network.addresses import choose_subnet
+from dolium.network.base import Endpoint, Place, PortBinding
+from dolium.network.dns.sandbox import open_sockets
+from dolium.network.drivers.bridge_network import DEFAULT, BridgeNetwork, Held
 from dolium.network.firewall import Firewall, Nft, Publication, udp_ports
 from dolium.network.netlink import Netlink
 from dolium.network.pool import LINK, Pool, Slot
 from dolium.network.ports import ANY, Ports, Published
-from dolium.network.switch import Switch, as_error, choosing, enable_forwarding
+from dolium.network.records import Record
+from dolium.network.switch import Switch, as_error, choosing, default_mtu, enable_forwarding, owner
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-faults.register("network.record.put", "network.table.made", "network.ports.added", "network.ports.removed")
-VERSION = 1
-_TABLE = "networks"
+faults.register("network.table.made", "network.ports.added", "network.ports.removed")
 _THREADS = 4
 _GRACE_SECONDS = 2.0
 """How long a released link may take to go with its namespace, before it is removed."""
@@ -44,39 +43,32 @@ FILL_PAUSE = 0.03
 interpreter and the rtnl lock with that work."""
 
 
-@dataclass(slots=True)
-class _Held:
-    """What a container has. ``link``: the host end's index, 0 when it is not known."""
-
-    address: IPv4Address
-    mac: str
-    ports: tuple[Published, ...]
-    link: int = 0
-
-
 class BridgeDriver:
-    """``warnings``: what an administrator should know, a sentence each; set by ``start``."""
+    """``warnings``: what an administrator should know, a sentence each; set by ``start``. ``settled`` is told the default
+    network's record when its subnet is known, before anything of it is made, and whether forwarding was turned on."""
 
     name = "bridge"
 
-    def __init__(self, instance: str, store: Rows, *, pool_size: int = pool.SIZE) -> None:
-        self._instance, self._store, self._pool_size = instance, store, pool_size
+    def __init__(self, instance: str, settled: Callable[[Record, bool], None], *, pool_size: int = pool.SIZE) -> None:
+        self._instance, self._settled, self._pool_size = instance, settled, pool_size
         self._ports = Ports()
-        self._held: dict[str, _Held] = {}
+        self._networks: dict[str, BridgeNetwork] = {}
         self._gone: dict[int, str] = {}
         self._reaping: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(_THREADS, "network")
         self._filling = self._closing = self._made = False
-        self._row: dict[str, Any] = {}
+        self._mtu = 1500
         self._broken: DoliumError | None = Internal("the bridge network was not started")
+        self._changing = asyncio.Lock()  # one network is made or removed at a time
         self.warnings: list[str] = []
         self._conntrack: Netlink
-        self._switch: Switch
+        self._host: Netlink
         self._firewall: Firewall
         self._nft: Nft
         self._pool: Pool
-        self._addresses: AddressPool
+        self._named: Pool  # with sockets for the name server; filled once there is a network with names
+        self._sockets: dict[str, tuple[socket.socket, ...]] = {}
 
     async def _run(self, work: Callable[..., _T], *arguments: Any, **named: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(
@@ -84,11 +76,11 @@ class BridgeDriver:
 
     # -- start --
 
-    async def start(self, live: dict[str, dict[str, Any]]) -> None:
-        """A host that cannot have a bridge (no privilege, no nftables) has the other networks all the same: the reason
-        is logged, and is every ``attach``'s error."""
+    async def start(self, records: Sequence[Record], live: dict[str, list[Endpoint]]) -> None:
+        """``records`` has the default network's too. A host that cannot have a bridge (no privilege, no nftables) has the
+        other networks all the same: the reason is logged, and is every ``reserve``'s error."""
         try:
-            await self._start(live)
+            await self._start(records, live)
             self._broken = None
         except OSError as error:
             self._broken = as_error(error, "cannot make the bridge network")
@@ -103,56 +95,97 @@ class BridgeDriver:
             _log.warning("%s", warning)
         self._fill()
 
-    async def _start(self, live: dict[str, dict[str, Any]]) -> None:
+    async def _start(self, records: Sequence[Record], live: dict[str, list[Endpoint]]) -> None:
         self._nft = await self._run(Nft)
-        self._conntrack, self._switch = Netlink(netlink.NETLINK_NETFILTER), Switch(self._instance)
-        self._firewall = Firewall(self._instance, self._switch.name, self._nft)
-        self._pool = Pool(lambda: pool.make(self._switch.host, self._instance, self._switch.mtu), self._pool_size)
+        self._conntrack, self._host = Netlink(netlink.NETLINK_NETFILTER), Netlink()
+        self._firewall = Firewall(self._instance, self._nft)
+        self._mtu = await self._run(default_mtu, self._host)
+        self._pool = Pool(lambda: pool.make(self._host, self._instance, self._mtu), self._pool_size)
+        self._named = Pool(self._make_named, self._pool_size)
         self._made = True
-        self._row = next((row for row in self._store.rows(_TABLE) if row.get("name") == self.name), {})
-        stored = IPv4Network(self._row["subnet"]) if self._row else None
+        self._networks = {record.name: BridgeNetwork(record, self._switch(record)) for record in records}
+        default = self._networks[DEFAULT]
+        used = {endpoint["network"] for found in live.values() for endpoint in found}
         lock = choosing()
         await self._run(lock.__enter__)
         try:
-            subnet = await self._run(self._switch.plan, stored, keep=bool(live))
+            stored = IPv4Network(default.record.subnet) if default.record.subnet else None
+            others = [IPv4Network(record.subnet) for record in records if record.subnet and record.name != DEFAULT]
+            subnet = await self._run(default.switch.plan, stored, others, keep=DEFAULT in used)
             forwarding = await self._run(enable_forwarding)
-            self._put(subnet, forwarding)
-            self._addresses = AddressPool(subnet)
-            await self._run(self._switch.make, subnet, keep=bool(live))
+            default.settle(replace(default.record, subnet=str(subnet)))
+            self._settled(default.record, forwarding)
+            await self._run(default.switch.make, subnet, default.addresses.gateway, keep=DEFAULT in used)
+            default.broken = None
         finally:
             await self._run(lock.__exit__, None, None, None)
-        links = await self._run(self._switch.sweep, live)
-        for container, endpoint in live.items():
-            self._adopt(container, endpoint, links.get(container, 0))
-        await self._run(self._firewall.replace, subnet, {
-            container: Publication(held.address, held.ports) for container, held in self._held.items() if held.ports})
+        for network in self._networks.values():
+            if not network.default:
+                await self._resume(network)
+        await self._adopt(live)
+        await self._run(self._firewall.replace, self._rules(), {
+            container: Publication(held.address, held.ports) for network in self._networks.values()
+            for container, held in network.held.items() if held.ports})
         faults.point("network.table.made")
         self.warnings = [
             f"the chain {chain} drops forwarded packets by policy: containers have no network beyond the host "
-            f"(let {self._switch.name} pass in it, or set its policy to accept)"
+            f"(let {default.switch.name} pass in it, or set its policy to accept)"
             for chain in await self._run(self._firewall.foreign_drops)]
 
-    def _put(self, subnet: IPv4Network, forwarding: bool) -> None:
-        row = {"version": VERSION, "name": self.name, "subnet": str(subnet),
-               "created": self._row.get("created") or datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-               "forwarding_set": forwarding or bool(self._row.get("forwarding_set"))}
-        if row != self._row:
-            self._store.put_row(_TABLE, self.name, row)
-            self._row = row
-        faults.point("network.record.put")
+    def _switch(self, record: Record) -> Switch:
+        if record.name == DEFAULT:
+            return Switch(self._instance, self._host, mtu=self._mtu)
+        return Switch(self._instance, self._host, record.short, record.link, record.mtu or self._mtu)
 
-    def _adopt(self, container: str, endpoint: dict[str, Any], link: int) -> None:
+    def _rules(self) -> list[Any]:
+        return [network.rule() for network in self._networks.values() if network.broken is None]
+
+    async def _resume(self, network: BridgeNetwork) -> None:
+        """A user's network, which an earlier daemon has made. One that cannot be is named in the log; the rest works."""
+        try:
+            network.settle(network.record)
+            await self._run(network.switch.make, network.subnet, network.addresses.gateway, keep=True)
+            network.broken = None
+        except OSError as error:
+            network.broken = as_error(error, f"cannot make the network {network.record.name}")
+        except DoliumError as error:
+            network.broken = error
+        if network.broken is not None:
+            _log.error("network %s: %s", network.record.name, network.broken)
+
+    async def _adopt(self, live: dict[str, list[Endpoint]]) -> None:
+        """What live containers have is theirs; every other link of the instance goes."""
+        kept = {network.switch.index for network in self._networks.values() if network.switch.index}
+        for name, network in self._networks.items():
+            mine = {container: next(one for one in found if one["network"] == name)
+                    for container, found in live.items() if any(one["network"] == name for one in found)}
+            if network.broken is not None:
+                continue
+            links = await self._run(network.switch.sweep, mine)
+            kept.update(links.values())
+            for container, endpoint in mine.items():
+                self._adopt_one(network, container, endpoint, links.get(container, 0))
+        await self._run(self._sweep, kept)
+
+    def _sweep(self, kept: set[int]) -> None:
+        default = self._networks[DEFAULT].switch
+        for link in self._host.links():
+            if link.index not in kept and owner(self._instance, link) is not None:
+                default.delete(link.index)
+
+    def _adopt_one(self, network: BridgeNetwork, container: str, endpoint: Endpoint, link: int) -> None:
         try:
             ports = tuple(Published.from_dict(doc) for doc in endpoint.get("ports") or [])
-            held = _Held(IPv4Address(endpoint["ip"]), str(endpoint["mac"]), ports, link)
+            held = Held(IPv4Address(endpoint["ip"]), str(endpoint["mac"]), ports, link)
         except (KeyError, ValueError) as error:
             _log.error("the record of container %s has no endpoint one can read: %r", container[:12], error)
             return
-        if not self._addresses.adopt(str(held.address)):
+        if not network.addresses.adopt(str(held.address)):
             _log.warning("the address %s of container %s is not of %s, or another's too", held.address, container[:12],
-                         self._addresses.subnet)
-        self._ports.adopt(container, held.ports)
-        self._held[container] = held
+                         network.subnet)
+        if ports:
+            self._ports.adopt(container, ports)
+        network.held[container] = held
 
     # -- the pool --
 
@@ -165,13 +198,29 @@ class BridgeDriver:
         try:
             if len(self._pool):
                 await asyncio.sleep(FILL_PAUSE)
-            while not self._closing and await self._run(self._pool.fill):
+            while not self._closing and (await self._run(self._pool.fill) or (
+                    len(self._networks) > 1 and await self._run(self._named.fill))):
                 continue
+            if len(self._networks) == 1:  # the last one was removed meanwhile
+                self._gone |= dict.fromkeys(self._named.drain(), "")
         except (OSError, RuntimeError) as error:
             # no fd, no memory, no thread: a start that finds the pool empty makes its own, and its caller is told
             _log.warning("cannot prepare network namespaces: %s", error)
         finally:
             self._filling = False
+
+    def _make_named(self) -> Slot:
+        slot = pool.make(self._host, self._instance, self._mtu)
+        try:
+            slot.sockets = open_sockets(slot.fd, fresh=True)
+        except BaseException:
+            slot.close()
+            raise
+        return slot
+
+    def take_sockets(self, container: str) -> tuple[socket.socket, ...]:
+        """The name server's sockets in a container's namespace, when that was prepared with them; once."""
+        return self._sockets.pop(container, ())
 
     def _task(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
@@ -186,77 +235,115 @@ class BridgeDriver:
 
     # -- a container's --
 
-    async def attach(self, request: NetworkRequest, known: Known | None) -> Prepared:
-        """Everything or nothing. Raises as ``NetworkManager.prepare``."""
+    def _network(self, name: str) -> BridgeNetwork:
         if self._broken is not None:
             raise type(self._broken)(self._broken.message, hint=self._broken.hint, errno=self._broken.errno)
-        container = request.container
-        if container in self._held:
-            raise Internal(f"container {container[:12]} has a place on the bridge already")
-        mac = check_mac(request.mac) if request.mac else ""
-        address = self._addresses.allocate(request.address)
-        held = _Held(address, mac or mac_for(address), ())
-        self._held[container] = held
+        if name not in self._networks:
+            raise NotFound(f"network {name} not found")
+        return self._networks[name]
+
+    def reserve(self, container: str, place: Place) -> Endpoint:
+        """See Driver."""
+        return self._network(place.network).reserve(container, place)
+
+    def publish(self, container: str, endpoint: Endpoint, ports: Sequence[PortBinding]) -> None:
+        """See Driver."""
+        network = self._network(endpoint["network"])
+        host_ip = network.record.host_ip
+        wanted = [replace(port, host_ip=port.host_ip or host_ip) for port in ports] if host_ip else ports
+        held = network.held[container]
+        held.ports = (*held.ports, *self._ports.reserve(container, wanted))
+        endpoint["ports"] = [port.as_dict() for port in held.ports]
+
+    async def make(self, container: str, endpoint: Endpoint, namespace: int) -> int:
+        """See Driver."""
+        network = self._network(endpoint["network"])
         try:
-            held.ports = self._ports.reserve(container, request.ports)
-            endpoint = {
-                "network": self.name, "ip": str(address), "prefix": self._addresses.subnet.prefixlen,
-                "gateway": str(self._addresses.gateway), "mac": held.mac, "link": LINK,
-                "ports": [port.as_dict() for port in held.ports]}
-            if known is not None:
-                known(endpoint)
-            slot = await self._run(self._connect, container, held, request.namespace)
-        except BaseException:
-            await self.detach(container)
-            raise
+            slot = await self._run(self._connect, network, container, endpoint, namespace, default=True)
         finally:
             self._fill()
         slot.control.close()
-        return Prepared(slot.fd, endpoint)
+        if slot.sockets:
+            self._sockets[container] = slot.sockets
+        return slot.fd
 
-    def _connect(self, container: str, held: _Held, namespace: int) -> Slot:
-        slot = self._plugged(container, held, namespace)
+    async def join(self, container: str, endpoint: Endpoint, namespace: int, *, default: bool) -> None:
+        """See Driver."""
+        network = self._network(endpoint["network"])
+        slot = await self._run(self._connect, network, container, endpoint, namespace, default=default)
+        slot.close()
+
+    def _connect(self, network: BridgeNetwork, container: str, endpoint: Endpoint, namespace: int, *, default: bool) -> Slot:
+        slot = self._plugged(network, container, endpoint, namespace, default)
         try:
-            if held.ports:
-                self._firewall.add(container, Publication(held.address, held.ports))
-                faults.point("network.ports.added")
-                self._forget_flows(*(netlink.flush_udp_port(
-                    port.host_port, None if port.host_ip == ANY else IPv4Address(port.host_ip))
-                    for port in udp_ports(held.ports)))
-        except BaseException as error:
+            self._open(network, container)
+        except BaseException:
             slot.close()
-            if isinstance(error, OSError):
-                raise as_error(error, f"cannot publish ports of container {container[:12]}") from error
             raise
         return slot
 
-    def _plugged(self, container: str, held: _Held, namespace: int) -> Slot:
-        """A slot on the bridge, with its address. A bridge that somebody has removed is made anew."""
+    def _open(self, network: BridgeNetwork, container: str) -> None:
+        """Its ports, in the firewall."""
+        held = network.held[container]
+        if not held.ports:
+            return
         try:
-            return self._plug(container, held, namespace)
+            self._firewall.add(container, Publication(held.address, held.ports))
+            faults.point("network.ports.added")
+            self._forget_flows(*(netlink.flush_udp_port(
+                port.host_port, None if port.host_ip == ANY else IPv4Address(port.host_ip))
+                for port in udp_ports(held.ports)))
         except OSError as error:
-            if self._switch.host.link(index=self._switch.index) is not None:
-                raise as_error(error, f"cannot join container {container[:12]} to {self._switch.name}") from error
-        _log.warning("the bridge %s was removed: it is made anew", self._switch.name)
-        try:
-            self._switch.make(self._addresses.subnet, keep=True)
-            others = [other for other, it in list(self._held.items()) if it.link and other != container]
-            self._switch.sweep(others, remove=False)
-            return self._plug(container, held, namespace)
-        except OSError as error:
-            raise as_error(error, f"cannot make the bridge {self._switch.name} anew") from error
+            raise as_error(error, f"cannot publish ports of container {container[:12]}") from error
 
-    def _plug(self, container: str, held: _Held, namespace: int) -> Slot:
+    async def expose(self, container: str, endpoint: Endpoint) -> None:
+        """See Driver."""
+        network = self._network(endpoint["network"])
+        held = network.held[container]
+
+        def work() -> None:
+            if held.link:
+                self._host.request(netlink.set_hairpin(held.link))
+            self._open(network, container)
+
+        await self._run(work)
+
+    def _plugged(self, network: BridgeNetwork, container: str, endpoint: Endpoint, namespace: int, default: bool) -> Slot:
+        """A slot on the bridge, with its address. A bridge that somebody has removed is made anew."""
+        switch = network.switch
         try:
-            slot = self._pool.take() if namespace < 0 else pool.make(
-                self._switch.host, self._instance, self._switch.mtu, os.dup(namespace))
+            return self._plug(network, container, endpoint, namespace, default)
+        except OSError as error:
+            if self._host.link(index=switch.index) is not None:
+                raise as_error(error, f"cannot join container {container[:12]} to {switch.name}") from error
+        _log.warning("the bridge %s was removed: it is made anew", switch.name)
+        try:
+            switch.make(network.subnet, network.addresses.gateway, keep=True)
+            switch.sweep([other for other, it in list(network.held.items()) if it.link and other != container])
+            return self._plug(network, container, endpoint, namespace, default)
+        except OSError as error:
+            raise as_error(error, f"cannot make the bridge {switch.name} anew") from error
+
+    def _plug(self, network: BridgeNetwork, container: str, endpoint: Endpoint, namespace: int, default: bool) -> Slot:
+        held, switch = network.held[container], network.switch
+        try:
+            slot = (self._pool if network.default else self._named).take() if namespace < 0 else pool.make(
+                self._host, self._instance, switch.mtu, os.dup(namespace), endpoint["link"])
         except OSError as error:
             raise as_error(error, "cannot make a network namespace with a link") from error
         held.link = slot.host
         try:
-            self._switch.plug(slot, container, held.address, self._addresses.subnet, held.mac, hairpin=bool(held.ports))
+            if namespace < 0 and endpoint["link"] != LINK:
+                slot.control.request(netlink.set_link(slot.inside, name=endpoint["link"]))
+            switch.plug(slot, container, held.address, network.subnet, held.mac,
+                        gateway=IPv4Address(endpoint["gateway"]) if default and endpoint["gateway"] else None,
+                        hairpin=bool(held.ports), alone=not network.record.talk,
+                        mtu=switch.mtu if switch.mtu != self._mtu else 0)
         except BaseException:
-            slot.close()  # whatever half of it was done goes with it
+            # whatever half of it was done goes with it; in a namespace that lives, it is taken away
+            slot.close()
+            if namespace >= 0:
+                switch.delete(slot.host)
             raise
         return slot
 
@@ -268,25 +355,44 @@ class BridgeDriver:
         except OSError as error:
             _log.warning("UDP flows to ports that changed may go astray until they time out: conntrack: %s", error)
 
-    async def detach(self, container: str) -> None:
+    async def leave(self, container: str, endpoint: Endpoint) -> None:
+        """See Driver. The link goes at once."""
+        network = self._networks.get(endpoint["network"])
+        held = network.held.get(container) if network is not None else None
+        if network is None or held is None:
+            return
+        link, held.link = held.link, 0
+        try:
+            if link:
+                await self._run(network.switch.delete, link)
+        except OSError as error:
+            held.link = link
+            raise as_error(error, f"cannot take container {container[:12]} out of {network.record.name}") from error
+        await self.release(container, endpoint)
+
+    async def release(self, container: str, endpoint: Endpoint) -> None:
         """The link is left to its namespace's end; when something holds that (a container that joined it), the link is
         removed after a while. The error of removing ports is raised when all else is done."""
-        held = self._held.get(container)
-        if held is None:
+        for sock in self.take_sockets(container):
+            sock.close()
+        network = self._networks.get(endpoint["network"])
+        held = network.held.get(container) if network is not None else None
+        if network is None or held is None:
             return
         try:
             if held.ports:
                 await self._run(self._unpublish, container, held)
         finally:
-            if self._held.get(container) is held:
-                del self._held[container]
-                self._ports.release(container)
-                self._addresses.release(held.address)
+            if network.held.get(container) is held:
+                del network.held[container]
+                if held.ports:
+                    self._ports.release(container)
+                network.addresses.release(held.address)
                 if held.link:
                     self._gone[held.link] = container
                     self._reap_later()
 
-    def _unpublish(self, container: str, held: _Held) -> None:
+    def _unpublish(self, container: str, held: Held) -> None:
         self._firewall.remove(container)
         faults.point("network.ports.removed")
         if udp_ports(held.ports):
@@ -303,36 +409,85 @@ class BridgeDriver:
 
     async def _reap_all(self, gone: dict[int, str]) -> None:
         try:
-            await self._run(self._switch.reap, gone)
+            await self._run(self._networks[DEFAULT].switch.reap, gone)
         except OSError as error:
             _log.warning("cannot remove links of ended containers: %s", error)
 
-    # -- what one sees --
+    # -- networks --
 
-    def describe(self) -> dict[str, Any]:
-        """See Driver. Empty but for the driver's options before ``start``."""
-        if self._broken is not None:
-            return {}
-        subnet = self._addresses.subnet
-        return {
-            "Created": self._row.get("created", ""),
-            "IPAM": {"Driver": "default", "Options": None,
-                     "Config": [{"Subnet": str(subnet), "Gateway": str(self._addresses.gateway)}]},
-            "Containers": {container: {
-                "Name": "", "EndpointID": hashlib.sha256(f"{self._instance}:{container}".encode()).hexdigest(),
-                "MacAddress": held.mac,
-                "IPv4Address": f"{held.address}/{subnet.prefixlen}", "IPv6Address": ""}
-                for container, held in self._held.items()},
-            "Options": {
-                "com.docker.network.bridge.default_bridge": "true",
-                "com.docker.network.bridge.enable_icc": "true",
-                "com.docker.network.bridge.enable_ip_masquerade": "true",
-                "com.docker.network.bridge.host_binding_ipv4": ANY,
-                "com.docker.network.bridge.name": self._switch.name,
-                "com.docker.network.driver.mtu": str(self._switch.mtu)}}
+    async def create(self, record: Record) -> Record:
+        """See Driver. What a killed daemon leaves of one that has no record goes at the next start."""
+        self._network(DEFAULT)
+        async with self._changing:
+            lock = choosing()
+            await self._run(lock.__enter__)
+            try:
+                record = await self._run(self._with_subnet, record)
+                network = BridgeNetwork(record, self._switch(record))
+                network.settle(record)
+                await self._make(network)
+            finally:
+                await self._run(lock.__exit__, None, None, None)
+        return record
+
+    def _with_subnet(self, record: Record) -> Record:
+        """Raises ResourceExhausted, AlreadyExists in Docker's words."""
+        mine = [network.subnet for network in self._networks.values() if network.broken is None]
+        if not record.subnet:
+            routes = [route.network for route in self._host.routes() if route.network.prefixlen]
+            return replace(record, subnet=str(choose_subnet([*routes, *mine])))
+        if any(IPv4Network(record.subnet).overlaps(other) for other in mine):
+            raise AlreadyExists(f"network {record.name}: {record.subnet}: Pool overlaps with other one on this address "
+                                "space")
+        return record
+
+    async def _make(self, network: BridgeNetwork) -> None:
+        name = network.record.name
+        self._networks[name] = network
+        try:
+            await self._run(network.switch.make, network.subnet, network.addresses.gateway, keep=True)
+            network.broken = None
+            await self._run(self._firewall.replace, self._rules())
+            self._fill()
+        except BaseException as error:
+            del self._networks[name]
+            try:
+                await self._run(network.switch.remove)
+                if network.broken is None:
+                    await self._run(self._firewall.replace, self._rules())
+            except (OSError, DoliumError) as failure:
+                _log.warning("what was made of the network %s remains until the next start: %s", name, failure)
+            if isinstance(error, OSError):
+                raise as_error(error, f"cannot make the network {name}") from error
+            raise
+
+    async def remove(self, name: str) -> None:
+        """See Driver. No container comes in any more from the moment this is asked for."""
+        async with self._changing:
+            network = self._network(name)
+            if network.held:
+                raise FailedPrecondition(f"network {name} has active endpoints")
+            del self._networks[name]
+            try:
+                if network.broken is None:
+                    await self._run(self._firewall.replace, self._rules())
+                await self._run(network.switch.remove)
+                if len(self._networks) == 1:
+                    self._gone |= dict.fromkeys(self._named.drain(), "")
+                    self._reap_later()
+            except OSError as error:
+                self._networks[name] = network
+                raise as_error(error, f"cannot remove the network {name}") from error
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """See Driver. Empty before ``start``."""
+        network = self._networks.get(name)
+        return network.describe(self._instance) if network is not None and self._broken is None else {}
+
+    # -- the end --
 
     async def close(self) -> None:
-        """With live containers the bridge and the table stay, and go on working; with none, nothing is left."""
+        """With live containers the bridges and the table stay, and go on working; with none, nothing is left."""
         self._closing = True
         if self._reaping is not None:
             self._reaping.cancel()
@@ -340,7 +495,7 @@ class BridgeDriver:
             await asyncio.gather(*self._tasks)
         try:
             if self._made:
-                await self._run(self._clear, keep=bool(self._held))
+                await self._run(self._clear, keep=any(network.held for network in self._networks.values()))
         except OSError as error:
             raise as_error(error, "cannot remove the bridge network") from error
         finally:
@@ -354,17 +509,19 @@ class BridgeDriver:
         except (OSError, DoliumError) as error:
             _log.warning("what was made of the bridge network remains: %s", error)
         self._ports.close()
-        self._held.clear()
+        for network in self._networks.values():
+            network.held.clear()
 
     def _clear(self, *, keep: bool) -> None:
         self._made = False
-        unused = self._pool.close()
+        unused = [*self._pool.close(), *self._named.close()]
         try:
-            self._switch.reap([*self._gone, *unused], seconds=_GRACE_SECONDS)
+            self._networks[DEFAULT].switch.reap([*self._gone, *unused], seconds=_GRACE_SECONDS)
             if not keep:
-                self._switch.remove()
+                for network in self._networks.values():
+                    network.switch.remove()
                 self._firewall.delete()
         finally:
-            self._switch.close()
+            self._host.close()
             self._nft.close()
             self._conntrack.close()

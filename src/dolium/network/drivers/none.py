@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
-from dolium.errors import PermissionDenied, ResourceExhausted
-from dolium.network.base import Known, NetworkRequest, Prepared
+from dolium.errors import InvalidArgument, PermissionDenied, ResourceExhausted
+from dolium.network.base import Endpoint, Place, PortBinding
 from dolium.network.local import new_namespace
+from dolium.network.records import Record
 
 
 class NoneDriver:
@@ -15,25 +17,42 @@ class NoneDriver:
 
     name = "none"
 
-    async def start(self, live: dict[str, dict[str, Any]]) -> None:
+    async def start(self, records: Sequence[Record], live: dict[str, list[Endpoint]]) -> None:
         return None
 
-    async def attach(self, request: NetworkRequest, known: Known | None) -> Prepared:
-        endpoint = {"network": self.name, "ip": "", "prefix": 0, "gateway": "", "mac": "", "link": "", "ports": []}
-        if known is not None:
-            known(endpoint)
+    def reserve(self, container: str, place: Place) -> Endpoint:
+        return {"network": self.name, "ip": "", "prefix": 0, "gateway": "", "mac": "", "link": "", "ports": []}
+
+    def publish(self, container: str, endpoint: Endpoint, ports: Sequence[PortBinding]) -> None:
+        return None  # as with Docker: they are in the request, and nobody hears of them
+
+    async def make(self, container: str, endpoint: Endpoint, namespace: int) -> int:
         try:
-            fd = await asyncio.to_thread(new_namespace, request.namespace)
+            return await asyncio.to_thread(new_namespace, namespace)
         except PermissionError as error:
             raise PermissionDenied(f"cannot make a network namespace: {error}", errno=error.errno) from error
         except OSError as error:
             raise ResourceExhausted(f"cannot make a network namespace: {error}", errno=error.errno) from error
-        return Prepared(fd, endpoint)
 
-    async def detach(self, container: str) -> None:
+    async def join(self, container: str, endpoint: Endpoint, namespace: int, *, default: bool) -> None:
         return None
 
-    def describe(self) -> dict[str, Any]:
+    async def expose(self, container: str, endpoint: Endpoint) -> None:
+        return None
+
+    async def leave(self, container: str, endpoint: Endpoint) -> None:
+        return None
+
+    async def release(self, container: str, endpoint: Endpoint) -> None:
+        return None
+
+    async def create(self, record: Record) -> Record:
+        raise InvalidArgument("there is one network none")
+
+    async def remove(self, name: str) -> None:
+        raise InvalidArgument("the network none is always there")
+
+    def describe(self, name: str) -> dict[str, Any]:
         return {}
 
     async def close(self) -> None:

@@ -1,0 +1,65 @@
+"""Pure: who is called what. Each network has names of its own; a container sees those of the networks it is in."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A container in a network. ``names``: all that it is called there, the first one in answers to look-ups by address."""
+
+    container: str
+    names: tuple[str, ...]
+    address: str
+
+
+@dataclass(slots=True)
+class Zone:
+    """One network's. ``name``: what may follow a container's name, after a dot."""
+
+    name: str
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+
+class Names:
+    """All networks. Names are compared without their case."""
+
+    def __init__(self, shuffle: Callable[[list[str]], None] = random.shuffle) -> None:
+        self._zones: dict[str, Zone] = {}
+        self._shuffle = shuffle
+
+    def put(self, network: str, network_name: str, entry: Entry) -> None:
+        """Insert or replace a container's entry in a network."""
+        zone = self._zones.setdefault(network, Zone(network_name.lower()))
+        zone.entries[entry.container] = Entry(entry.container, tuple(name.lower() for name in entry.names), entry.address)
+
+    def drop(self, container: str) -> None:
+        """Out of all networks; idempotent."""
+        for identity, zone in list(self._zones.items()):
+            zone.entries.pop(container, None)
+            if not zone.entries:
+                del self._zones[identity]
+
+    def containers(self) -> set[str]:
+        """All that have an entry."""
+        return {container for zone in self._zones.values() for container in zone.entries}
+
+    def addresses(self, networks: Sequence[str], name: str) -> list[str]:
+        """Of all containers of this name in these networks, in an order of chance; [] when there is none."""
+        name, found = name.lower(), []
+        for network in networks:
+            zone = self._zones.get(network)
+            if zone is not None:
+                bare = name.removesuffix(f".{zone.name}")
+                found += [entry.address for entry in zone.entries.values() if name in entry.names or bare in entry.names]
+        found = list(dict.fromkeys(found))
+        self._shuffle(found)
+        return found
+
+    def name_of(self, networks: Sequence[str], address: str) -> list[str]:
+        """What look-ups by address say: the container's name and the network's."""
+        return [f"{entry.names[0]}.{zone.name}" for network in networks if (zone := self._zones.get(network)) is not None
+                for entry in zone.entries.values() if entry.address == address and entry.names]

@@ -1,0 +1,199 @@
+"""Pure: a user-defined network as it is stored, and what a wish for one says in Docker's form, of ``/networks/create``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from typing import Any
+
+from dolium.errors import InvalidArgument, PermissionDenied, Unimplemented
+
+VERSION = 1
+PREDEFINED = ("bridge", "host", "none")
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
+DRIVERS = ("bridge",)
+_LINK = re.compile(r"[a-zA-Z0-9_.-]{1,15}\Z")
+_BRIDGE = "com.docker.network.bridge."
+MTU = "com.docker.network.driver.mtu"
+PREFIX = "com.docker.network.container_iface_prefix"
+_FLAGS = {f"{_BRIDGE}enable_icc", f"{_BRIDGE}enable_ip_masquerade"}
+_KNOWN = {*_FLAGS, f"{_BRIDGE}name", f"{_BRIDGE}host_binding_ipv4", MTU, PREFIX}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One network. ``gateway`` "" is the subnet's first host; ``within``: where addresses nobody asked for come from, "" is
+    all of the subnet; ``reserved``: by name, never given."""
+
+    name: str
+    id: str
+    driver: str = "bridge"
+    created: str = ""
+    subnet: str = ""
+    gateway: str = ""
+    within: str = ""
+    reserved: dict[str, str] = field(default_factory=dict)
+    internal: bool = False
+    attachable: bool = False
+    labels: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    version: int = VERSION
+
+    @property
+    def short(self) -> str:
+        """What kernel objects carry of the id."""
+        return self.id[:12]
+
+    @property
+    def link(self) -> str:
+        """The bridge's name by wish; ""."""
+        return self.options.get(f"{_BRIDGE}name", "")
+
+    @property
+    def talk(self) -> bool:
+        """May its containers reach each other?"""
+        return _flag(self.options.get(f"{_BRIDGE}enable_icc", "true"))
+
+    @property
+    def masquerade(self) -> bool:
+        """Do its containers go out by the host's address?"""
+        return _flag(self.options.get(f"{_BRIDGE}enable_ip_masquerade", "true"))
+
+    @property
+    def host_ip(self) -> str:
+        """Where its ports are published when nobody says where; "" is everywhere."""
+        return self.options.get(f"{_BRIDGE}host_binding_ipv4", "")
+
+    @property
+    def mtu(self) -> int:
+        """0 when it is not said."""
+        return int(self.options.get(MTU) or 0)
+
+    @property
+    def prefix(self) -> str:
+        """How the names of its links begin in a container."""
+        return self.options.get(PREFIX) or "eth"
+
+    def to_doc(self) -> dict[str, Any]:
+        """The stored form."""
+        return asdict(self)
+
+    @classmethod
+    def from_doc(cls, doc: Mapping[str, Any]) -> Record:
+        """Of a stored form of this version. Raises KeyError, TypeError."""
+        return cls(**doc)
+
+
+def _flag(text: str) -> bool:
+    return text.strip().lower() in ("1", "t", "true")
+
+
+def check_name(name: str) -> str:
+    """Raises InvalidArgument, PermissionDenied in Docker's words."""
+    if not NAME.match(name):
+        raise InvalidArgument(f"invalid network name {name!r}: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
+    if name in PREDEFINED or name == "default":
+        raise PermissionDenied(f"operation is not permitted on predefined {name} network")
+    return name
+
+
+def wished(doc: Mapping[str, Any], identity: str, created: str) -> Record:
+    """The record that a wish asks for, without a subnet when it names none. Raises InvalidArgument, PermissionDenied,
+    Unimplemented."""
+    name = check_name(str(doc.get("Name") or ""))
+    driver = doc.get("Driver") or "bridge"
+    if driver not in DRIVERS:
+        raise InvalidArgument(f"could not find plugin {driver} in v1 plugin registry: plugin not found",
+                              hint=f"the drivers are {', '.join(DRIVERS)}")
+    for key, what in (("EnableIPv6", "--ipv6"), ("Ingress", "--ingress"), ("ConfigOnly", "--config-only")):
+        if doc.get(key):
+            raise Unimplemented(f"network {name}: {what} is not supported in this version")
+    if (doc.get("ConfigFrom") or {}).get("Network"):
+        raise Unimplemented(f"network {name}: --config-from is not supported in this version")
+    if doc.get("Scope") not in (None, "", "local"):
+        raise InvalidArgument(f"network {name}: scope {doc['Scope']!r} is not local")
+    options = _texts(doc.get("Options"), "option")
+    _check_options(name, options)
+    subnet, gateway, within, reserved = _addresses(name, doc.get("IPAM") or {})
+    return Record(name=name, id=identity, driver=driver, created=created, subnet=subnet, gateway=gateway, within=within,
+                  reserved=reserved, internal=bool(doc.get("Internal")), attachable=bool(doc.get("Attachable")),
+                  labels=_texts(doc.get("Labels"), "label"), options=options)
+
+
+def _texts(value: Any, what: str) -> dict[str, str]:
+    if not isinstance(value or {}, dict) or not all(isinstance(text, str) for text in (value or {}).values()):
+        raise InvalidArgument(f"a network's {what}s are an object of texts")
+    return dict(value or {})
+
+
+def _check_options(name: str, options: Mapping[str, str]) -> None:
+    for key, value in options.items():
+        if key.startswith("com.docker.network.") and key not in _KNOWN:
+            raise InvalidArgument(f"network {name}: option {key} is not supported",
+                                  hint=f"known are {', '.join(sorted(_KNOWN))}")
+        if key in _FLAGS and value.strip().lower() not in ("1", "t", "true", "0", "f", "false"):
+            raise InvalidArgument(f"network {name}: option {key}: {value!r} is neither true nor false")
+    link, mtu, prefix = options.get(f"{_BRIDGE}name"), options.get(MTU), options.get(PREFIX)
+    if link is not None and (not _LINK.match(link) or link in (".", "..")):
+        raise InvalidArgument(f"network {name}: {link!r} is not a name for a link", hint="at most 15 of [a-zA-Z0-9_.-]")
+    if prefix is not None and not re.fullmatch(r"[a-z][a-z0-9_-]{0,10}", prefix):
+        raise InvalidArgument(f"network {name}: {prefix!r} is not how a link's name can begin")
+    if mtu and not (mtu.isascii() and mtu.isdigit() and 68 <= int(mtu) <= 65535):
+        raise InvalidArgument(f"network {name}: invalid MTU {mtu!r}", hint="68 to 65535")
+    if options.get(f"{_BRIDGE}host_binding_ipv4"):
+        _address(options[f"{_BRIDGE}host_binding_ipv4"], f"network {name}: option host_binding_ipv4")
+
+
+def _addresses(name: str, ipam: Mapping[str, Any]) -> tuple[str, str, str, dict[str, str]]:
+    if ipam.get("Driver") not in (None, "", "default"):
+        raise InvalidArgument(f"network {name}: IPAM driver {ipam['Driver']!r} is not available",
+                              hint="the driver is default")
+    pools = [entry for entry in ipam.get("Config") or [] if any(entry.values())]
+    if len(pools) > 1:
+        raise InvalidArgument(f"network {name}: bridge driver doesn't support multiple IPv4 subnets")
+    if not pools:
+        return "", "", "", {}
+    pool = pools[0]
+    if not pool.get("Subnet"):
+        if pool.get("IPRange") or pool.get("Gateway") or pool.get("AuxiliaryAddresses"):
+            raise InvalidArgument(f"network {name}: an address range, a gateway or reserved addresses need a subnet")
+        return "", "", "", {}
+    subnet = _network(pool["Subnet"], f"network {name}: subnet")
+    if subnet.prefixlen > 30 or subnet.is_loopback or subnet.is_multicast:
+        raise InvalidArgument(f"network {name}: {subnet} is not a subnet for containers", hint="it needs two hosts at least")
+    gateway, within = "", ""
+    if pool.get("Gateway"):
+        gateway = _inside(pool["Gateway"], subnet, f"network {name}: gateway")
+    if pool.get("IPRange"):
+        found = _network(pool["IPRange"], f"network {name}: address range")
+        if not found.subnet_of(subnet):
+            raise InvalidArgument(f"network {name}: the address range {found} is not of the subnet {subnet}")
+        within = str(found)
+    reserved = {str(key): _inside(value, subnet, f"network {name}: reserved address {key}")
+                for key, value in (pool.get("AuxiliaryAddresses") or {}).items()}
+    return str(subnet), gateway, within, reserved
+
+
+def _network(text: str, what: str) -> IPv4Network:
+    if ":" in text:
+        raise Unimplemented(f"{what} {text}: IPv6 is not supported in this version")
+    try:
+        return IPv4Network(text)
+    except (AddressValueError, NetmaskValueError, ValueError) as error:
+        raise InvalidArgument(f"{what} {text}: {error}") from error
+
+
+def _address(text: str, what: str) -> IPv4Address:
+    try:
+        return IPv4Address(text.partition("/")[0])
+    except AddressValueError as error:
+        raise InvalidArgument(f"{what}: {error}") from error
+
+
+def _inside(text: str, subnet: IPv4Network, what: str) -> str:
+    address = _address(text, what)
+    if address not in subnet or address in (subnet.network_address, subnet.broadcast_address):
+        raise InvalidArgument(f"{what} {address} is no host's address in {subnet}")
+    return str(address)
