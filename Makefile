@@ -118,6 +118,10 @@ bench-packages:
 bench: build bench-packages
 	@$(BIN)/python bench/spine.py
 
+# networks beside docker's; writes docs/benchmarks-network.md
+bench-network: build bench-packages
+	@$(BIN)/python bench/network.py
+
 # pull and unpack of a Debian image beside the peers; writes docs/benchmarks-images.md
 bench-images: build bench-packages
 	@$(BIN)/python bench/images.py
