@@ -467,3 +467,24 @@ def test_an_answer_that_breaks_off_says_so_in_the_log_and_writes_no_second_one(e
         assert engine.docker("ps", "-as", "--filter", "name=deep", "--format", "{{.Names}}").stdout == "deep\n"
     finally:
         engine.docker("rm", "deep")
+
+
+def test_folders_deeper_than_a_path_may_be(engine: Daemon) -> None:
+    """1,900 levels; what a container can make, one can look at, take out, keep and remove."""
+    engine.docker("run", "--name", "deep", "base:1", "sh", "-c",
+                  "n=0; while [ $n -lt 1900 ]; do mkdir d && cd d || exit 3; n=$((n+1)); done; echo end > file")
+    try:
+        changed = engine.docker("diff", "deep").stdout.splitlines()
+        assert len(changed) == 1901 and changed[-1].endswith("d/file")
+        members = subprocess.run(f"{DOCKER} export deep | tar -tf - | grep -c 'd/d'", shell=True, env=engine.env, check=True,
+                                 capture_output=True, text=True).stdout
+        assert int(members) == 1900
+        copied = subprocess.run(f"{DOCKER} cp deep:/d - | tar -tf - | wc -l", shell=True, env=engine.env, check=True,
+                                capture_output=True, text=True).stdout
+        assert int(copied) == 1901
+        engine.docker("commit", "deep", "deep:1")
+        assert engine.docker("run", "--rm", "deep:1", "sh", "-c", "n=0; while cd d 2>/dev/null; do n=$((n+1)); done; echo $n; cat file"
+                             ).stdout == "1900\nend\n"
+    finally:
+        engine.docker("rm", "-f", "deep")
+        engine.docker("rmi", "-f", "deep:1", check=False)

@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src/dolium"
 
 FLOORS = [
-    {"errors", "steps", "units", "policy", "native", "faults", "memory", "trash", "__init__"},
+    {"errors", "steps", "units", "policy", "native", "faults", "memory", "trash", "depth", "__init__"},
     {"linux"},
     {"runtime"},
     {"images", "network", "volumes", "isolation"},

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 
-from dolium import policy
+from dolium import depth, policy
 from dolium.engine.model import Container
 from dolium.engine.request import storage_size
 from dolium.engine.spare_roots import Kind, SpareRoots, let_go
@@ -229,12 +229,12 @@ def copy_up(root: int, target: str, destination: str, shift: int = 0) -> None:
         info = os.fstat(source)
         os.chown(destination, info.st_uid - shift, info.st_gid - shift)
         os.chmod(destination, info.st_mode & 0o7777)
-        _copy_tree(source, destination, shift)
+        depth.run(_copy_tree(source, destination, shift))
     finally:
         os.close(source)
 
 
-def _copy_tree(source: int, destination: str, shift: int) -> None:
+def _copy_tree(source: int, destination: str, shift: int) -> depth.Steps[None]:
     for entry in os.scandir(source):
         info = entry.stat(follow_symlinks=False)
         path = f"{destination}/{entry.name}"
@@ -244,7 +244,7 @@ def _copy_tree(source: int, destination: str, shift: int) -> None:
             os.mkdir(path, info.st_mode & 0o7777)
             child = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
             try:
-                _copy_tree(child, path, shift)
+                yield _copy_tree(child, path, shift)
             finally:
                 os.close(child)
         elif entry.is_file(follow_symlinks=False):

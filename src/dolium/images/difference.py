@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import IO, Any
 
+from dolium import depth
+
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = "trusted.overlay.opaque"
 _OVERLAY = ("trusted.overlay.", "user.overlay.")
@@ -49,7 +51,7 @@ def differences(upper: str, lower: int) -> list[Difference]:
     found: list[Difference] = []
     root = os.open(upper, _FOLDER)
     try:
-        _compare(root, lower, "", found)
+        depth.run(_compare(root, lower, "", found))
     finally:
         os.close(root)
     return sorted(found, key=lambda one: one.path)
@@ -78,7 +80,7 @@ def _inside(folder: int, name: str) -> Iterator[int | None]:
         os.close(fd)
 
 
-def _compare(upper: int, lower: int | None, path: str, found: list[Difference]) -> None:
+def _compare(upper: int, lower: int | None, path: str, found: list[Difference]) -> depth.Steps[None]:
     for name in sorted(os.listdir(upper)):
         info, before, here = _lstat(upper, name), _lstat(lower, name), f"{path}/{name}"
         if info is None:
@@ -104,11 +106,11 @@ def _compare(upper: int, lower: int | None, path: str, found: list[Difference]) 
                     if below is not None and _is_opaque(child):
                         inner += [Difference(f"{here}/{gone}", Kind.DELETED)
                                   for gone in os.listdir(below) if _lstat(child, gone) is None]
-                    _compare(child, below, here, inner)
+                    yield _compare(child, below, here, inner)
                 if inner or _changed(info, before) or _marks(upper, name) != _marks(lower, name):
                     found.append(Difference(here, Kind.CHANGED))
             else:
-                _compare(child, None, here, inner)
+                yield _compare(child, None, here, inner)
             found += inner
 
 
@@ -159,7 +161,7 @@ class _Packer:
         self._links: dict[tuple[int, int], str] = {}
         self.entries = 0
 
-    def folder(self, fd: int, prefix: str) -> None:
+    def folder(self, fd: int, prefix: str) -> depth.Steps[None]:
         """What is in a folder, in the order of its names."""
         if self._convert and prefix and _is_opaque(fd):
             self._add(tarfile.TarInfo(f"{prefix}.wh..wh..opq"))
@@ -176,11 +178,11 @@ class _Packer:
             except FileNotFoundError:
                 continue
             try:
-                self._entry(child, f"{prefix}{name}")
+                yield self._entry(child, f"{prefix}{name}")
             finally:
                 os.close(child)
 
-    def _entry(self, fd: int, name: str) -> None:
+    def _entry(self, fd: int, name: str) -> depth.Steps[None]:
         info = os.fstat(fd)
         entry = tarfile.TarInfo(name)
         entry.mode, entry.uid, entry.gid = stat.S_IMODE(info.st_mode), inside(info.st_uid, self._ids), inside(
@@ -213,7 +215,7 @@ class _Packer:
         if entry.isdir():
             folder = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                self.folder(folder, f"{name}/")
+                yield self.folder(folder, f"{name}/")
             finally:
                 os.close(folder)
 
@@ -271,5 +273,5 @@ def pack(folder: int, write: Callable[[bytes], object], *, layer: bool, ids: Seq
     sink: Any = _Sink(write)
     with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 18) as archive:
         packer = _Packer(archive, layer, ids)
-        packer.folder(folder, "")
+        depth.run(packer.folder(folder, ""))
     return packer.entries

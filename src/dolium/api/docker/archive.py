@@ -17,6 +17,7 @@ from typing import Any
 
 from aiohttp import web
 
+from dolium import depth
 from dolium.api.docker.common import CONTAINERS, ENGINE
 from dolium.engine import changes
 from dolium.engine.model import Container
@@ -133,7 +134,7 @@ def _pack(fd: int, name: str, out: int, ids: Sequence[int] = ()) -> None:
     the tree. A reader that has gone ends it quietly. ``ids``: the range whose ids are seen inside, from 0."""
     with contextlib.suppress(BrokenPipeError), open(out, "wb") as file, \
             tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        _add(archive, fd, name, ids)
+        depth.run(_add(archive, fd, name, ids))
 
 
 class _Object:
@@ -160,7 +161,7 @@ def _become_root_of(user: int) -> None:
     os.setresuid(0, 0, 0)
 
 
-def _add(archive: tarfile.TarFile, fd: int, name: str, ids: Sequence[int]) -> None:
+def _add(archive: tarfile.TarFile, fd: int, name: str, ids: Sequence[int]) -> depth.Steps[None]:
     """One entry and what is below it, each looked at and opened through one fd: the container, which may put a link in
     the place of a folder or file at any moment, cannot lead us elsewhere."""
     entry: Any = _Object(fd)
@@ -185,7 +186,7 @@ def _add(archive: tarfile.TarFile, fd: int, name: str, ids: Sequence[int]) -> No
             except FileNotFoundError:
                 continue  # removed meanwhile
             try:
-                _add(archive, child, f"{name}/{below}", ids)
+                yield _add(archive, child, f"{name}/{below}", ids)
             finally:
                 os.close(child)
     finally:

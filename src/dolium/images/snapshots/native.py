@@ -12,20 +12,20 @@ import errno
 import fcntl
 import os
 import secrets
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dolium import faults, policy
+from dolium import depth, faults, policy
 from dolium.errors import FailedPrecondition, NotFound, ResourceExhausted
 from dolium.images.snapshots.base import MountOptions, Usage
 from dolium.images.snapshots.driver import Driver
 from dolium.images.snapshots.layers import FolderLayers
 from dolium.images.snapshots.places import tree_usage
 from dolium.linux import syscalls
+from dolium.trash import delete
 
 _FICLONE = 0x40049409
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
@@ -119,8 +119,9 @@ class NativeSnapshotter(Driver):
         """See ``Snapshotter``. Found by comparing; files are further names of the container's own."""
         self._drop_written(key)
         inside = self._places.inside(key)
-        with self.view(chain_ids, MountOptions(lowest="policy.MOUNT_POINTS")) as layers, \
-                tempfile.TemporaryDirectory(prefix=f"written-{self._word}-", dir=inside) as place:
+        with self.view(chain_ids, MountOptions(lowest="policy.MOUNT_POINTS")) as layers, contextlib.ExitStack() as made:
+            place = tempfile.mkdtemp(prefix=f"written-{self._word}-", dir=inside)
+            made.callback(delete, place)
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             with contextlib.ExitStack() as opened:
                 fds = []
@@ -128,7 +129,7 @@ class NativeSnapshotter(Driver):
                     fds.append(os.open(path, flags))
                     opened.callback(os.close, fds[-1])
                 lower, root, out = fds
-                _compare(lower, root, out, os.stat(f"{inside}/copied").st_mtime_ns)
+                depth.run(_compare(lower, root, out, os.stat(f"{inside}/copied").st_mtime_ns))
             yield Path(place)
 
     def usage(self, key: str) -> Usage:
@@ -162,7 +163,7 @@ def _add_mount_points(root: Path) -> None:
         os.close(fd)
 
 
-def _compare(lower: int, root: int, out: int, copied: int) -> bool:
+def _compare(lower: int, root: int, out: int, copied: int) -> depth.Steps[bool]:
     """Put into the folder ``out`` what makes ``root`` of ``lower``; whether there is anything. What was touched after
     ``copied`` (a time in nanoseconds) is taken for changed: a change of content shows in no other attribute for sure. What
     a running container takes away, or exchanges for something else, while it is looked at is left out."""
@@ -192,11 +193,11 @@ def _compare(lower: int, root: int, out: int, copied: int) -> bool:
             if before is not None and stat.S_ISDIR(before.st_mode):
                 under = os.open(name, flags, dir_fd=lower)
                 opened.callback(os.close, under)
-                changed = _compare(under, child, made, copied) or (info.st_mode, info.st_uid, info.st_gid) != (
+                changed = (yield _compare(under, child, made, copied)) or (info.st_mode, info.st_uid, info.st_gid) != (
                     before.st_mode, before.st_uid, before.st_gid)
             else:
                 with _nothing() as empty:
-                    _compare(empty, child, made, copied)
+                    yield _compare(empty, child, made, copied)
             if changed:
                 _attributes(child, made)
                 found = True
@@ -251,12 +252,12 @@ class _Copy:
 
     def run(self) -> None:
         try:
-            self._folder(self._source, self._target, "")
+            depth.run(self._folder(self._source, self._target, ""))
         finally:
             os.close(self._source)
             os.close(self._target)
 
-    def _folder(self, source: int, target: int, path: str) -> None:
+    def _folder(self, source: int, target: int, path: str) -> depth.Steps[None]:
         names = os.listdir(source)
         if any(_xattr(source, key) == b"y" for key in _OPAQUE):
             for name in os.listdir(target):
@@ -264,7 +265,7 @@ class _Copy:
         for name in names:
             info = os.stat(name, dir_fd=source, follow_symlinks=False)
             if stat.S_ISDIR(info.st_mode):
-                self._below(source, target, name, f"{path}{name}/")
+                yield self._below(source, target, name, f"{path}{name}/")
                 continue
             _remove(target, name)
             if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
@@ -277,7 +278,7 @@ class _Copy:
             _copy(source, target, name, info)
         _attributes(source, target)
 
-    def _below(self, source: int, target: int, name: str, path: str) -> None:
+    def _below(self, source: int, target: int, name: str, path: str) -> depth.Steps[None]:
         try:
             os.mkdir(name, 0o700, dir_fd=target)
         except FileExistsError:
@@ -290,7 +291,7 @@ class _Copy:
             opened.callback(os.close, inner)
             outer = os.open(name, flags, dir_fd=target)
             opened.callback(os.close, outer)
-            self._folder(inner, outer, path)
+            yield self._folder(inner, outer, path)
 
 
 def _xattr(fd: int, key: str) -> bytes | None:
@@ -308,7 +309,7 @@ def _remove(folder: int, name: str) -> None:
     except FileNotFoundError:
         return
     except (IsADirectoryError, PermissionError):
-        shutil.rmtree(name, dir_fd=folder)
+        delete(f"/proc/self/fd/{folder}/{name}")
 
 
 def _copy(source: int, target: int, name: str, info: os.stat_result) -> None:
