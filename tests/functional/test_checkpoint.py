@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
-from bundles import Bundle, Runtime, alive, bundle, needs, runtime, until
+from bundles import FRONT, Bundle, Runtime, alive, bundle, needs, runtime, until
+from test_runtime_terminal import Screen, receive
 
 __all__ = ["bundle", "runtime"]
 CRIU = shutil.which("criu")
@@ -166,3 +168,33 @@ def test_a_criu_that_is_not_there(runtime: Runtime, counter: Bundle, tmp_path: P
         result = runtime(*words, "checkpoint", "--image-path", str(tmp_path / "images"), "c", code=1, env=env)
         assert "is not installed (Debian's package criu)" in result.err and result.err.count("\n") == 1
     assert runtime.state()["status"] == "running"
+
+
+@works
+def test_a_terminal_by_console_socket_and_in_the_foreground(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    images, console = tmp_path / "images", str(tmp_path / "console")
+    bundle.process.update(terminal=True, args=["sh"], consoleSize={"height": 33, "width": 77})
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(console)
+        listener.listen()
+        runtime.create(bundle, "--console-socket", console)
+        screen = receive(listener)
+        runtime("start", "c")
+        screen.type(b"x=41; echo rea''dy\n")
+        screen.until(b"ready\r\n")
+        runtime("checkpoint", "--image-path", str(images), "c")
+        flags = ("-b", str(bundle.path), "--image-path", str(images))
+        assert "console socket" in runtime("restore", "-d", *flags, "c", code=1).err  # nobody would have the terminal
+        runtime("restore", "-d", *flags, "--console-socket", console, "c")
+        screen = receive(listener)
+        screen.type(b"echo $((x+1)); stty size; tty; echo con > /dev/console; echo en''d\n")
+        shown = screen.until(b"end\r\n")
+        assert b"42\r\n" in shown and b"33 77\r\n" in shown and b"/dev/pts/0\r\n" in shown and b"\r\ncon\r\n" in shown
+    runtime("checkpoint", "--image-path", str(images), "c")
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execv(FRONT, [FRONT, "--root", str(runtime.root), "restore", *flags, "c"])
+    screen = Screen(fd)
+    screen.type(b"echo $((x+2)); exit 7\n")
+    assert b"43\r\n" in screen.rest()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7 and runtime.left() == []

@@ -10,11 +10,18 @@ caller's sub-reaper. The caller's standard streams are the front's, which is thi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
+import fcntl
 import json
 import os
+import select
 import signal
 import socket
+import struct
+import termios
+import tty
 
 from dolium.linux.criu import errors, external_fd, mounts
 from dolium.linux.syscalls import make_dirs_in_root, open_in_root
@@ -177,7 +184,8 @@ def _restore(request: dict[str, Any]) -> dict[str, int]:
         number += 1
     _make_targets(request["rootfs"], request["targets"])
     _own_root(request["rootfs"])
-    code = _run(program, request)
+    terminal = Terminal(request) if request["terminal"] else None
+    code = terminal.run(program) if terminal is not None else _run(program, request)
     for fd in range(FIRST_FD, number):
         os.close(fd)
     if code != 0:
@@ -189,23 +197,217 @@ def _restore(request: dict[str, Any]) -> dict[str, int]:
     if request["told"]:
         _replace(request["told"], str(pid), 0o644)
     if request["pidfd_socket"]:
-        _send_pidfd(request["pidfd_socket"], pid)
+        _send_fd("--pidfd-socket", request["pidfd_socket"], b"standard", os.pidfd_open(pid), pid)
+    if terminal is not None and request["terminal"]["socket"]:
+        _send_fd("--console-socket", request["terminal"]["socket"], b"/dev/pts/0", terminal.master, pid)
     if request["detach"]:
         return {"pid": pid}
+    if terminal is not None:
+        _relay(terminal.master, pid)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return {"exit": 128 - code if code < 0 else code}
 
 
-def _send_pidfd(path: str, pid: int) -> None:
-    """Init's, to whom --pidfd-socket names. When that fails, so does the restore."""
-    fd = os.pidfd_open(pid)
+class Terminal:
+    """A restore with a terminal whose outer end was outside: CRIU makes a new pair in the container's own devpts and hands
+    the outer end over, which only its RPC can (``criu swrk``, images/rpc.proto). All else is told by a file of flags.
+
+    ``master``: the outer end, -1 before it has come.
+    """
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self._request, self._wished = request, request["terminal"]
+        self.master = -1
+
+    def run(self, program: str) -> int:
+        """As ``_run``; the pid is in the pid file, as CRIU's command line writes it."""
+        folder = os.path.dirname(self._request["outcome"])
+        flags = f"{folder}/criu.flags"
+        words = [word.removeprefix("--").replace("=", " ", 1) for word in self._request["arguments"]
+                 if word.startswith("--") and not word.startswith(_BY_RPC)]
+        words += [f"external mnt[{place}]:/dev/null" for place in self._wished["console"]]
+        with open(os.open(flags, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write("".join(f"{word}\n" for word in words))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.set_inheritable(theirs.fileno(), True)
+                os.execve(program, [program, "swrk", str(theirs.fileno())],
+                          {"PATH": self._request["path"], "LANG": "C.UTF-8"})
+            finally:
+                os._exit(127)
+        theirs.close()
+        with ours:
+            done = self._talk(ours, flags)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.unlink(flags)
+        return 0 if done else code or 1
+
+    def _talk(self, sock: socket.socket, flags: str) -> bool:
+        """Ask for the restore and answer CRIU's questions; whether it succeeded."""
+        images = os.open(self._wished["images"], os.O_RDONLY | os.O_DIRECTORY)
+        work = os.open(self._wished["work"], os.O_RDONLY | os.O_DIRECTORY)
+        options = b"".join((_field(1, images), _field(9, 4), _field(10, b"restore.log"), _field(12, 1), _field(17, work),
+                            _field(26, 1), _field(50, 1), _field(51, flags.encode())))
+        sock.send(_field(1, _RESTORE) + _field(2, options))
+        try:
+            while True:
+                data, fds, _, _ = socket.recv_fds(sock, 1 << 16, 1)
+                if not data:
+                    return False  # its log says why
+                answer = _fields(data)
+                if answer.get(1) == _RESTORE:
+                    if not answer.get(2) or self.master < 0:
+                        return False
+                    pid = int(_fields(answer[4])[1])
+                    _replace(self._request["pid_file"], str(pid), 0o600)
+                    return True
+                notice = _fields(answer.get(5) or b"")
+                if notice.get(1) == b"orphan-pts-master" and fds:
+                    self.master = fds[0]
+                elif notice.get(1) == b"post-restore":  # all is made, and nothing runs yet
+                    self._furnish(int(notice[2]))
+                sock.send(_field(1, _NOTIFY) + _field(3, 1))
+        finally:
+            os.close(images)
+            os.close(work)
+
+    def _furnish(self, pid: int) -> None:
+        """The terminal's size, and its inner end on /dev/console, where a placeholder is. Raises Failed."""
+        wished = self._wished
+        if wished["rows"] and wished["columns"]:
+            fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", wished["rows"], wished["columns"], 0, 0))
+        if not wished["console"]:
+            return
+        (number,) = struct.unpack("I", fcntl.ioctl(self.master, _TIOCGPTN, bytes(4)))
+        child = os.fork()
+        if child == 0:
+            try:
+                with open(f"/proc/{pid}/ns/mnt") as namespace:
+                    _check(_LIBC.setns(namespace.fileno(), _CLONE_NEWNS), "enter the container")
+                for place in wished["console"]:
+                    _check(_LIBC.mount(f"/dev/pts/{number}".encode(), os.fsencode(place), None, _MS_BIND, None), "mount")
+                os._exit(0)
+            finally:
+                os._exit(1)
+        if os.waitpid(child, 0)[1]:
+            raise Failed("cannot mount the terminal on /dev/console")
+
+
+def _relay(master: int, pid: int) -> None:
+    """The caller's terminal and the container's, as one, until the container ends."""
+    keyboard, screen, init = _from_front(0), _from_front(1), os.pidfd_open(pid)
+    before = termios.tcgetattr(keyboard) if os.isatty(keyboard) else None
+
+    def resize(*_: object) -> None:
+        if os.isatty(keyboard):
+            fcntl.ioctl(master, termios.TIOCSWINSZ, fcntl.ioctl(keyboard, termios.TIOCGWINSZ, bytes(8)))
+
+    signal.signal(signal.SIGWINCH, resize)
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTOU):  # the keys go to the container
+        signal.signal(number, signal.SIG_IGN)
+    resize()
+    group = -1
+    with contextlib.suppress(OSError):  # not a terminal, or another session's
+        # programs that a plan runs are in a group of their own, and only the foremost one may read
+        group = os.tcgetpgrp(keyboard)
+        os.tcsetpgrp(keyboard, os.getpgrp())
+    watch = select.poll()
+    for fd in (keyboard, master, init):
+        watch.register(fd, select.POLLIN)
+    try:
+        if before is not None:
+            tty.setraw(keyboard, termios.TCSANOW)  # what was typed before is not lost
+        ended = False
+        while True:
+            ready = dict(watch.poll(0 if ended else None))
+            if master in ready and not _copy(master, screen):
+                return
+            if keyboard in ready and not _copy(keyboard, master):
+                watch.unregister(keyboard)
+            if ended and master not in ready:
+                return
+            ended = ended or init in ready
+    finally:
+        if before is not None:
+            termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+        if group >= 0:
+            os.tcsetpgrp(keyboard, group)
+
+
+def _copy(source: int, target: int) -> bool:
+    """What has come; False at the end."""
+    try:
+        data = os.read(source, 1 << 16)
+        while data:
+            written = os.write(target, data)
+            if written == len(data):
+                return True
+            data = data[written:]
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.EPIPE):
+            raise
+    return False
+
+
+_RESTORE, _NOTIFY = 2, 6
+_TIOCGPTN = 0x80045430
+_BY_RPC = ("--images-dir", "--work-dir", "--log-file", "--pidfile", "--restore-detached", "--restore-sibling", "--shell-job")
+
+
+def _varint(number: int) -> bytes:
+    out = b""
+    while number > 127:
+        out += bytes([number & 127 | 128])
+        number >>= 7
+    return out + bytes([number])
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    """A field of a protobuf message."""
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value)
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _fields(data: bytes) -> dict[int, Any]:
+    """The fields of a message that are numbers or bytes; of one that is repeated, the last. Raises Failed."""
+    found: dict[int, Any] = {}
+    at = 0
+
+    def number() -> int:
+        nonlocal at
+        value = shift = 0
+        while at < len(data):
+            byte, at = data[at], at + 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+        raise Failed("CRIU's answer is cut short")
+
+    while at < len(data):
+        key = number()
+        if key & 7 == 0:
+            found[key >> 3] = number()
+        elif key & 7 == 2:
+            size = number()
+            found[key >> 3], at = data[at : at + size], at + size
+        else:
+            raise Failed("CRIU's answer has a field of an unknown kind")
+    return found
+
+
+def _send_fd(flag: str, path: str, word: bytes, fd: int, pid: int) -> None:
+    """To whom a flag names. When that fails, so does the restore."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as out:
             out.connect(path)
-            socket.send_fds(out, [b"standard"], [fd])
+            socket.send_fds(out, [word], [fd])
     except OSError as error:
         os.kill(pid, signal.SIGKILL)
-        raise Failed(f"--pidfd-socket {path}: {error.strerror}") from None
+        raise Failed(f"{flag} {path}: {error.strerror}") from None
     finally:
         os.close(fd)
 

@@ -15,7 +15,7 @@ from dolium.linux.cgroup import tree
 from dolium.runtime import cgroups, deeds, state
 from dolium.runtime import plan as P
 from dolium.runtime.compile import FIRST_CGROUP_SLOT, add_hooks, state_json
-from dolium.runtime.lifecycle import absolute, read_config, remove
+from dolium.runtime.lifecycle import absolute, check_terminal, read_config, remove
 from dolium.runtime.plan import Plan
 from dolium.runtime.spec import load, namespaces
 
@@ -30,6 +30,7 @@ NOTES, NOTES_VERSION = "dolium.json", 1  # beside CRIU's images: what restore ha
 CALLS = "dolium.linux.criu_calls"
 # Namespaces that CRIU leaves to its caller when they are others', by the keys that runc gives them.
 SHARED = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")}
+CONSOLE = "/dev/console"  # a further place of the terminal's inner end
 BOTH = {"tcp-established": "--tcp-established", "ext-unix-sk": "--ext-unix-sk", "shell-job": "--shell-job",
         "file-locks": "--file-locks"}
 
@@ -91,8 +92,7 @@ def checkpoint(context: Context, facts: Facts, identity: str, options: dict[str,
         raise FailedPrecondition(f"container {identity} cannot be checkpointed in {status} state")
     config = read_config(facts, where)
     if (config.get("process") or {}).get("terminal"):
-        raise Unimplemented(f"checkpoint of {identity}: process.terminal: a terminal whose other end is outside cannot be "
-                            "restored", hint="run the container without one")
+        options = {**options, "shell-job": True}  # the other end of its terminal is outside
     images = _images(context, options)
     before = options.get("pre-dump")
     arguments = ["pre-dump" if before else "dump", f"--tree={where.pid}", f"--root={where.rootfs}",
@@ -109,7 +109,7 @@ def checkpoint(context: Context, facts: Facts, identity: str, options: dict[str,
             raise InvalidArgument(f"--page-server: {options['page-server']!r} is not ADDRESS:PORT")
         arguments += ["--page-server", f"--address={address}", f"--port={port}"]
     notes = _outside(facts, where, config)
-    arguments += criu.externals((place, place) for place in [*notes["masks"], *notes["binds"]])
+    arguments += criu.externals((place, place) for place in [*notes["masks"], *notes["binds"], *notes["console"]])
     shared = {kind: SHARED[kind] for kind, path in namespaces(config).items() if kind in SHARED and path}
     plan = Plan()
     plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {where.folder}", where.folder)
@@ -161,7 +161,8 @@ def _outside(facts: Facts, where: state.State, config: dict[str, Any]) -> dict[s
                                      f"{place}: it leads through a link, or was unmounted", hint="name the place itself")
         binds.append(place)
     masks = [mount.place for mount in inside if mount.kind == "devtmpfs" and mount.place not in binds]
-    return {"version": NOTES_VERSION, "masks": masks, "binds": binds}
+    console = [CONSOLE] if CONSOLE in places and CONSOLE not in binds else []
+    return {"version": NOTES_VERSION, "masks": masks, "binds": binds, "console": console}
 
 
 def _checkpointed(context: Context, facts: Facts, where: state.State, options: dict[str, Any], outcome: str) -> Plan:
@@ -196,9 +197,14 @@ def restore(context: Context, facts: Facts, identity: str, options: dict[str, An
     if text is None:
         raise InvalidArgument(f"bundle {bundle}: config.json: no such file")
     config = load(text, f"{bundle}/config.json")
-    if (config.get("process") or {}).get("terminal") or options.get("console-socket"):
-        raise Unimplemented(f"restore of {identity}: process.terminal: a terminal whose other end is outside cannot be "
-                            "restored")
+    process = config.get("process") or {}
+    check_terminal(process, options, not options.get("detach"))
+    terminal: dict[str, Any] = {}
+    if process.get("terminal"):
+        options = {**options, "shell-job": True}
+        size = process.get("consoleSize") or {}
+        terminal = {"socket": absolute(context.cwd, options["console-socket"]) if options.get("console-socket") else "",
+                    "rows": size.get("height") or 0, "columns": size.get("width") or 0}
     if context.systemd:
         raise Unimplemented("restore with --systemd-cgroup is not supported", hint="leave the flag out")
     for kind in ("prestart", "createRuntime"):  # the container's own had their turn in its first life
@@ -207,6 +213,8 @@ def restore(context: Context, facts: Facts, identity: str, options: dict[str, An
                                 hint="restore from a bundle without it")
     images = _images(context, options)
     notes = _notes(facts, images)
+    if terminal:
+        terminal |= {"console": notes["console"], "images": images, "work": _work(context, options, images)}
     layout = cgroups.layout(facts)
     linux = config.get("linux") or {}
     cgroups.check(facts, layout, linux.get("resources") or {})
@@ -224,7 +232,7 @@ def restore(context: Context, facts: Facts, identity: str, options: dict[str, An
         targets=_targets(config), record=record, state=f"{folder}/state.json",
         told=absolute(context.cwd, options["pid-file"]) if options.get("pid-file") else "",
         pidfd_socket=absolute(context.cwd, options["pidfd-socket"]) if options.get("pidfd-socket") else "",
-        streams=_streams(notes), join=folders if options.get("manage-cgroups-mode") == "ignore" else [])
+        streams=_streams(notes), terminal=terminal, join=folders if options.get("manage-cgroups-mode") == "ignore" else [])
     plan = Plan()
     plan.add(P.PARENT_BEFORE_CLONE, "mkdir", f"make state folder {folder}", folder, 0o700, 3, nothing_ours=True)
     plan.add(P.ON_FAILURE, "remove_dir", f"remove state folder {folder}", folder, nothing_ours=True)
@@ -249,7 +257,8 @@ def _notes(facts: Facts, images: str) -> dict[str, Any]:
         notes = json.loads(text)
         if notes["version"] != NOTES_VERSION:
             raise InvalidArgument(f"{images}/{NOTES} is of version {notes['version']}, not {NOTES_VERSION}")
-        return {key: notes[key] for key in ("masks", "binds", "files", "namespaces")}
+        return {**{key: notes[key] for key in ("masks", "binds", "files", "namespaces")},
+                "console": notes.get("console") or []}
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidArgument(f"{images}/{NOTES} is damaged: {error!r}") from error
 

@@ -101,7 +101,7 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
     process = config.get("process") or {}
     if not process:
         raise InvalidArgument("config.json: process: is required")
-    _check_terminal(process, options, run)
+    check_terminal(process, options, run)
     cache = f"{context.root}/.cache"
     launch = Launch(identity, bundle, cgroups.layout(facts), context.uid)
     launch.seccomp, keep = _seccomp(cache, config, facts, context)
@@ -206,7 +206,8 @@ def _clone_last(plan: Plan) -> Plan:
     return plan
 
 
-def _check_terminal(process: dict[str, Any], options: dict[str, Any], run: bool) -> None:
+def check_terminal(process: dict[str, Any], options: dict[str, Any], run: bool) -> None:
+    """``--console-socket`` and ``process.terminal`` go with each other. Raises InvalidArgument."""
     terminal, socket = process.get("terminal"), options.get("console-socket")
     detached = not run or options.get("detach")
     if detached and terminal and not socket:
