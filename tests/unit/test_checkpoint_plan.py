@@ -10,7 +10,7 @@ from hosts import config
 from test_runtime_cli import PID, Host, ask
 
 from dolium.errors import InvalidArgument
-from dolium.linux import criu
+from dolium.linux import criu, criu_calls
 from dolium.runtime import plan as P
 
 MOUNTINFO = ("95 97 254:0 /root\\040fs / rw - ext4 /dev/vda rw\n128 95 0:40 / /dev rw,nosuid master:1 - tmpfs tmpfs rw\n"
@@ -63,7 +63,7 @@ def test_what_is_dumped() -> None:
     assert {"--images-dir=/work/checkpoint", "--manage-cgroups=soft", "--leave-running", "--file-locks", "--track-mem",
             "--prev-images-dir=..", "--address=10.0.0.1", "--port=99", "--freeze-cgroup=/sys/fs/cgroup/freezer/dolium/box",
             "--external=mnt[/data]:/data", "--external=mnt[/proc/kcore]:/proc/kcore"} <= set(asked["arguments"])
-    assert asked["notes"] == {"version": 1, "masks": ["/proc/kcore"], "binds": ["/data"]} and asked["pid"] == PID
+    assert asked["notes"] == {"version": 1, "masks": ["/proc/kcore"], "binds": ["/data"], "console": []} and asked["pid"] == PID
     assert plan.named("hook")[0].flags == P.OPTIONAL and plan.named("again")[0].args == (0, "done")
 
 
@@ -84,13 +84,36 @@ def test_errors_are_told_last() -> None:
         ask(Host(), "restore", "new", cursor=b"failed CRIU said: no")
 
 
-def test_a_mount_through_a_link_and_a_terminal_are_refused() -> None:
+def test_a_mount_through_a_link_is_refused() -> None:
     host = running()
     host.files[f"/proc/{PID}/mountinfo"] = MOUNTINFO.replace("/data", "/elsewhere")
     with pytest.raises(InvalidArgument, match="nothing is mounted on /data"):
         ask(host, "checkpoint", "box")
-    with pytest.raises(InvalidArgument, match=r"process\.terminal"):
-        ask(running(process={"terminal": True}), "checkpoint", "box")
+
+
+def test_a_terminal_is_left_to_whoever_restores() -> None:
+    host = running(process={"terminal": True, "args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}})
+    host.files[f"/proc/{PID}/mountinfo"] = MOUNTINFO + "70 60 0:30 /0 /dev/console rw - devpts devpts rw\n"
+    asked = request(ask(host, "checkpoint", "box"))
+    assert {"--shell-job", "--external=mnt[/dev/console]:/dev/console"} <= set(asked["arguments"])
+    assert asked["notes"]["console"] == ["/dev/console"]
+    terminal = {"terminal": True, "consoleSize": {"height": 3, "width": 7}, "args": ["sh"], "cwd": "/",
+                "user": {"uid": 0, "gid": 0}}
+    again = fresh(process=terminal)
+    with pytest.raises(InvalidArgument, match="console socket"):
+        ask(again, "restore", "-b", "bundle", "--image-path", "images", "-d", "new")
+    wished = request(ask(again, "restore", "-b", "bundle", "--image-path", "images", "-d", "--console-socket", "s", "new"))
+    assert wished["terminal"] == {"socket": "/work/s", "rows": 3, "columns": 7, "console": [], "images": "/work/images",
+                                  "work": "/work/images"}
+
+
+def test_messages_to_criu() -> None:
+    for value in (0, 1, 127, 128, 300, 1 << 31):
+        assert criu_calls._fields(criu_calls._field(1, value) + criu_calls._field(51, b"x" * 200)) == {1: value, 51: b"x" * 200}
+    assert criu_calls._field(2, b"ab") == b"\x12\x02ab" and criu_calls._field(1, 300) == b"\x08\xac\x02"  # protobuf's own examples
+    for damaged in (b"\x80", b"\x0b", b"\x08"):
+        with pytest.raises(criu_calls.Failed):
+            criu_calls._fields(damaged)
 
 
 NOTES = {"version": 1, "masks": ["/proc/kcore", "/dev/tty9"], "binds": ["/data"], "namespaces": {},
