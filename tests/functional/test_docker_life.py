@@ -40,6 +40,8 @@ def test_exec_output_codes_user_env_and_input(engine: Daemon, box: str) -> None:
     done = engine.docker("exec", box, "nope", check=False)
     assert done.returncode == 127
     assert "executable file not found" in done.stdout + done.stderr
+    done = engine.docker("exec", "-u", "stranger", box, "true", check=False)
+    assert (done.returncode, "unable to find user stranger" in done.stderr) == (126, True)
 
 
 def test_exec_joins_namespaces_cgroup_filter_and_capabilities(engine: Daemon, box: str) -> None:
