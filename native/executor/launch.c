@@ -61,6 +61,7 @@ static const char *hint(uint16_t code, int number) {
 		{ OP_clone, EPERM, "probable cause: namespaces need CAP_SYS_ADMIN, or user namespaces are switched off" },
 		{ OP_clone, ENOSPC, "probable cause: /proc/sys/user/max_*_namespaces" },
 		{ OP_clone, EAGAIN, "probable cause: pids.max or RLIMIT_NPROC" },
+		{ OP_mkdir, EEXIST, "the id is already in use" },
 		{ OP_mknod, EPERM, "probable cause: CAP_MKNOD is missing in the initial user namespace" },
 	};
 	for (size_t i = 0; i < sizeof hints / sizeof hints[0]; i++)

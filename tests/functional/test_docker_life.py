@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemon import DOCKER, DOLIUM, Daemon, eventually
+from daemon import DEADLINE, DOCKER, DOLIUM, Daemon, eventually
 from terminal import Terminal
 
 pytestmark = pytest.mark.leaves("links", "nft")
@@ -40,6 +41,8 @@ def test_exec_output_codes_user_env_and_input(engine: Daemon, box: str) -> None:
     done = engine.docker("exec", box, "nope", check=False)
     assert done.returncode == 127
     assert "executable file not found" in done.stdout + done.stderr
+    done = engine.docker("exec", "-u", "stranger", box, "true", check=False)
+    assert (done.returncode, "unable to find user stranger" in done.stderr) == (126, True)
 
 
 def test_exec_joins_namespaces_cgroup_filter_and_capabilities(engine: Daemon, box: str) -> None:
@@ -181,6 +184,14 @@ def test_detach_and_attach_again(engine: Daemon) -> None:
         terminal.send(b"\x01x")
         terminal.end()
         assert engine.inspect("det")["State"]["Running"]
+        terminal = Terminal(engine, DOLIUM, "attach", "det")
+        terminal.send(b"echo closes $word\n")
+        terminal.expect("closes kept")
+        os.close(terminal.fd)  # the window is closed: the client goes, the container stays
+        gone = os.pidfd_open(terminal.pid)
+        assert select.select([gone], [], [], DEADLINE)[0]
+        os.close(gone)
+        assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == -signal.SIGHUP
         terminal = Terminal(engine, DOLIUM, "attach", "det")
         terminal.send(b"exit 6\n")
         assert terminal.end() == 6

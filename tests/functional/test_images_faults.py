@@ -133,6 +133,8 @@ def test_a_full_disk(small: Daemon, registry: Registry) -> None:
     small.docker("run", "--name", "work", "base:1", "sh", "-c", "dd if=/dev/urandom of=/big bs=1M count=8 2>/dev/null")
     done = small.docker("commit", "work", "made:1", check=False)
     assert done.returncode == 1 and "No space left" in done.stderr
+    done = small.docker("import", str(archive), "taken-in:1", check=False)
+    assert done.returncode == 1 and "write blob of unknown digest: No space left" in done.stderr
     whole(small)
     assert small.docker("images", "-q").stdout.count("\n") == 1
     assert small.docker("run", "--rm", "base:1", "echo", "on").stdout == "on\n"

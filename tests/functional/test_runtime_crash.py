@@ -15,8 +15,9 @@ __all__ = ["bundle", "runtime"]
 pytestmark = [pytest.mark.crash, *needs]
 
 
-def create(runtime: Runtime, bundle: Bundle, identity: str = "c", **more: int) -> subprocess.Popen[bytes]:
-    words = [FRONT, "--root", str(runtime.root), "create", "--bundle", str(bundle.path), identity]
+def create(runtime: Runtime, bundle: Bundle, identity: str = "c", log: Path = Path("/dev/null"),
+           **more: int) -> subprocess.Popen[bytes]:
+    words = [FRONT, "--root", str(runtime.root), "--log", str(log), "create", "--bundle", str(bundle.path), identity]
     return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **more)
 
 
@@ -76,10 +77,12 @@ def test_two_creates_of_one_id_at_once(runtime: Runtime, bundle: Bundle, tmp_pat
     bundle.write()
     other = Bundle(tmp_path / "other")
     other.write()
-    for _ in range(6):
-        fronts = [create(runtime, bundle), create(runtime, other), create(runtime, bundle), create(runtime, other)]
+    for turn in range(6):
+        log = tmp_path / f"log{turn}"
+        fronts = [create(runtime, one, log=log) for one in (bundle, other, bundle, other)]
         codes = sorted(front.wait(60) for front in fronts)
         assert codes == [0, 1, 1, 1]
+        assert all("already" in line for line in log.read_text().splitlines())
         assert runtime.state()["status"] == "created"
         winner = bundle if runtime.state()["bundle"] == str(bundle.path) else other
         loser = other if winner is bundle else bundle

@@ -405,8 +405,8 @@ def test_facts_tell_what_is_missing_and_why() -> None:
                    "list:/b": [b"2"], "stat:/a": [b"0", b"1 2 3 4"]})
     assert facts.read("/a") == b"text" and facts.read("/b") is None and facts.stat("/a") == (1, 2, 3, 4)
     assert facts.list("/b") == []
-    for path, error in (("/c", PermissionDenied), ("/d", FailedPrecondition)):
-        with pytest.raises(error):
+    for path, error, why in (("/c", PermissionDenied, "permission denied"), ("/d", FailedPrecondition, "Input/output error")):
+        with pytest.raises(error, match=why):
             facts.read(path)
     with pytest.raises(NotFound):
         facts.real("/b")

@@ -154,8 +154,9 @@ def _attach(client: Client, context: Context, name: str, *, stdin: bool, keys: s
     waiting = client.open("POST", f"/containers/{identity}/wait{query(condition='next-exit' if start else None)}")
     if start:
         client.call("POST", f"/containers/{identity}/start")
+    # With a terminal keys are the container's as bytes, and SIGHUP is this side's: its window was closed.
     here = Session(client, response, stdin_fd=0 if wants_input else None, tty=tty, kind="containers",
-                   sig_proxy=sig_proxy, bare=tty, identity=identity)
+                   sig_proxy=sig_proxy and not tty, bare=tty, identity=identity)
     if tty:
         rows, columns = context.window_size()
         if rows and columns:

@@ -81,9 +81,10 @@ class Execs:
 
     async def start(self, one: Exec, attachments: list[Attachment], *, size: tuple[int, int] = (0, 0)) -> None:
         """Launch it. The attachments are taken whatever happens. Raises the failed operation's error."""
+        checked = False
         try:
             container, shim = self.check(one)
-            config = one.config
+            checked, config = True, one.config
             async with self._engine.roots.opened(container) as root:
                 user = resolve(config.get("User") or container.config.get("User") or "",
                                lambda path: syscalls.read_in_root(root, path),
@@ -104,6 +105,8 @@ class Execs:
         except BaseException:
             for attachment in attachments:
                 attachment.close()
+            if checked:  # it was tried: a client that has hijacked the connection learns of it by the code alone
+                one.exit_code = 126
             raise
         one.running = True
         self._containers.on_exec_exit[one.id] = lambda record: self._ended(one, record)

@@ -209,7 +209,7 @@ class Ingest:
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
-                raise ResourceExhausted(f"write blob {self.digest}: {error.strerror}", errno=error.errno) from None
+                raise ResourceExhausted(f"write blob {self.digest or 'of unknown digest'}: {error.strerror}", errno=error.errno) from None
             view = view[written:]
         with self._grown:
             self.offset += len(data)

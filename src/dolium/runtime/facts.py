@@ -5,6 +5,8 @@ A missing fact raises Need; the caller (cold.py, a daemon, a test) fetches it an
 
 from __future__ import annotations
 
+import posix
+
 from dolium.errors import FailedPrecondition, NotFound, PermissionDenied
 
 ENOENT, ESRCH, EACCES, ENOTDIR = 2, 3, 13, 20
@@ -91,4 +93,4 @@ def _check(number: int, what: str, path: str) -> None:
     if number == EACCES:
         raise PermissionDenied(f"{what} {path}: permission denied", errno=number)
     if number:
-        raise FailedPrecondition(f"{what} {path}: errno {number}", errno=number)
+        raise FailedPrecondition(f"{what} {path}: {posix.strerror(number)}", errno=number)
