@@ -209,7 +209,8 @@ class Ingest:
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
-                raise ResourceExhausted(f"write blob {self.digest or 'of unknown digest'}: {error.strerror}", errno=error.errno) from None
+                which = self.digest or "of unknown digest"
+                raise ResourceExhausted(f"write blob {which}: {error.strerror}", errno=error.errno) from None
             view = view[written:]
         with self._grown:
             self.offset += len(data)
