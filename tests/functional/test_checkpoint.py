@@ -150,7 +150,7 @@ def test_what_is_refused_before_criu_runs(runtime: Runtime, counter: Bundle, tmp
     runtime.create(counter)
     assert "cannot be checkpointed in created state" in runtime("checkpoint", "--image-path", images, "c", code=1).err
     runtime("start", "c")
-    for words, why in ((["--lazy-pages"], "--lazy-pages is not supported"), (["--manage-cgroups-mode", "x"], "'x' is not one of"),
+    for words, why in ((["--manage-cgroups-mode", "x"], "'x' is not one of"),
                        (["--parent-path", "/abs"], "must be relative"), (["--parent-path", "../no"], "does not exist"),
                        (["--empty-ns", "ipc"], "--empty-ns"), (["--page-server", "x"], "--page-server"),
                        (["--status-fd", "x"], "--status-fd")):
@@ -168,6 +168,38 @@ def test_a_criu_that_is_not_there(runtime: Runtime, counter: Bundle, tmp_path: P
         result = runtime(*words, "checkpoint", "--image-path", str(tmp_path / "images"), "c", code=1, env=env)
         assert "is not installed (Debian's package criu)" in result.err and result.err.count("\n") == 1
     assert runtime.state()["status"] == "running"
+
+
+@works
+def test_memory_comes_when_it_is_needed(runtime: Runtime, counter: Bundle, tmp_path: Path) -> None:
+    """The dump serves its memory until the restored container has all of it."""
+    images = tmp_path / "images"
+    runtime.started(counter)
+    until(lambda: count(counter) > 3, "it counts")
+    before = runtime.state()["pid"]
+    ready, said = os.pipe()
+    dumping = runtime.popen("checkpoint", "--image-path", str(images), "--lazy-pages", "--page-server", "127.0.0.1:2791",
+                            "--status-fd", str(said), "c", pass_fds=(said,))
+    os.close(said)
+    with os.fdopen(ready, "rb") as status:
+        assert status.read(1) == b"\0", (images / "dump.log").read_text()[-2000:]  # it serves its memory
+    assert CRIU is not None
+    pages = subprocess.Popen([CRIU, "lazy-pages", "--images-dir", str(images), "--page-server", "--address", "127.0.0.1", "--port",
+                              "2791"], cwd=images, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: (images / "lazy-pages.socket").exists(), "somebody fetches it")
+        counter.linux["cgroupsPath"] += "-other"  # as on another machine
+        counter.write()
+        runtime("restore", "-d", "-b", str(counter.path), "--image-path", str(images), "--lazy-pages", "other")
+        runtime.ids.append("other")
+        assert dumping.wait(60) == 0, dumping.stderr and dumping.stderr.read()
+        assert not alive(before)
+        reached = count(counter)
+        until(lambda: count(counter) > reached + 3, "it goes on")
+    finally:
+        pages.terminate()
+        pages.wait(30)
+    runtime("delete", "--force", "other")
 
 
 @works

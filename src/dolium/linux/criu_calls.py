@@ -163,6 +163,8 @@ def _dump(request: dict[str, Any]) -> dict[str, int]:
     notes = {**request["notes"], **_outside(request["pid"], request["shared"])}
     request["arguments"] += [f"--external={key}" for key, _ in notes["files"].values() if key.startswith("file[")]
     request["arguments"] += [f"--external={key}" for key in notes["namespaces"].values()]
+    if request["serves"] and request["notes_path"]:  # it ends when the restored container has all of its memory
+        _replace(request["notes_path"], json.dumps(notes), 0o600)
     code = _run(program, request)
     if code != 0:
         raise _explain(code, request)

@@ -31,7 +31,8 @@ CALLS = "dolium.linux.criu_calls"
 # Namespaces that CRIU leaves to its caller when they are others', by the keys that runc gives them.
 SHARED = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")}
 CONSOLE = "/dev/console"  # a further place of the terminal's inner end
-BOTH = {"tcp-established": "--tcp-established", "ext-unix-sk": "--ext-unix-sk", "shell-job": "--shell-job",
+BOTH = {"lazy-pages": "--lazy-pages",
+        "tcp-established": "--tcp-established", "ext-unix-sk": "--ext-unix-sk", "shell-job": "--shell-job",
         "file-locks": "--file-locks"}
 
 
@@ -49,8 +50,6 @@ def _common(context: Context, options: dict[str, Any], images: str, log: str) ->
     mode = options.get("manage-cgroups-mode") or "soft"
     if mode not in criu.MODES:
         raise InvalidArgument(f"--manage-cgroups-mode: {mode!r} is not one of {', '.join(criu.MODES)}")
-    if options.get("lazy-pages"):
-        raise Unimplemented("--lazy-pages is not supported", hint="--pre-dump and --parent-path shorten the pause too")
     if options.get("empty-ns") not in (None, "network"):
         raise InvalidArgument(f"--empty-ns: {options['empty-ns']!r} is not a namespace that can be empty", hint="network is")
     return [f"--images-dir={images}", f"--work-dir={_work(context, options, images)}", f"--log-file={log}", "-v4",
@@ -107,7 +106,8 @@ def checkpoint(context: Context, facts: Facts, identity: str, options: dict[str,
         address, colon, port = options["page-server"].rpartition(":")
         if not colon or not port.isdigit():
             raise InvalidArgument(f"--page-server: {options['page-server']!r} is not ADDRESS:PORT")
-        arguments += ["--page-server", f"--address={address}", f"--port={port}"]
+        # with --lazy-pages the dump itself serves there
+        arguments += [*([] if options.get("lazy-pages") else ["--page-server"]), f"--address={address}", f"--port={port}"]
     notes = _outside(facts, where, config)
     arguments += criu.externals((place, place) for place in [*notes["masks"], *notes["binds"], *notes["console"]])
     shared = {kind: SHARED[kind] for kind, path in namespaces(config).items() if kind in SHARED and path}
@@ -120,8 +120,8 @@ def checkpoint(context: Context, facts: Facts, identity: str, options: dict[str,
     if status_fd is not None and not status_fd.isdigit():
         raise InvalidArgument(f"--status-fd: {status_fd!r} is not a number")
     request = _request(context, "dump", arguments, outcome, log=f"{_work(context, options, images)}/dump.log", notes=notes,
-                       notes_path="" if before else f"{images}/{NOTES}", pid=where.pid, shared=shared,
-                       status_fd=None if status_fd is None else int(status_fd))
+                       serves=bool(options.get("lazy-pages")), notes_path="" if before else f"{images}/{NOTES}",
+                       pid=where.pid, shared=shared, status_fd=None if status_fd is None else int(status_fd))
     deeds.add(plan, P.PARENT_BEFORE_CLONE, f"checkpoint {identity}", CALLS, request, 0, optional=True)
     plan.add(P.PARENT_BEFORE_CLONE, "again", "look", 0, "done")
     return plan
