@@ -172,6 +172,27 @@ def test_what_answers_something_else_is_no_answer() -> None:
     assert reply is not None and b"org" in reply and len(seen) == 1
 
 
+def test_one_that_asks_without_end_leaves_room_for_others() -> None:
+    class Slow(Forwarder):
+        async def ask(self, query: bytes, servers: object, *, tcp: bool) -> bytes | None:
+            self.asked += 1
+            await asyncio.Event().wait()
+            return None
+
+    async def run() -> tuple[int, bytes]:
+        slow = Slow()
+        made, greedy = Server(slow), Sandbox(["1"], [], True)
+        query = dns.message.make_query("example.org", "A").to_wire()
+        waiting = [asyncio.create_task(made._elsewhere(greedy, query, tcp=False)) for _ in range(300)]
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        return slow.asked, next(iter(done)).result()
+
+    under_way, refused = asyncio.run(run())
+    assert under_way == 128 and dns.message.from_wire(refused).rcode() == dns.rcode.SERVFAIL
+
+
 def test_the_hosts_servers_are_read_again_when_they_change(tmp_path: Path) -> None:
     file = tmp_path / "resolv.conf"
     forwarder = Forwarder(str(file))

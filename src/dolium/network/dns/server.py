@@ -36,6 +36,7 @@ LARGEST = 1 << 18  # of a command
 TTL = 600  # seconds, as Docker's
 _IDLE_SECONDS = 30.0
 _OF_ONE = 64  # TCP connections of one container at once
+_ASKED = 128  # its questions under way to other servers
 _FDS = 1 << 16
 
 
@@ -49,6 +50,7 @@ class Sandbox:
     udp: asyncio.DatagramTransport | None = None
     tcp: asyncio.Server | None = None
     talking: set[asyncio.Task[None]] = field(default_factory=set)
+    asked: int = 0  # questions passed on that have no answer yet
 
     def close(self) -> None:
         """Its sockets go, and with them what keeps its namespace."""
@@ -120,8 +122,14 @@ class Server:
         return None
 
     async def _elsewhere(self, sandbox: Sandbox, data: bytes, *, tcp: bool) -> bytes:
-        servers = self._forwarder.host_servers() if sandbox.servers is None else sandbox.servers
-        reply = await self._forwarder.ask(data, servers, tcp=tcp)
+        reply = None
+        if sandbox.asked < _ASKED:  # one that asks without end leaves room for the others
+            servers = self._forwarder.host_servers() if sandbox.servers is None else sandbox.servers
+            sandbox.asked += 1
+            try:
+                reply = await self._forwarder.ask(data, servers, tcp=tcp)
+            finally:
+                sandbox.asked -= 1
         return wire.answer(wire.parse(data), wire.SERVFAIL) if reply is None else reply
 
     async def _talk(self, sandbox: Sandbox, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
