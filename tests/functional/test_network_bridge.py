@@ -514,6 +514,30 @@ def test_a_namespace_that_someone_holds_loses_its_link(tmp_path: Path) -> None:
     on_bench(body, tmp_path)
 
 
+def test_a_network_that_cannot_be_resumed_keeps_its_containers_links(tmp_path: Path) -> None:
+    async def body(it: Bench) -> None:
+        await it.networks.create({"Name": "one"})
+        other, _, endpoint = await it.up()
+        container = secrets.token_hex(32)
+        prepared = await it.networks.prepare(NetworkRequest(container, "one", names=("box",)))
+        it.prepared[container] = prepared
+        switch = it.networks._bridge._networks["one"].switch
+        mine = {switch.link_name(container), switch.name}
+        switch.host.request(netlink.set_link(switch.index, alias="somebody else's"))
+        later = Networks(it.instance, it.store, run_dir=str(tmp_path / "later"), pool_size=0)
+        (tmp_path / "later").mkdir()
+        await later.start({container: prepared.endpoint, other: endpoint})
+        assert mine <= {name for _, name in socket.if_nameindex()} and later.find("one")["Containers"] == {}
+        with pytest.raises(AlreadyExists, match="not of this network"):
+            await later.prepare(NetworkRequest(secrets.token_hex(32), "one"))
+        await asyncio.wait(later._tasks)  # the name server is made ready
+        await later._dns.close()
+        await later._bridge._clear_quietly(keep=True)
+        switch.host.request(netlink.set_link(switch.index, alias=switch.alias))
+
+    on_bench(body, tmp_path)
+
+
 def test_two_instances_have_two_subnets(tmp_path: Path) -> None:
     other = secrets.token_hex(4)
 

@@ -169,8 +169,11 @@ class BridgeDriver:
 
     def _sweep(self, kept: set[int]) -> None:
         default = self._networks[DEFAULT].switch
+        broken = {network.record.short for network in self._networks.values() if network.broken is not None}
         for link in self._host.links():
-            if link.index not in kept and owner(self._instance, link) is not None:
+            found = owner(self._instance, link)
+            # what belongs to a network that could not be resumed is left alone
+            if found is not None and link.index not in kept and found[1] not in broken:
                 default.delete(link.index)
 
     def _adopt_one(self, network: BridgeNetwork, container: str, endpoint: Endpoint, link: int) -> None:
