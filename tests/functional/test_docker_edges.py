@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -457,15 +458,19 @@ def test_a_shared_dev_shm(engine: Daemon) -> None:
 
 
 def test_an_answer_that_breaks_off_says_so_in_the_log_and_writes_no_second_one(engine: Daemon) -> None:
-    """Folders that are too deep to be packed are found when the archive is half sent."""
+    """That no more files can be opened is found when the archive is half sent."""
     deep = "mkdir /deep; cd /deep; i=0; while [ $i -lt 1200 ]; do mkdir d; cd d; i=$((i+1)); done"
     engine.docker("run", "--name", "deep", "base:1", "sh", "-c", deep)
+    assert engine.process is not None
+    limit = resource.prlimit(engine.process.pid, resource.RLIMIT_NOFILE)
     try:
+        resource.prlimit(engine.process.pid, resource.RLIMIT_NOFILE, (600, limit[1]))  # a level takes two
         status, answer = engine.api("GET", "/containers/deep/archive?path=/deep")
         assert status == 200 and answer.count(b"HTTP/1.1") == 0 and not answer.endswith(b"0\r\n\r\n")
         eventually(lambda: "the answer had begun and breaks off" in engine.log.read_text(), "the log has it")
         assert engine.docker("ps", "-as", "--filter", "name=deep", "--format", "{{.Names}}").stdout == "deep\n"
     finally:
+        resource.prlimit(engine.process.pid, resource.RLIMIT_NOFILE, limit)
         engine.docker("rm", "deep")
 
 
