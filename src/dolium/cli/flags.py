@@ -130,3 +130,14 @@ class Command:
                 raise UsageError(f"invalid argument {value!r} for {flag.names[-1]}: not a number") from None
         else:
             found[flag.key] = value
+
+
+def pairs(values: list[str], flag: str) -> dict[str, str]:
+    """What KEY=VALUE flags say. Raises UsageError."""
+    found = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals or not key:
+            raise UsageError(f"invalid argument {value!r} for {flag}: write KEY=VALUE")
+        found[key] = text
+    return found

@@ -59,6 +59,13 @@ GROUPS = {
         "info": ("system", "info", "facts about the daemon and this machine"),
         "events": ("system", "events", "print what happens"),
     },
+    "volume": {
+        "ls": ("volumes", "listing", "list volumes"),
+        "create": ("volumes", "create", "make a volume"),
+        "inspect": ("volumes", "inspect", "print all that is known, as JSON"),
+        "rm": ("volumes", "remove", "remove volumes"),
+        "prune": ("volumes", "prune", "remove volumes nobody uses"),
+    },
 }
 _ALIASES = {"list": "ls", "remove": "rm"}
 
@@ -110,6 +117,11 @@ def network(client: Client, context: Context, words: list[str]) -> int:
 def system(client: Client, context: Context, words: list[str]) -> int:
     """``dolium system``."""
     return _run("system", client, context, words)
+
+
+def volume(client: Client, context: Context, words: list[str]) -> int:
+    """``dolium volume``."""
+    return _run("volume", client, context, words)
 
 
 def inspect_image(client: Client, context: Context, words: list[str]) -> int:

@@ -51,6 +51,7 @@ COMMANDS = {
     "lease": ("groups", "lease", "what keeps blobs that no image names"),
     "manifest": ("groups", "manifest", "what a registry says of an image"),
     "network": ("groups", "network", "networks of your own, and who is in them"),
+    "volume": ("groups", "volume", "folders that outlive containers"),
     "system": ("groups", "system", "system df, prune, check and more"),
     "events": ("system", "events", "print what happens"),
     "info": ("system", "info", "facts about the daemon and this machine"),

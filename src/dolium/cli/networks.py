@@ -7,7 +7,7 @@ import json
 from dolium.cli import output
 from dolium.cli.containers import FORMAT, filter_query
 from dolium.cli.context import Context
-from dolium.cli.flags import Command, Flag, UsageError
+from dolium.cli.flags import Command, Flag, UsageError, pairs
 from dolium.cli.transport import ApiError, Client, query, quote
 
 TYPE_CHECKING = False
@@ -40,16 +40,6 @@ CONNECT = Command("network connect", "NETWORK CONTAINER", "Bring a container int
     Flag("--mac-address", "str", "address of its link", "MAC")], minimum=2, maximum=2)
 DISCONNECT = Command("network disconnect", "NETWORK CONTAINER", "Take a container out of a network, running or not.", [
     Flag("-f --force", "bool", "pass over one that is not in it")], minimum=2, maximum=2)
-
-
-def _pairs(values: list[str], flag: str) -> dict[str, str]:
-    found = {}
-    for value in values:
-        key, equals, text = value.partition("=")
-        if not equals or not key:
-            raise UsageError(f"invalid argument {value!r} for {flag}: write KEY=VALUE")
-        found[key] = text
-    return found
 
 
 def listing(client: Client, context: Context, words: list[str]) -> int:
@@ -88,11 +78,11 @@ def create(client: Client, context: Context, words: list[str]) -> int:
     if options["aux_address"]:
         if not pools:
             raise UsageError("--aux-address: there is no --subnet for it")
-        pools[0]["AuxiliaryAddresses"] = _pairs(options["aux_address"], "--aux-address")
+        pools[0]["AuxiliaryAddresses"] = pairs(options["aux_address"], "--aux-address")
     made = client.call("POST", "/networks/create", {
         "Name": names[0], "Driver": options["driver"] or "bridge", "Internal": options["internal"],
         "Attachable": options["attachable"], "EnableIPv6": options["ipv6"], "IPAM": {"Driver": "default", "Config": pools},
-        "Options": _pairs(options["opt"], "--opt"), "Labels": _pairs(options["label"], "--label")})
+        "Options": pairs(options["opt"], "--opt"), "Labels": pairs(options["label"], "--label")})
     context.say(made["Id"])
     return 0
 

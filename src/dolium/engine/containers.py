@@ -129,10 +129,12 @@ class Containers:
         container = Container(identity, chosen, time.time(), config.get("Image") or rootfs, image_id, chain_ids, rootfs,
                               done, host, argv[0], argv[1:], mounts)
         container.starting, container.endpoint_settings = starting, networks
+        engine.creating[identity] = container
         try:
             container.ids = self._making[identity] = self._ids(host)
         except BaseException:
             engine.names.pop(chosen, None)
+            del engine.creating[identity]
             raise
         container.config.setdefault("Hostname", "")
         own = os.uname().nodename if mode == "host" else container.short_id
@@ -157,7 +159,7 @@ class Containers:
             await self._drop_anonymous(container)
             raise
         finally:
-            del self._making[identity]
+            del self._making[identity], engine.creating[identity]
         engine.event(container, "create")
         return container
 
@@ -187,7 +189,8 @@ class Containers:
             if mount.anonymous and mount.name:
                 try:
                     others = [one for one in self._engine.volume_users(mount.name) if one != container.id]
-                    await self._engine.remove_volume(mount.name, others)
+                    if not others:  # else it goes with the last of them
+                        await self._engine.remove_volume(mount.name, others)
                 except DoliumError as error:
                     cleanup_step(f"remove volume {mount.name}", error)
 

@@ -93,6 +93,7 @@ class Engine:
                                           self.run_trash.discard)
         self.containers = {doc["id"]: Container.from_doc(doc) for doc in self.store.containers()}
         self.names = {container.name: container.id for container in self.containers.values()}
+        self.creating: dict[str, Container] = {}  # without a record yet
         self._locks: dict[str, asyncio.Lock] = {}
         self._unsaved: set[str] = set()
         self._retry: asyncio.TimerHandle | None = None
@@ -188,8 +189,8 @@ class Engine:
         return await self.images.prune(wanted)
 
     def volume_users(self, name: str) -> list[str]:
-        """Ids of containers that mount a volume."""
-        return [container.id for container in self.containers.values()
+        """Ids of containers that mount a volume, those that are being made among them."""
+        return [container.id for container in {**self.creating, **self.containers}.values()
                 if any(mount.name == name for mount in container.mounts)]
 
     async def remove_volume(self, name: str, users: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from dolium.api.docker import archive, containers, images, networks, streams, system
+from dolium.api.docker import archive, containers, images, networks, streams, system, volumes
 from dolium.api.docker.common import API_VERSION, CONTAINERS, ENGINE, EXECS, MIN_API_VERSION
 from dolium.api.docker.errors import begun, error_middleware, error_response
 from dolium.engine.containers import Containers
@@ -51,7 +51,7 @@ def make_app(engine: Engine, life: Containers, execs: Execs, extra: list[web.Rou
     app.on_response_prepare.append(begun)
     app[ENGINE], app[CONTAINERS], app[EXECS] = engine, life, execs
     for table in (system.routes, containers.routes, streams.routes, archive.routes, images.routes,
-                  networks.routes, *extra):
+                  networks.routes, volumes.routes, *extra):
         for route in table:
             assert isinstance(route, web.RouteDef)
             for path in (route.path, _PREFIX + route.path):

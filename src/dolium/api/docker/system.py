@@ -1,9 +1,8 @@
-"""/_ping, /version, /info, /volumes and what else is about the whole."""
+"""/_ping, /version, /info and what else is about the whole."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import platform
 import time
@@ -14,12 +13,12 @@ from typing import Any
 from aiohttp import web
 
 from dolium import __version__
-from dolium.api.docker import models
-from dolium.api.docker.common import API_VERSION, ENGINE, MIN_API_VERSION, body, filters, flag, label_matches, no_content
+from dolium.api.docker import models, volumes
+from dolium.api.docker.common import API_VERSION, ENGINE, MIN_API_VERSION, body
 from dolium.api.docker.errors import error_response
 from dolium.engine import model
 from dolium.engine.engine import Engine
-from dolium.errors import DoliumError, InvalidArgument, NotFound, PermissionDenied
+from dolium.errors import DoliumError, InvalidArgument, PermissionDenied
 from dolium.images.auth import Credentials
 from dolium.images.hosts import read_settings
 from dolium.images.snapshots.places import tree_usage
@@ -117,75 +116,6 @@ async def auth(request: web.Request) -> web.Response:
     return web.json_response({"Status": "Login Succeeded", "IdentityToken": token})
 
 
-# -- volumes --
-
-
-def _volume(request: web.Request, name: str) -> dict[str, Any]:
-    volumes = request.app[ENGINE].volumes
-    volume = volumes.get(name)
-    return {"Name": name, "Driver": "local", "Mountpoint": volumes.path(name), "Labels": volume.labels or None,
-            "Scope": "local", "Options": volume.options or None, "CreatedAt": rfc3339(volume.created)}
-
-
-@routes.get("/volumes")
-async def volumes(request: web.Request) -> web.Response:
-    """``docker volume ls``."""
-    engine, wanted = request.app[ENGINE], filters(request)
-    rows = []
-    for volume in engine.volumes.all():
-        used = bool(engine.volume_users(volume.name))
-        if "dangling" in wanted and (wanted["dangling"][0] in ("true", "1")) == used:
-            continue
-        if not any(name in volume.name for name in wanted.get("name") or [""]):
-            continue
-        if label_matches(volume.labels, wanted.get("label") or []):
-            rows.append(_volume(request, volume.name))
-    return web.json_response({"Volumes": rows, "Warnings": None})
-
-
-@routes.post("/volumes/create")
-async def volume_create(request: web.Request) -> web.Response:
-    """``docker volume create``."""
-    wish = await body(request)
-    made = request.app[ENGINE].volumes.ensure(wish.get("Name") or "", labels=wish.get("Labels"),
-                                              driver=wish.get("Driver") or "local", options=wish.get("DriverOpts"))
-    request.app[ENGINE].events.publish("volume", "create", made.name, {"driver": "local"})
-    return web.json_response(_volume(request, made.name), status=201)
-
-
-@routes.get("/volumes/{name}")
-async def volume_inspect(request: web.Request) -> web.Response:
-    """``docker volume inspect``."""
-    return web.json_response(_volume(request, request.match_info["name"]))
-
-
-@routes.delete("/volumes/{name}")
-async def volume_remove(request: web.Request) -> web.Response:
-    """``docker volume rm``."""
-    engine, name = request.app[ENGINE], request.match_info["name"]
-    try:
-        await engine.remove_volume(name, engine.volume_users(name))
-    except NotFound:
-        if not flag(request, "force"):
-            raise
-    engine.events.publish("volume", "destroy", name, {"driver": "local"})
-    return no_content()
-
-
-@routes.post("/volumes/prune")
-async def volume_prune(request: web.Request) -> web.Response:
-    """Remove unused anonymous volumes; with ``all`` named ones too."""
-    engine, wanted = request.app[ENGINE], filters(request)
-    every = (wanted.get("all") or ["false"])[0] in ("true", "1")
-    removed = []
-    for volume in engine.volumes.all():
-        if (volume.anonymous or every) and not engine.volume_users(volume.name):
-            with contextlib.suppress(NotFound):  # removed by somebody else while another one's content went
-                await engine.remove_volume(volume.name, [])
-                removed.append(volume.name)
-    return web.json_response({"VolumesDeleted": removed or None, "SpaceReclaimed": 0})
-
-
 # -- disk --
 
 
@@ -215,7 +145,7 @@ async def disk(request: web.Request) -> web.Response:
     if "volume" in kinds:
         for volume in engine.volumes.all():
             usage = await asyncio.to_thread(tree_usage, Path(engine.volumes.path(volume.name)))
-            found["Volumes"].append(_volume(request, volume.name) | {
+            found["Volumes"].append(volumes.described(engine, volume.name) | {
                 "UsageData": {"Size": usage.size, "RefCount": len(engine.volume_users(volume.name))}})
     return web.json_response(found)
 
