@@ -126,15 +126,14 @@ def test_console_socket_path_longer_than_a_socket_address(runtime: Runtime, bund
     deep = tmp_path / ("d" * 100) / ("e" * 100)
     deep.mkdir(parents=True)
     here = os.open(deep, os.O_PATH)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(f"/proc/self/fd/{here}/s")
-    listener.listen(1)
-    listener.settimeout(DEADLINE)
-    os.close(here)
-    bundle.process.update(terminal=True)
-    runtime.create(bundle, "--console-socket", f"{deep}/s")
-    os.close(receive(listener).fd)
-    listener.close()
+    with socket.socket(socket.AF_UNIX) as listener:  # closed where another runtime fails, too
+        listener.bind(f"/proc/self/fd/{here}/s")
+        listener.listen(1)
+        listener.settimeout(DEADLINE)
+        os.close(here)
+        bundle.process.update(terminal=True)
+        runtime.create(bundle, "--console-socket", f"{deep}/s")
+        os.close(receive(listener).fd)
     runtime("delete", "c")
 
 
