@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 from daemon import Daemon
@@ -39,3 +42,83 @@ def test_volumes_are_made_listed_and_pruned(engine: Daemon) -> None:
     finally:
         engine.docker("rm", "user", check=False)
         engine.docker("volume", "rm", "-f", "one", "two", "three", check=False)
+
+
+def test_volumes_from_another_container(engine: Daemon, tmp_path: Path) -> None:
+    engine.docker("run", "--name", "owner", "-v", "/data", "-v", f"{tmp_path}:/host", "base:1", "sh", "-c", "echo a > /data/f")
+    try:
+        for client in (engine.docker, engine.dolium):
+            done = client("run", "--rm", "--volumes-from", "owner:ro", "base:1", "sh", "-c",
+                          "cat /data/f; touch /data/x || touch /host/x || echo refused", check=False)
+            assert done.stdout == "a\nrefused\n", done.stderr
+        engine.docker("run", "--name", "heir", "--volumes-from", "owner", "-v", "own:/host", "base:1", "sh", "-c",
+                      "echo b >> /data/f; touch /host/x")
+        assert not (tmp_path / "x").exists()
+        engine.docker("rm", "-v", "owner")
+        assert engine.docker("run", "--rm", "--volumes-from", "heir", "base:1", "cat", "/data/f").stdout == "a\nb\n"
+        engine.docker("rm", "-v", "heir")
+        assert engine.docker("volume", "ls", "-q").stdout == "own\n"
+    finally:
+        engine.docker("rm", "-fv", "owner", "heir", check=False)
+        engine.docker("volume", "rm", "-f", "own", check=False)
+
+
+def test_a_subpath_never_leads_out_of_its_volume(engine: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("host\n")
+    (tmp_path / "new").write_text("new\n")
+
+    def at(subpath: str, *command: str) -> subprocess.CompletedProcess[str]:
+        return engine.docker("run", "--rm", "--mount", f"type=volume,src=parts,dst=/m,volume-subpath={subpath}", "base:1",
+                             *command, check=False)
+    try:
+        engine.docker("run", "--rm", "-v", "parts:/v", "base:1", "sh", "-c",
+                      f"mkdir -p /v/a/b && echo in > /v/a/b/f && ln -s {tmp_path} /v/out && ln -s a /v/in && mkdir -p /v{tmp_path}")
+        assert at("a/b", "cat", "/m/f").stdout == "in\n"
+        assert at("in/b", "cat", "/m/f").stdout == "in\n"
+        assert at("a/b/f", "cat", "/m").stdout == "in\n"
+        assert at("out", "ls", "/m").stdout == ""  # the folder of that name in the volume
+        done = at("absent", "true")
+        assert (done.returncode != 0, "no such file or directory" in done.stderr) == (True, True), done.stderr
+        engine.docker("create", "--name", "part", "--mount", "type=volume,src=parts,dst=/m,volume-subpath=a/b", "base:1",
+                      "cat", "/m/new")
+        engine.docker("cp", str(tmp_path / "new"), "part:/m/new")
+        assert engine.docker("start", "-a", "part").stdout == "new\n"
+    finally:
+        engine.docker("rm", "-f", "part", check=False)
+        engine.docker("volume", "rm", "-f", "parts", check=False)
+
+
+def test_what_is_mounted_below_a_bind_mount(engine: Daemon, tmp_path: Path) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(below)], check=True)
+    try:
+        (below / "f").touch()
+        for client in (engine.docker, engine.dolium):
+            for keys, expected in (("readonly", "f\nro\n"), ("readonly,bind-recursive=writable", "f\nrw\n"),
+                                   ("readonly,bind-recursive=readonly,bind-propagation=rprivate", "f\nro\n"),
+                                   ("bind-recursive=disabled", "rw\n")):
+                done = client("run", "--rm", "--mount", f"type=bind,src={tmp_path},dst=/m,{keys}", "base:1", "sh", "-c",
+                              "ls /m/below; touch /m/below/x 2>/dev/null && echo rw || echo ro; rm -f /m/below/x")
+                assert done.stdout == expected, keys
+        done = engine.dolium("run", "--mount", f"type=bind,src={tmp_path},dst=/m,bind-recursive=readonly", "base:1", "true",
+                             check=False)
+        assert "requires 'readonly' to be specified in conjunction" in done.stderr
+    finally:
+        subprocess.run(["umount", str(below)], check=True)
+
+
+def test_idmapped_bind_mounts(engine: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    os.chown(tmp_path / "f", 1000, 1000)
+    tmp_path.chmod(0o755)
+    seen = ("base:1", "stat", "-c", "%u:%g", "/m/f")
+    bind = f"type=bind,src={tmp_path},dst=/m"
+    assert engine.dolium("run", "--rm", "--userns", "auto", "--mount", f"{bind},idmap", *seen).stdout == "1000:1000\n"
+    assert engine.dolium("run", "--rm", "--userns", "auto", "-v", f"{tmp_path}:/m:idmap,z", *seen).stdout == "1000:1000\n"
+    assert engine.dolium("run", "--rm", "--userns", "auto", "-v", f"{tmp_path}:/m:Z", *seen).stdout == "65534:65534\n"
+    assert engine.docker("run", "--rm", "-v", f"{tmp_path}:/m:idmap=uids=1000-3-1;gids=1000-4-1,Z", *seen).stdout == "3:4\n"
+    mapping = "idmap=uids=1000-0-1;gids=1000-7-1"
+    assert engine.dolium("run", "--rm", "--mount", f"{bind},{mapping}", *seen).stdout == "0:7\n"
+    done = engine.dolium("run", "--rm", "--mount", f"{bind},idmap", *seen, check=False)
+    assert "idmap: the container has no user namespace of its own" in done.stderr

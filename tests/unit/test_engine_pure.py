@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import os
+import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from dolium.cli.run import EXEC, RUN
 from dolium.engine import changes, id_ranges, request, specs
 from dolium.engine.etc_files import check_extra_hosts, resolv_text
 from dolium.engine.model import Container, Mount
+from dolium.engine.mounts import from_others, lend, mappings, parse_mounts
 from dolium.engine.restart import next_delay, wants_restart
 from dolium.engine.users import User, resolve
 from dolium.errors import InvalidArgument, NotFound, ResourceExhausted
@@ -191,13 +193,66 @@ def test_capabilities_of_a_request() -> None:
 
 
 def test_mounts_of_a_request() -> None:
-    mounts = request.parse_mounts({"Volumes": {"/v": {}}}, {"Binds": ["/a:/b:ro", "n1:/c", "/x"], "Tmpfs": {"/t": "size=1m"}})
+    mounts = parse_mounts({"Volumes": {"/v": {}}}, {"Binds": ["/a:/b:ro", "n1:/c", "/x"], "Tmpfs": {"/t": "size=1m"}})
     assert {(mount.kind, mount.target, mount.read_only, mount.anonymous) for mount in mounts} == {
         ("bind", "/b", True, False), ("volume", "/c", False, False), ("volume", "/x", False, True),
         ("tmpfs", "/t", False, False), ("volume", "/v", False, True)}
     for bad in ("a:", ":b", "/a:/b:zz", "/a:b", "rel/x:/b", "/a:/"):
         with pytest.raises(InvalidArgument):
-            request.parse_mounts({}, {"Binds": [bad]})
+            parse_mounts({}, {"Binds": [bad]})
+
+
+@pytest.mark.parametrize(("entry", "text"), [
+    ({"Type": "bind", "Source": "/s"}, 'type "bind": field Target must not be empty'),
+    ({"Type": "bind", "Target": "/t"}, "field Source must not be empty"),
+    ({"Type": "bind", "Source": "s", "Target": "/t"}, "invalid mount path: 's' mount path must be absolute"),
+    ({"Type": "bind", "Source": "/s", "Target": "/t", "VolumeOptions": {"NoCopy": True}},
+     "field VolumeOptions must not be specified"),
+    ({"Type": "bind", "Source": "/s", "Target": "/t", "BindOptions": {"Propagation": "odd"}}, "propagation mode: odd"),
+    ({"Type": "bind", "Source": "/s", "Target": "/t", "BindOptions": {"ReadOnlyNonRecursive": True}}, "needs ReadOnly"),
+    ({"Type": "bind", "Source": "/s", "Target": "/t", "BindOptions": {"IDMap": "idmap=uids=0-1-1"}}, "needs uids and gids"),
+    ({"Type": "volume", "Target": "/t", "ReadOnly": True}, "must not set ReadOnly mode when using anonymous volumes"),
+    ({"Type": "volume", "Target": "/t", "VolumeOptions": {"Subpath": "a"}}, "must not set Subpath when using anonymous"),
+    ({"Type": "volume", "Source": "v1", "Target": "/t", "VolumeOptions": {"Subpath": "a/../../b"}}, "relative path within"),
+    ({"Type": "volume", "Source": "v1", "Target": "/t", "VolumeOptions": {"DriverConfig": {"Name": "nfs"}}}, "'nfs'"),
+    ({"Type": "tmpfs", "Source": "/s", "Target": "/t"}, "field Source must not be specified"),
+    ({"Type": "tmpfs", "Target": "/t", "TmpfsOptions": {"Options": [["lower", "/"]]}}, "invalid tmpfs option"),
+    ({"Type": "npipe", "Source": "s", "Target": "/t"}, 'invalid mount config for type "npipe": mount type unknown'),
+])
+def test_mounts_that_are_refused(entry: dict[str, object], text: str) -> None:
+    with pytest.raises(InvalidArgument, match=re.escape(text)):
+        parse_mounts({}, {"Mounts": [entry]})
+
+
+def test_how_much_of_a_bind_mount_is_read_only() -> None:
+    for options, expected in (({}, ["rbind", "rro"]), ({"NonRecursive": True}, ["bind", "ro"]),
+                              ({"ReadOnlyNonRecursive": True}, ["rbind", "ro"]), ({"ReadOnlyForceRecursive": True}, ["rbind", "rro"])):
+        mount, = parse_mounts({}, {"Mounts": [
+            {"Type": "bind", "Source": "/s", "Target": "/t", "ReadOnly": True, "BindOptions": options}]})
+        assert specs._user_mount(mount, [], "/s")["options"] == [*expected, "rprivate"]
+
+
+def test_mounts_of_others_give_way() -> None:
+    lent = lend([Mount("volume", "/s", "/a", name="va"), Mount("bind", "/h", "/b"), Mount("tmpfs", "", "/c")], True)
+    mounts = {mount.target: mount for mount in parse_mounts({"Volumes": {"/a": {}, "/d": {}}}, {"Binds": ["/own:/b"]}, lent)}
+    assert sorted(mounts) == ["/a", "/b", "/d"]
+    assert (mounts["/a"].name, mounts["/a"].read_only, mounts["/a"].no_copy) == ("va", True, True)
+    assert (mounts["/b"].source, mounts["/b"].read_only) == ("/own", False)
+    assert [from_others(text) for text in ("a", "a:rw", "a:ro", "a:ro,z")] == [
+        ("a", False), ("a", False), ("a", True), ("a", True)]
+    for bad in ("", ":ro", "a:", "a:rx", "a:ro,rw"):
+        with pytest.raises(InvalidArgument):
+            from_others(bad)
+
+
+def test_mappings_of_idmapped_mounts() -> None:
+    assert mappings("uids=0-5-1#1-9-2;gids=0-7-1") == {
+        "uidMappings": [{"containerID": 0, "hostID": 5, "size": 1}, {"containerID": 1, "hostID": 9, "size": 2}],
+        "gidMappings": [{"containerID": 0, "hostID": 7, "size": 1}]}
+    for bad in ("", "uids=0-1-1", "uids=0-1-0;gids=0-1-1", "uids=0-1-2#1-9-1;gids=0-1-1", "uids=@0-1-1;gids=0-1-1",
+                "uids=0-4294967295-1;gids=0-1-1", "uids=0-1-1;uids=0-1-1"):
+        with pytest.raises(InvalidArgument):
+            mappings(bad)
 
 
 def test_environment_is_merged() -> None:
@@ -224,7 +279,7 @@ def test_lines_of_passwd_that_make_no_sense_are_passed_over() -> None:
 
 
 def test_read_only_is_recursive() -> None:
-    assert specs._user_mount(Mount("bind", "/s", "/t", True), [])["options"] == ["rbind", "rro", "rprivate"]
+    assert specs._user_mount(Mount("bind", "/s", "/t", True), [], "/s")["options"] == ["rbind", "rro", "rprivate"]
 
 
 def test_restart_rules_and_back_off() -> None:
@@ -289,9 +344,9 @@ def test_a_daemons_own_oom_protection_is_not_for_containers(monkeypatch: pytest.
 
 
 def test_volumes_are_mapped_where_a_container_has_ids_of_its_own() -> None:
-    mapped = specs._user_mount(Mount("volume", "/s", "/t"), [100000, 65536])
+    mapped = specs._user_mount(Mount("volume", "/s", "/t"), [100000, 65536], "/s")
     assert "idmap" in mapped["options"] and mapped["uidMappings"] == [{"containerID": 0, "hostID": 100000, "size": 65536}]
-    assert "uidMappings" not in specs._user_mount(Mount("bind", "/s", "/t"), [100000, 65536])
+    assert "uidMappings" not in specs._user_mount(Mount("bind", "/s", "/t"), [100000, 65536], "/s")
 
 
 def test_ranges_of_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ RUN_FLAGS = [
     Flag("-v --volume", "list", "mount a volume or a host folder", "SOURCE:TARGET[:ro]"),
     Flag("--mount", "list", "mount, in the long form", "type=bind,src=…,dst=…"),
     Flag("--tmpfs", "list", "mount a tmpfs", "TARGET[:OPTIONS]"),
+    Flag("--volumes-from", "list", "mount what another container mounts", "CONTAINER[:ro]"),
     Flag("-p --publish", "list", "publish a port", "[ADDRESS:]PORT:PORT[/udp]"),
     Flag("-P --publish-all", "bool", "publish every exposed port"),
     Flag("--expose", "list", "name a port", "PORT"),
@@ -149,31 +150,85 @@ def _range(text: str, whole: str, flag: str = "--publish") -> list[int]:
     return list(range(low, high + 1))
 
 
+def _yes(key: str, text: str) -> bool:
+    if text not in ("", "1", "true", "True", "0", "false", "False"):
+        raise UsageError(f"invalid value for {key}: {text}")
+    return text in ("", "1", "true", "True")
+
+
+def _recursive(mount: dict[str, Any], how: str) -> None:
+    """bind-recursive, when all other keys are known. Raises UsageError."""
+    options = mount.setdefault("BindOptions", {})
+    if how == "disabled":
+        options["NonRecursive"] = True
+    elif how in ("writable", "readonly"):
+        options["ReadOnlyNonRecursive" if how == "writable" else "ReadOnlyForceRecursive"] = True
+        if not mount.get("ReadOnly"):
+            raise UsageError(f"option 'bind-recursive={how}' requires 'readonly' to be specified in conjunction")
+        if how == "readonly" and options.get("Propagation") != "rprivate":
+            raise UsageError("option 'bind-recursive=readonly' requires 'bind-propagation=rprivate' to be specified in "
+                             "conjunction")
+    elif how != "enabled":
+        raise UsageError(f"invalid value for bind-recursive: {how} (must be one of \"enabled\", \"disabled\", \"writable\", "
+                         "or \"readonly\")")
+
+
+_PLAIN = {"type": "Type", "source": "Source", "src": "Source", "target": "Target", "dst": "Target", "destination": "Target"}
+
+
+def _long_mount(value: str) -> dict[str, Any]:
+    mount: dict[str, Any] = {"Type": "volume"}
+    recursive = ""
+    for part in value.split(","):
+        key, _, text = part.partition("=")
+        group = mount.setdefault(f"{key.split('-')[0].title()}Options", {}) if "-" in key else {}
+        if key in _PLAIN:
+            mount[_PLAIN[key]] = text
+        elif key in ("readonly", "ro"):
+            mount["ReadOnly"] = _yes(key, text)
+        elif key == "bind-propagation":
+            group["Propagation"] = text
+        elif key == "bind-nonrecursive":
+            group["NonRecursive"] = _yes(key, text)
+        elif key == "bind-recursive":
+            recursive = text
+        elif key == "bind-create-src":
+            group["CreateMountpoint"] = _yes(key, text)
+        elif key == "idmap":
+            mount.setdefault("BindOptions", {})["IDMap"] = part
+        elif key == "volume-nocopy":
+            group["NoCopy"] = _yes(key, text)
+        elif key == "volume-subpath":
+            group["Subpath"] = text
+        elif key == "volume-label":
+            name, _, word = text.partition("=")
+            group.setdefault("Labels", {})[name] = word
+        elif key == "volume-driver":
+            group.setdefault("DriverConfig", {})["Name"] = text
+        elif key == "volume-opt":
+            name, _, word = text.partition("=")
+            group.setdefault("DriverConfig", {}).setdefault("Options", {})[name] = word
+        elif key == "tmpfs-size":
+            group["SizeBytes"] = size(text, "--mount tmpfs-size")
+        elif key == "tmpfs-mode":
+            try:
+                group["Mode"] = int(text, 8)
+            except ValueError:
+                raise UsageError(f"invalid value for tmpfs-mode: {text}") from None
+        elif key in ("z", "Z", "relabel", "consistency"):
+            continue  # there is no SELinux label to set
+        else:
+            raise UsageError(f"invalid argument {value!r} for --mount: unknown key {key!r}")
+    if recursive:
+        _recursive(mount, recursive)
+    return mount
+
+
 def long_mounts(context: Context, values: list[str]) -> list[dict[str, Any]]:
     """--mount. Raises UsageError."""
     mounts = []
     for value in values:
-        mount: dict[str, Any] = {"Type": "volume"}
-        for part in value.split(","):
-            key, _, text = part.partition("=")
-            if key == "type":
-                mount["Type"] = text
-            elif key in ("source", "src"):
-                mount["Source"] = text
-            elif key in ("target", "dst", "destination"):
-                mount["Target"] = text
-            elif key in ("readonly", "ro"):
-                mount["ReadOnly"] = text in ("", "1", "true")
-            elif key == "bind-propagation":
-                mount["BindOptions"] = {"Propagation": text}
-            elif key == "volume-nocopy":
-                mount["VolumeOptions"] = {"NoCopy": text in ("", "1", "true")}
-            elif key == "tmpfs-size":
-                mount.setdefault("TmpfsOptions", {})["SizeBytes"] = size(text, "--mount tmpfs-size")
-            elif key == "tmpfs-mode":
-                mount.setdefault("TmpfsOptions", {})["Mode"] = int(text, 8)
-            else:
-                raise UsageError(f"invalid argument {value!r} for --mount: unknown key {key!r}")
+        mount = _long_mount(value)
         if mount["Type"] == "bind" and mount.get("Source"):
             mount["Source"] = context.path(mount["Source"])
         mounts.append(mount)
@@ -277,6 +332,7 @@ def create_body(context: Context, options: dict[str, Any], image: str, command: 
     network, networking = networks(options)
     host: dict[str, Any] = {
         "AutoRemove": options["rm"], "Binds": binds, "Mounts": long_mounts(context, options["mount"]),
+        "VolumesFrom": options["volumes_from"],
         "Tmpfs": {target: rest for target, _, rest in (value.partition(":") for value in options["tmpfs"])},
         "PortBindings": bindings, "PublishAllPorts": options["publish_all"], "NetworkMode": network,
         "ExtraHosts": options["add_host"], "Dns": options["dns"], "DnsSearch": options["dns_search"],

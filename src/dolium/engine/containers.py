@@ -22,10 +22,11 @@ from dolium import faults, policy
 from dolium.engine import id_ranges, model, names, request, specs
 from dolium.engine.engine import Engine, cleanup_step
 from dolium.engine.etc_files import write_etc_files
-from dolium.engine.model import Container
+from dolium.engine.model import Container, Mount
+from dolium.engine.mounts import from_others, lend, parse_mounts
 from dolium.engine.networks import ContainerNetworks, wished_networks
 from dolium.engine.restart import Restarts
-from dolium.engine.rootfs import copy_up, maps_of
+from dolium.engine.rootfs import copy_up, maps_of, open_subpath
 from dolium.engine.users import resolve
 from dolium.errors import (
     AlreadyExists,
@@ -104,10 +105,9 @@ class Containers:
             image_id, chain_ids, image_config = image.id, list(image.chain_ids), engine.images.config(image.id)
         done, argv = request.complete(config, image_config)
         request.published(host, done)
-        mounts = request.parse_mounts(done, host)
+        mounts = parse_mounts(done, host, self._lent(host))
         for mount in mounts:
-            named = any(entry.get("Source") == mount.source for entry in host.get("Mounts") or [])
-            if mount.kind == "bind" and named and not os.path.exists(mount.source):
+            if mount.kind == "bind" and mount.must_exist and not os.path.exists(mount.source):
                 raise InvalidArgument(f"invalid mount config for type \"bind\": bind source path does not exist: "
                                       f"{mount.source}")
         networks = wished_networks(engine, host, networking)
@@ -132,6 +132,9 @@ class Containers:
         engine.creating[identity] = container
         try:
             container.ids = self._making[identity] = self._ids(host)
+            if not container.ids and any(mount.idmap == "idmap" for mount in mounts):
+                raise InvalidArgument("idmap: the container has no user namespace of its own whose mapping there is",
+                                      hint="--userns auto, or idmap=uids=…;gids=…")
         except BaseException:
             engine.names.pop(chosen, None)
             del engine.creating[identity]
@@ -144,7 +147,7 @@ class Containers:
                 if mount.kind == "bind":
                     _make_source(mount.source)
                 elif mount.kind == "volume":
-                    mount.name = engine.volumes.ensure(mount.name).name
+                    mount.name = engine.volumes.ensure(mount.name, labels=mount.labels).name
                     mount.source = engine.volumes.path(mount.name)
             await engine.roots.create(container)
             faults.point("create.snapshot")
@@ -162,6 +165,18 @@ class Containers:
             del self._making[identity], engine.creating[identity]
         engine.event(container, "create")
         return container
+
+    def _lent(self, host: dict[str, Any]) -> list[Mount]:
+        """The mounts of --volumes-from. Raises InvalidArgument."""
+        found: dict[str, Mount] = {}
+        for text in host.get("VolumesFrom") or []:
+            name, read_only = from_others(text)
+            try:
+                other = self._engine.find(name)
+            except NotFound as error:  # not as 404: clients take that for a missing image, and pull
+                raise InvalidArgument(f"--volumes-from {text}: {error}") from error
+            found |= {mount.target: mount for mount in lend(other.mounts, read_only)}
+        return list(found.values())
 
     def _ids(self, host: dict[str, Any]) -> list[int]:
         """The host ids of a new container's user namespace; who joins another container's namespaces is in that one's.
@@ -220,6 +235,7 @@ class Containers:
         engine = self._engine
         network: asyncio.Task[Prepared] | None = None
         root = user = own = -1
+        subpaths: list[int] = []
         shim: asyncio.Future[Shim] | None = None
         intended, container.starting, container.error = container.starting, True, ""
         self._groupless.discard(container.id)
@@ -240,6 +256,11 @@ class Containers:
                 await self.fill_volumes(container, root)
             with timings.step("configuration"):
                 around = self._surroundings(container, root)
+                for mount in container.mounts:
+                    if mount.subpath:
+                        # by fd: who mounts the volume, too, may put a link there meanwhile
+                        subpaths.append(open_subpath(mount))
+                        around.sources[mount.target] = f"/proc/{os.getpid()}/fd/{subpaths[-1]}"
                 self._prepare_root(container, root)
                 write_etc_files(engine.paths.container(container.id), container)
                 faults.point("start.files")
@@ -257,7 +278,7 @@ class Containers:
         finally:
             if root >= 0:
                 engine.roots.release(container, root)
-            for fd in (user, own):
+            for fd in (user, own, *subpaths):
                 if fd >= 0:
                     os.close(fd)
         if network is not None:
@@ -292,7 +313,7 @@ class Containers:
             if mount.kind != "volume":
                 continue
             volume = self._engine.volumes.get(mount.name)
-            if volume.fresh and not mount.no_copy:
+            if volume.fresh and not mount.no_copy and not mount.subpath:
                 shift = container.owner[0]
                 await asyncio.to_thread(self._engine.volumes.fill, volume,
                                         partial(copy_up, root, mount.target, shift=shift))

@@ -16,7 +16,12 @@ LIVE = (RUNNING, PAUSED)
 
 @dataclass(slots=True)
 class Mount:
-    """A bind mount, volume or tmpfs of a container. ``kind``: bind, volume, tmpfs; ``name``: the volume's."""
+    """A bind mount, volume or tmpfs of a container. ``kind``: bind, volume, tmpfs; ``name``: the volume's.
+
+    ``recursive``: what of the source's own mounts, in the words of Docker's ``bind-recursive``: "" for all, ``disabled``,
+    ``writable`` (only the top is read-only), ``readonly``; ``subpath``: a place in the volume; ``must_exist``: a missing
+    source is not made; ``idmap``: "", ``idmap`` for the container's user namespace, or mappings ``uids=…;gids=…``.
+    """
 
     kind: str
     source: str
@@ -27,6 +32,11 @@ class Mount:
     propagation: str = ""
     no_copy: bool = False
     options: list[str] = field(default_factory=list)
+    recursive: str = ""
+    subpath: str = ""
+    must_exist: bool = False
+    idmap: str = ""
+    labels: dict[str, str] = field(default_factory=dict)  # of a volume that is made for it
 
 
 @dataclass(slots=True)

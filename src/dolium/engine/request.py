@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 from dolium import policy
-from dolium.engine.model import Mount
 from dolium.errors import InvalidArgument, Unimplemented
 from dolium.images.manifest import ImageConfig
 from dolium.linux.capabilities import NAMES, NUMBERS
@@ -19,8 +18,8 @@ NAME = re.compile(r"^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 _MIN_MEMORY = 6 << 20
 # what would change what runs, and is not there: better refused than passed over
 _UNSUPPORTED = {
-    "VolumesFrom": "--volumes-from", "Links": "--link", "DeviceRequests": "--gpus",
-    "CgroupParent": "--cgroup-parent", "VolumeDriver": "--volume-driver", "DeviceCgroupRules": "--device-cgroup-rule",
+    "Links": "--link", "DeviceRequests": "--gpus",
+    "CgroupParent": "--cgroup-parent", "DeviceCgroupRules": "--device-cgroup-rule",
     "BlkioWeightDevice": "--blkio-weight-device", "BlkioDeviceReadBps": "--device-read-bps",
     "BlkioDeviceWriteBps": "--device-write-bps", "BlkioDeviceReadIOps": "--device-read-iops",
     "BlkioDeviceWriteIOps": "--device-write-iops"}
@@ -52,7 +51,8 @@ def _check_cpus(text: str, what: str, path: str) -> None:
         raise InvalidArgument(f"Requested {what} are not available - requested {text}, available: {online}")
 
 
-def _strings(value: object, name: str) -> list[str]:
+def strings(value: object, name: str) -> list[str]:
+    """A list of texts, or one. Raises InvalidArgument."""
     if value is None:
         return []
     if isinstance(value, str):
@@ -87,15 +87,15 @@ def complete(config: dict[str, Any], image: ImageConfig | None) -> tuple[dict[st
     """
     done = dict(config)
     entrypoint = config.get("Entrypoint")
-    command = _strings(config.get("Cmd"), "Cmd")
-    entry = _strings(entrypoint, "Entrypoint")
+    command = strings(config.get("Cmd"), "Cmd")
+    entry = strings(entrypoint, "Entrypoint")
     if entry == [""]:
         entry = []  # --entrypoint "": none
     if image is not None:
         if entrypoint is None:
             entry = list(image.entrypoint or ())
             command = command or list(image.cmd or ())
-        done["Env"] = merge_env(list(image.env), _strings(config.get("Env"), "Env"))
+        done["Env"] = merge_env(list(image.env), strings(config.get("Env"), "Env"))
         done["Labels"] = {**image.labels, **(config.get("Labels") or {})}
         done["WorkingDir"] = config.get("WorkingDir") or image.working_dir
         done["User"] = config.get("User") or image.user
@@ -103,7 +103,7 @@ def complete(config: dict[str, Any], image: ImageConfig | None) -> tuple[dict[st
         done["Volumes"] = {**{path: {} for path in image.volumes}, **(config.get("Volumes") or {})}
         done["ExposedPorts"] = {**{port: {} for port in image.exposed_ports}, **(config.get("ExposedPorts") or {})}
     else:
-        done["Env"] = merge_env([], _strings(config.get("Env"), "Env"))
+        done["Env"] = merge_env([], strings(config.get("Env"), "Env"))
     done["Cmd"], done["Entrypoint"] = command, entry
     argv = [*entry, *command]
     if not argv:
@@ -136,7 +136,7 @@ def check_host_config(host: dict[str, Any]) -> None:
     if 0 < memory < (host.get("MemoryReservation") or 0):
         raise InvalidArgument("Minimum memory limit can not be less than memory reservation limit, see usage")
     for key in ("CapAdd", "CapDrop"):
-        for name in _strings(host.get(key), key):
+        for name in strings(host.get(key), key):
             if name.upper() != "ALL" and _capability(name) not in NUMBERS:
                 raise InvalidArgument(f"invalid {key}: unknown capability: {name!r}")
     for key, modes in (("PidMode", ("", "host")), ("UTSMode", ("", "host")), ("UsernsMode", ("", "host", "auto")),
@@ -159,7 +159,7 @@ def check_host_config(host: dict[str, Any]) -> None:
         raise InvalidArgument("invalid restart policy: maximum retry count cannot be negative")
     if host.get("AutoRemove") and policy_name != "no":
         raise InvalidArgument("can't create 'AutoRemove' container with restart policy")
-    for option in _strings(host.get("SecurityOpt"), "SecurityOpt"):
+    for option in strings(host.get("SecurityOpt"), "SecurityOpt"):
         security_option(option)
     storage_size(host)
     _log_config(host)
@@ -264,99 +264,3 @@ def log_limits(host: dict[str, Any]) -> tuple[int, int]:
     size = options.get("max-size")
     limit = policy.LOG_MAX_SIZE if size is None else 0 if size == "-1" else parse_size(size)
     return limit, int(options.get("max-file") or policy.LOG_MAX_FILES)
-
-
-def parse_mounts(config: dict[str, Any], host: dict[str, Any]) -> list[Mount]:
-    """What -v, --mount, --tmpfs and the image's VOLUME ask for, one a target, later ones first served by explicitness.
-
-    Volumes come without a source: the engine fills it in. Raises InvalidArgument.
-    """
-    found: dict[str, Mount] = {}
-    for bind in _strings(host.get("Binds"), "Binds"):
-        _add(found, _bind(bind))
-    for entry in host.get("Mounts") or []:
-        _add(found, _mount(entry))
-    for target, options in (host.get("Tmpfs") or {}).items():
-        _add(found, Mount("tmpfs", "", _target(target), options=[part for part in options.split(",") if part]))
-    for target in config.get("Volumes") or {}:
-        clean = _target(target)
-        if clean not in found:
-            found[clean] = Mount("volume", "", clean, anonymous=True)
-    return sorted(found.values(), key=lambda mount: mount.target.count("/"))
-
-
-def _add(found: dict[str, Mount], mount: Mount) -> None:
-    if mount.target in found:
-        raise InvalidArgument(f"Duplicate mount point: {mount.target}")
-    found[mount.target] = mount
-
-
-def _target(path: str) -> str:
-    parts: list[str] = []
-    for part in path.split("/"):
-        if part == "..":
-            parts = parts[:-1]
-        elif part not in ("", "."):
-            parts.append(part)
-    if not path.startswith("/"):
-        raise InvalidArgument(f"invalid mount path: '{path}' mount path must be absolute")
-    if not parts:
-        raise InvalidArgument("invalid specification: destination can't be '/'")
-    return "/" + "/".join(parts)
-
-
-_PROPAGATIONS = ("private", "rprivate", "slave", "rslave", "shared", "rshared")
-
-
-def _bind(text: str) -> Mount:
-    parts = text.split(":")
-    if len(parts) == 1:
-        return Mount("volume", "", _target(text), anonymous=True)
-    if len(parts) > 3 or not parts[0] or not parts[1]:
-        raise InvalidArgument(f"invalid volume specification: '{text}'")
-    source, target = parts[0], _target(parts[1])
-    options = parts[2].split(",") if len(parts) == 3 else []
-    mount = Mount("bind" if source.startswith("/") else "volume", source if source.startswith("/") else "", target)
-    if mount.kind == "volume":
-        if not NAME.match(source):
-            raise InvalidArgument(f"invalid volume specification: '{text}': {source!r} includes invalid characters for a "
-                                  "local volume name", hint="use an absolute path for a host folder")
-        mount.name = source
-    for option in options:
-        if option in ("ro", "rw"):
-            mount.read_only = option == "ro"
-        elif option == "nocopy" and mount.kind == "volume":
-            mount.no_copy = True
-        elif option in _PROPAGATIONS and mount.kind == "bind":
-            mount.propagation = option
-        elif option not in ("z", "Z", "cached", "delegated", "consistent", ""):
-            raise InvalidArgument(f"invalid mode: {option}")
-    return mount
-
-
-def _mount(entry: dict[str, Any]) -> Mount:
-    kind, source = entry.get("Type") or "volume", entry.get("Source") or ""
-    target = _target(entry.get("Target") or "")
-    if kind == "bind":
-        if not source.startswith("/"):
-            raise InvalidArgument(f"invalid mount config for type \"bind\": invalid mount path: '{source}' mount path must "
-                                  "be absolute")
-        propagation = (entry.get("BindOptions") or {}).get("Propagation") or ""
-        if propagation and propagation not in _PROPAGATIONS:
-            raise InvalidArgument(f"invalid mount config for type \"bind\": invalid propagation mode: {propagation}")
-        return Mount("bind", source, target, bool(entry.get("ReadOnly")), propagation=propagation)
-    if kind == "volume":
-        options = entry.get("VolumeOptions") or {}
-        if options.get("Subpath"):
-            raise Unimplemented("volume-subpath is not supported in this version")
-        if (options.get("DriverConfig") or {}).get("Name", "local") not in ("", "local"):
-            raise InvalidArgument(f"volume driver {options['DriverConfig']['Name']!r} is not available",
-                                  hint="this version has the driver local")
-        return Mount("volume", "", target, bool(entry.get("ReadOnly")), name=source, anonymous=not source,
-                     no_copy=bool(options.get("NoCopy")))
-    if kind == "tmpfs":
-        options = entry.get("TmpfsOptions") or {}
-        words = [f"size={options['SizeBytes']}"] if options.get("SizeBytes") else []
-        words += [f"mode={options['Mode']:o}"] if options.get("Mode") else []
-        return Mount("tmpfs", "", target, bool(entry.get("ReadOnly")), options=words)
-    raise InvalidArgument(f"mount type {kind!r} unknown")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from dolium import depth, policy
-from dolium.engine.model import Container
+from dolium.engine.model import Container, Mount
 from dolium.engine.request import storage_size
 from dolium.engine.spare_roots import Kind, SpareRoots, let_go
 from dolium.errors import FailedPrecondition, Internal, NotFound, ResourceExhausted
@@ -269,3 +270,16 @@ def _copy_file(source: int, name: str, path: str, mode: int) -> None:
             os.close(out)
     finally:
         os.close(fd)
+
+
+def open_subpath(mount: Mount) -> int:
+    """An fd (O_PATH) of a volume's subpath, whose links lead to nothing outside of the volume. Raises NotFound,
+    FailedPrecondition."""
+    volume = os.open(mount.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return syscalls.open_in_root(volume, mount.subpath, os.O_PATH)
+    except OSError as error:
+        kind = NotFound if error.errno in (errno.ENOENT, errno.ENOTDIR) else FailedPrecondition
+        raise kind(f"cannot access path {mount.source}/{mount.subpath}: {(error.strerror or '').lower()}") from error
+    finally:
+        os.close(volume)

@@ -14,6 +14,7 @@ from dolium import policy
 from dolium.engine import request
 from dolium.engine.etc_files import ETC_FILES
 from dolium.engine.model import Container, Mount
+from dolium.engine.mounts import mappings
 from dolium.engine.users import User
 from dolium.errors import InvalidArgument, NotFound
 from dolium.linux import capabilities
@@ -35,7 +36,7 @@ class Surroundings:
     ``user``: resolved inside the root; ``etc_folder``: on the host, with hosts, hostname and resolv.conf; ``namespaces``:
     type to a path to join, or "" for a new one, or None for the host's; ``group``: absolute cgroup; ``hostname``: what
     ``uname -n`` shows; ``kernel``: version; ``has_swap_limit``: memory.memsw exists; ``shm``: the shared /dev/shm on
-    the host, "" for one of its own.
+    the host, "" for one of its own; ``sources``: by target, where a mount's source is instead of where its record says.
     """
 
     user: User
@@ -49,6 +50,7 @@ class Surroundings:
     has_swap_limit: bool = True
     shm: str = ""
     hidden: list[str] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 def kernel_version() -> tuple[int, int]:
@@ -226,18 +228,24 @@ def all_host_devices() -> list[dict[str, Any]]:
     return found
 
 
-def _user_mount(mount: Mount, ids: list[int]) -> dict[str, Any]:
+def _user_mount(mount: Mount, ids: list[int], source: str) -> dict[str, Any]:
     mode = ["ro"] if mount.read_only else []
     if mount.kind == "tmpfs":
         options = mount.options or []
         base = ["nosuid", "nodev"] + ([] if {"exec", "noexec"} & set(options) else ["noexec"])
         return {"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": [*base, *options, *mode]}
+    top = mount.recursive in ("disabled", "writable")
+    read_only = [] if not mount.read_only else ["ro"] if top else ["rro"]
     made: dict[str, Any] = {
-        "destination": mount.target, "type": "bind", "source": mount.source,
-        "options": ["rbind", *(["rro"] if mount.read_only else []), mount.propagation or "rprivate"]}
-    if ids and mount.kind == "volume":  # it has the owners that are seen inside, whatever range its containers have
+        "destination": mount.target, "type": "bind", "source": source,
+        "options": ["bind" if mount.recursive == "disabled" else "rbind", *read_only, mount.propagation or "rprivate"]}
+    # a volume has the owners that are seen inside, whatever range its containers have
+    if ids and (mount.kind == "volume" or mount.idmap == "idmap"):
         made["options"].append("idmap")
         made["uidMappings"] = made["gidMappings"] = [{"containerID": 0, "hostID": ids[0], "size": ids[1]}]
+    elif mount.idmap:
+        made["options"].append("idmap")
+        made |= mappings(mount.idmap)
     return made
 
 
@@ -268,7 +276,8 @@ def _mounts(container: Container, around: Surroundings, privileged: bool) -> lis
                      "options": ["rbind" if privileged else "bind", "nosuid", "noexec", "nodev",
                                  *([] if privileged else ["ro"])]}
         mounts.append(entry)
-    mounts += [_user_mount(mount, container.ids) for mount in container.mounts]
+    mounts += [_user_mount(mount, container.ids, around.sources.get(mount.target, mount.source))
+               for mount in container.mounts]
     for name in ETC_FILES:
         if f"/etc/{name}" not in targets:
             source = f"{around.etc_folder}/{name}"

@@ -21,7 +21,8 @@ from dolium import depth
 from dolium.api.docker.common import CONTAINERS, ENGINE
 from dolium.engine import changes
 from dolium.engine.model import Container
-from dolium.errors import InvalidArgument, NotFound, PermissionDenied
+from dolium.engine.rootfs import open_subpath
+from dolium.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from dolium.images.difference import inside
 from dolium.linux import syscalls
 from dolium.native import program
@@ -212,9 +213,15 @@ async def _view(request: web.Request, container: Container, path: str) -> AsyncI
         mount = max(inside, key=lambda one: len(one.target))
         await request.app[CONTAINERS].fill_volumes(container, root)
         rest = path[len(mount.target) :]
-        folder = os.path.isdir(mount.source)
-        source = os.open(mount.source if folder else os.path.dirname(mount.source),
-                         os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if mount.subpath:
+            source, folder = open_subpath(mount), True
+            if not stat.S_ISDIR(os.fstat(source).st_mode):
+                os.close(source)
+                raise FailedPrecondition(f"{path} is a file in volume {mount.name}: start the container first")
+        else:
+            folder = os.path.isdir(mount.source)
+            source = os.open(mount.source if folder else os.path.dirname(mount.source),
+                             os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             yield source, rest or "/" if folder else f"/{os.path.basename(mount.source)}{rest}", False
         finally:
