@@ -104,7 +104,7 @@ class ContainerNetworks:
             container.network = {"network": "host" if mode == "host" else ""}
             return None
         ports = request.published(container.host_config, container.config)
-        wished = container.endpoint_settings or {mode: {}}
+        wished = container.endpoint_settings
         first = wished.get(mode) or {}
         servers = container.host_config.get("Dns")
         loop = asyncio.get_running_loop()

@@ -202,8 +202,9 @@ class Networks:
         for endpoint in endpoints(first):
             if "names" in endpoint:
                 endpoint["names"] = [new if name == old else name for name in endpoint["names"]]
-        if named(first):
-            await asyncio.shield(self._task(self._renamed(container, first, -1)))
+        known = self._dns.known(container)
+        if known is not None:  # one that could not be given a name server has none to tell
+            await asyncio.shield(self._task(self._renamed(container, first, known.namespace)))
 
     def _must(self, endpoint: Endpoint) -> Driver:
         driver = self._driver_of(endpoint)

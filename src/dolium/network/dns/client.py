@@ -297,8 +297,10 @@ class NameServer:
         loop = asyncio.get_running_loop()
         while not self._closing:
             if self._sock is not None:
+                watched = self._sock
                 await self._wait_for_end(loop)  # cancelled when this daemon ends
-                self._drop_connection()
+                if self._sock is watched:  # not that of one started since
+                    self._drop_connection()
             if not self._known:
                 return
             await asyncio.sleep(_PAUSES[min(self._deaths, len(_PAUSES) - 1)])

@@ -239,7 +239,7 @@ class Server:
 
 
 async def serve(path: str) -> None:
-    """Until it is told to stop. The socket is another's when one answers there already: then this one ends."""
+    """Until it is told to stop. It takes the socket's name, also from one that answers there."""
     server = Server()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
