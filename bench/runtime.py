@@ -183,7 +183,7 @@ def neighbours(report: Report, path: Path, sleeper: Path, env: Env) -> None:
     for key in programs:
         report.budget(figures, f"{key}, with {NEIGHBOURS}", f"{key}, with none", 1.2, f"{key} with {NEIGHBOURS} against none")
     report.say("\nWhat grows is the kernel's, for every runtime: a memory cgroup that goes is taken out of each mounted file system's lists "
-               "(`memcg_reparent_list_lrus`, 5 ms among 1000 containers of 7 file systems each) while `cgroup_mutex` is held, and the "
+               "(`memcg_reparent_list_lrus`) while `cgroup_mutex` is held, and the "
                "next container's groups wait for it.\n")
 
 

@@ -16,8 +16,8 @@ _BACKLOG = 64
 
 
 def rules(udp: int, tcp: int, *, fresh: bool) -> str:
-    """nft's text: the table for these ports; in the place of an earlier one, unless the namespace is ``fresh``: a
-    transaction that deletes costs ten milliseconds."""
+    """nft's text: the table for these ports; in the place of an earlier one, unless the namespace is ``fresh``: after
+    a transaction that deletes, the kernel is waited for."""
     removal = "" if fresh else f"add table ip {TABLE}\ndelete table ip {TABLE}\n"
     return f"""{removal}table ip {TABLE} {{
     chain output {{

@@ -1,7 +1,7 @@
 """Pure: as much of DNS's wire form (RFC 1035, EDNS of RFC 6891) as a server needs that answers names and passes the rest on.
 
-Written here and not taken from dnspython: its messages cost the process 14 MB and 160 ms of import. The unit tests read
-every answer with dnspython.
+Written here and not taken from dnspython, whose messages would be most of the process's memory. The unit tests read every
+answer with dnspython.
 """
 
 from __future__ import annotations
