@@ -85,9 +85,17 @@ def check(daemon: Daemon, pid: int) -> None:
         assert daemon.inspect(name)["State"]["Pid"] > 0
 
 
+def volumes_of(daemon: Daemon) -> tuple[list[str], list[str]]:
+    """(folders of volumes, mounts in them)."""
+    folder = daemon.folder / "data" / "volumes"
+    with open("/proc/self/mountinfo") as file:
+        return os.listdir(folder), [line.split()[4] for line in file if line.split()[4].startswith(f"{folder}/")]
+
+
 def script(daemon: Daemon) -> None:
     """One of everything; stops when the daemon is gone."""
-    for words in (("create", "--name", "one", "-v", "vol:/data", "-v", "/anon", "-p", "127.0.0.1::80", "base:1", "sleep", "600"),
+    for words in (("volume", "create", "--opt", "size=8m", "vol"),
+                  ("create", "--name", "one", "-v", "vol:/data", "-v", "/anon", "-p", "127.0.0.1::80", "base:1", "sleep", "600"),
                   ("start", "one"), ("exec", "one", "true"), ("pause", "one"), ("unpause", "one"), ("stop", "-t", "0", "one"),
                   ("start", "one"), ("rm", "-fv", "one"), ("run", "--rm", "base:1", "echo", "done"),
                   ("volume", "rm", "vol"), ("create", "--name", "two", "base:1", "true"), ("rm", "two")):
@@ -112,7 +120,9 @@ def test_killed_at_every_point(daemon: Daemon, point: str) -> None:
     # what was going on can be done, or ended, now
     created = daemon.docker("ps", "-aq", "--filter", "status=created").stdout.split()
     daemon.docker("rm", "-fv", "one", *created, check=False)
-    daemon.docker("volume", "rm", "vol", check=False)
+    assert daemon.docker("run", "--rm", "-v", "vol:/data", "base:1", "ls", "-A", "/data").stdout == "seed\n"
+    daemon.docker("volume", "rm", "vol")
+    assert volumes_of(daemon) == ([], [])
     daemon.docker("run", "--name", "one", "-p", "127.0.0.1::80", "base:1", "true")
     daemon.docker("rm", "one")
     eventually(lambda: set(daemon.docker("ps", "-a", "--format", "{{.Names}}").stdout.split()) == {"witness"}, "all else is gone")

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from daemon import Daemon
+from daemon import Daemon, eventually
 
 pytestmark = pytest.mark.leaves("links", "nft")  # the daemon's pool of prepared networks fills in the background
 
@@ -122,3 +122,125 @@ def test_idmapped_bind_mounts(engine: Daemon, tmp_path: Path) -> None:
     assert engine.dolium("run", "--rm", "--mount", f"{bind},{mapping}", *seen).stdout == "0:7\n"
     done = engine.dolium("run", "--rm", "--mount", f"{bind},idmap", *seen, check=False)
     assert "idmap: the container has no user namespace of its own" in done.stderr
+
+
+def mounts_below(engine: Daemon) -> list[str]:
+    with open("/proc/self/mountinfo") as file:
+        return [line.split()[4] for line in file if line.split()[4].startswith(f"{engine.folder}/data/volumes/")]
+
+
+def test_a_tmpfs_volume_lives_as_long_as_a_container_has_it(engine: Daemon) -> None:
+    engine.docker("volume", "create", "--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", "o=size=1m,uid=7,nosuid", "mem")
+    try:
+        found = json.loads(engine.docker("volume", "inspect", "mem").stdout)[0]
+        assert found["Options"] == {"type": "tmpfs", "device": "tmpfs", "o": "size=1m,uid=7,nosuid"}
+        assert mounts_below(engine) == []
+        engine.docker("run", "-d", "--name", "holder", "-v", "mem:/data", "base:1", "sh", "-c", "echo kept > /data/f; sleep 99")
+        other = ("run", "--rm", "-v", "mem:/m", "base:1", "sh", "-c")
+        done = engine.dolium(*other, "until test -e /m/f; do :; done; cat /m/f; stat -c %u /m; grep ' /m ' /proc/mounts; ls /m;"
+                             " head -c 2097152 /dev/zero > /m/big || rm /m/big")
+        kept, owner, line, listed = done.stdout.splitlines()
+        # it begins empty: the image's /data is not in it
+        assert (kept, owner, listed) == ("kept", "7", "f")
+        assert "nosuid" in line.split()[3].split(",")
+        assert engine.docker(*other, "cat /m/f").stdout == "kept\n"
+        assert len(mounts_below(engine)) == 1
+        engine.docker("rm", "-f", "holder")
+        assert mounts_below(engine) == []
+        assert engine.docker(*other, "ls /m").stdout == ""
+    finally:
+        engine.docker("rm", "-f", "holder", check=False)
+        engine.docker("volume", "rm", "-f", "mem", check=False)
+    assert mounts_below(engine) == []
+
+
+def test_a_tmpfs_volume_outlives_the_daemon_as_its_container_does(tmp_path: Path) -> None:
+    own = Daemon(tmp_path)
+    own.start()
+    try:
+        own.import_base()
+        own.docker("run", "-d", "--name", "holder", "--mount", "type=volume,src=mem,dst=/m,volume-opt=type=tmpfs,"
+                   "volume-opt=device=tmpfs", "base:1", "sh", "-c", "echo kept > /m/f; exec sleep 99")
+        pid = own.inspect("holder")["State"]["Pid"]
+        eventually(lambda: own.docker("exec", "holder", "ls", "/m").stdout == "f\n", "the file is there")
+        own.kill()
+        own.start()
+        assert own.docker("run", "--rm", "-v", "mem:/m", "base:1", "cat", "/m/f").stdout == "kept\n"
+        assert len(mounts_below(own)) == 1
+        own.kill()
+        os.kill(pid, 9)
+        own.start()
+        assert mounts_below(own) == []
+        assert own.docker("run", "--rm", "-v", "mem:/m", "base:1", "ls", "/m").stdout == ""
+    finally:
+        own.close()
+
+
+def test_a_volume_that_is_a_folder_of_the_host(engine: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine").write_text("mine\n")
+    (tmp_path / "empty").mkdir()
+    try:
+        for name, options in (("full", "bind,ro"), ("empty", "bind")):
+            engine.dolium("volume", "create", "-o", "type=none", "-o", f"device={tmp_path}/{name}", "-o", f"o={options}", name)
+        done = engine.docker("run", "--rm", "-v", "full:/v", "base:1", "sh", "-c", "ls /v; touch /v/x || echo ro")
+        assert done.stdout == "mine\nro\n", done.stderr
+        engine.docker("run", "--rm", "-v", "empty:/etc", "base:1", "true")
+        assert (tmp_path / "empty/passwd").exists(), "what the image has there becomes its first content"
+        assert sorted(path.name for path in (tmp_path / "empty").iterdir() if path.name.startswith(".")) == []
+        # a stopped container's is mounted as long as it is copied to
+        engine.docker("create", "--name", "still", "-v", "empty:/v", "base:1", "true")
+        engine.docker("cp", str(tmp_path / "full/mine"), "still:/v/copied")
+        assert (tmp_path / "empty/copied").read_text() == "mine\n"
+        assert mounts_below(engine) == []
+        engine.docker("rm", "still")
+        engine.docker("volume", "rm", "full", "empty")
+        assert (tmp_path / "full/mine").exists()
+        assert (tmp_path / "empty/copied").exists()
+    finally:
+        engine.docker("rm", "-f", "still", check=False)
+        engine.docker("volume", "rm", "-f", "full", "empty", check=False)
+
+
+def test_a_volume_with_a_size_is_full_in_time(engine: Daemon) -> None:
+    try:
+        engine.docker("volume", "create", "--opt", "size=8m", "small")
+        done = engine.docker("run", "--rm", "-v", "small:/etc", "base:1", "sh", "-c",
+                             "ls /etc/passwd; dd if=/dev/zero of=/etc/big bs=1M count=16 && echo fits || ls -d /etc/lost+found",
+                             check=False)
+        assert done.stdout == "/etc/passwd\n", done.stderr
+        assert "No space left" in done.stderr or "quota" in done.stderr.lower()
+        assert engine.docker("run", "--rm", "-v", "small:/v", "base:1", "ls", "/v/passwd").stdout == "/v/passwd\n"
+        df = json.loads(engine.api("GET", "/system/df?type=volume")[1])["Volumes"]
+        assert 0 < next(one["UsageData"]["Size"] for one in df if one["Name"] == "small") < 12 << 20
+        assert mounts_below(engine) == []
+        engine.docker("volume", "rm", "small")
+    finally:
+        engine.docker("volume", "rm", "-f", "small", check=False)
+
+
+def test_options_of_a_volume_that_are_wrong_change_nothing(engine: Daemon, tmp_path: Path) -> None:
+    def create(*options: str) -> str:
+        words = [word for option in options for word in ("--opt", option)]
+        done = engine.docker("volume", "create", *words, "wrong", check=False)
+        assert done.returncode == 1
+        return done.stderr
+    assert "invalid option: 'kind'" in create("kind=tmpfs")
+    assert "missing required option: 'device'" in create("type=tmpfs")
+    assert "missing required option: 'device'" in create("o=size=1m")
+    assert "at least 4 MiB" in create("size=1m")
+    assert "invalid volume size" in create("size=much")
+    assert "needs o=bind" in create("type=none", "device=/tmp", "o=ro")
+    assert "size is for a volume without a type" in create("size=8m", "type=tmpfs", "device=tmpfs")
+    assert engine.docker("volume", "ls", "-q").stdout == ""
+    try:
+        engine.docker("volume", "create", "--opt", "type=none", "--opt", f"device={tmp_path}/absent", "--opt", "o=bind", "gone")
+        engine.docker("volume", "create", "--opt", "type=ext4", "--opt", f"device={tmp_path}", "--opt", "o=frobnicate", "odd")
+        for name, reason, code in (("gone", "no such file or directory", 127), ("odd", "frobnicate", 125)):
+            done = engine.docker("run", "--rm", "-v", f"{name}:/v", "base:1", "true", check=False)
+            assert done.returncode == code
+            assert "failed to mount local volume" in done.stderr
+            assert reason in done.stderr
+        assert mounts_below(engine) == []
+    finally:
+        engine.docker("volume", "rm", "-f", "gone", "odd", check=False)

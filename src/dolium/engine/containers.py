@@ -20,14 +20,15 @@ from typing import Any
 
 from dolium import faults, policy
 from dolium.engine import id_ranges, model, names, request, specs
-from dolium.engine.engine import Engine, cleanup_step
+from dolium.engine.engine import Engine
 from dolium.engine.etc_files import write_etc_files
-from dolium.engine.model import Container, Mount
-from dolium.engine.mounts import from_others, lend, parse_mounts
+from dolium.engine.model import Container
+from dolium.engine.mounts import parse_mounts
 from dolium.engine.networks import ContainerNetworks, wished_networks
 from dolium.engine.restart import Restarts
-from dolium.engine.rootfs import copy_up, maps_of, open_subpath
+from dolium.engine.rootfs import maps_of, open_subpath
 from dolium.engine.users import resolve
+from dolium.engine.volumes import ContainerVolumes, check_sources
 from dolium.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -73,6 +74,7 @@ class Containers:
         self.on_exec_exit: dict[str, Any] = {}
         self.restarts = Restarts(self)
         self.networks = ContainerNetworks(engine)
+        self.volumes = ContainerVolumes(engine)
         self._closing = False
 
     def task(self, coroutine: Any) -> None:
@@ -105,11 +107,8 @@ class Containers:
             image_id, chain_ids, image_config = image.id, list(image.chain_ids), engine.images.config(image.id)
         done, argv = request.complete(config, image_config)
         request.published(host, done)
-        mounts = parse_mounts(done, host, self._lent(host))
-        for mount in mounts:
-            if mount.kind == "bind" and mount.must_exist and not os.path.exists(mount.source):
-                raise InvalidArgument(f"invalid mount config for type \"bind\": bind source path does not exist: "
-                                      f"{mount.source}")
+        mounts = parse_mounts(done, host, self.volumes.lent(host))
+        check_sources(mounts)
         networks = wished_networks(engine, host, networking)
         mode = host.get("NetworkMode") or "default"
         for key in JOINING:  # by id: another container may have the name later
@@ -143,12 +142,7 @@ class Containers:
         own = os.uname().nodename if mode == "host" else container.short_id
         container.config["Hostname"] = container.config["Hostname"] or own
         try:
-            for mount in container.mounts:
-                if mount.kind == "bind":
-                    _make_source(mount.source)
-                elif mount.kind == "volume":
-                    mount.name = engine.volumes.ensure(mount.name, labels=mount.labels).name
-                    mount.source = engine.volumes.path(mount.name)
+            await self.volumes.make(container)
             await engine.roots.create(container)
             faults.point("create.snapshot")
             os.makedirs(engine.paths.container(identity), mode=0o710, exist_ok=True)
@@ -159,24 +153,12 @@ class Containers:
             with contextlib.suppress(DoliumError):
                 engine.roots.remove(identity)
             shutil.rmtree(engine.paths.container(identity), ignore_errors=True)
-            await self._drop_anonymous(container)
+            await self.volumes.drop_anonymous(container)
             raise
         finally:
             del self._making[identity], engine.creating[identity]
         engine.event(container, "create")
         return container
-
-    def _lent(self, host: dict[str, Any]) -> list[Mount]:
-        """The mounts of --volumes-from. Raises InvalidArgument."""
-        found: dict[str, Mount] = {}
-        for text in host.get("VolumesFrom") or []:
-            name, read_only = from_others(text)
-            try:
-                other = self._engine.find(name)
-            except NotFound as error:  # not as 404: clients take that for a missing image, and pull
-                raise InvalidArgument(f"--volumes-from {text}: {error}") from error
-            found |= {mount.target: mount for mount in lend(other.mounts, read_only)}
-        return list(found.values())
 
     def _ids(self, host: dict[str, Any]) -> list[int]:
         """The host ids of a new container's user namespace; who joins another container's namespaces is in that one's.
@@ -198,16 +180,6 @@ class Containers:
         if ids:
             id_ranges.check(host)
         return ids
-
-    async def _drop_anonymous(self, container: Container) -> None:
-        for mount in container.mounts:
-            if mount.anonymous and mount.name:
-                try:
-                    others = [one for one in self._engine.volume_users(mount.name) if one != container.id]
-                    if not others:  # else it goes with the last of them
-                        await self._engine.remove_volume(mount.name, others)
-                except DoliumError as error:
-                    cleanup_step(f"remove volume {mount.name}", error)
 
     # -- start --
 
@@ -253,7 +225,7 @@ class Containers:
             with timings.step("snapshot"):
                 root = await engine.roots.mount(container, user)  # a tenth of a millisecond, on the loop
                 faults.point("start.mounted")
-                await self.fill_volumes(container, root)
+                await self.volumes.mount(container, root)
             with timings.step("configuration"):
                 around = self._surroundings(container, root)
                 for mount in container.mounts:
@@ -268,6 +240,7 @@ class Containers:
             started = await self._run(container, spec, around, root, user, network, shim, timings)
         except BaseException as error:
             async with contextlib.AsyncExitStack() as undo:  # the last first, and one that fails keeps no other back
+                undo.push_async_callback(self.volumes.release, container)
                 undo.push_async_callback(self._launch_failed, container, error)
                 undo.push_async_callback(self.networks.drop, container, network)
                 undo.push_async_callback(self._drop_prepared, container, shim)
@@ -306,18 +279,6 @@ class Containers:
         with contextlib.suppress(DoliumError):
             shim = await asyncio.shield(preparing)
         await self._engine.isolation.end(shim, self._engine.paths.shim(container.id))
-
-    async def fill_volumes(self, container: Container, root: int) -> None:
-        """What the image has at a new volume's mount point becomes its first content."""
-        for mount in container.mounts:
-            if mount.kind != "volume":
-                continue
-            volume = self._engine.volumes.get(mount.name)
-            if volume.fresh and not mount.no_copy and not mount.subpath:
-                shift = container.owner[0]
-                await asyncio.to_thread(self._engine.volumes.fill, volume,
-                                        partial(copy_up, root, mount.target, shift=shift))
-            self._engine.volumes.used(volume)
 
     async def user_namespace(self, container: Container) -> int:
         """An fd of a user namespace with the container's ids: its own while it runs. Raises FailedPrecondition."""
@@ -500,6 +461,7 @@ class Containers:
             engine.record(container)
         faults.point("exit.recorded")
         await self.networks.release(container, network)
+        await self.volumes.release(container)
         engine.shared_memory.remove(container.id)
         faults.point("exit.network")
         shim = self.shims.pop(container.id, None)
@@ -744,7 +706,7 @@ class Containers:
         engine.trash.discard(engine.paths.container(container.id))
         faults.point("remove.folder")
         if volumes:
-            await self._drop_anonymous(container)
+            await self.volumes.drop_anonymous(container)
         faults.point("remove.volumes")
         engine.forget(container)
         await self._end_shim(container.id)
@@ -767,16 +729,6 @@ class Containers:
 def _kind_of(error: OSError) -> type[DoliumError]:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
     return ResourceExhausted if full else Internal
-
-
-def _make_source(path: str) -> None:
-    """What -v does for a host folder that is not there yet. Raises InvalidArgument."""
-    if os.path.exists(path):
-        return
-    try:
-        os.makedirs(path, mode=0o755, exist_ok=True)
-    except OSError as error:
-        raise InvalidArgument(f"error while creating mount source path '{path}': {error.strerror}") from error
 
 
 def launch_exit_code(text: str) -> int:

@@ -223,7 +223,7 @@ class Engine:
         self._inherit_cpuset()
         await self.isolation.start(groups)
         await self.images.recover()
-        self.volumes.recover()
+        self.volumes.recover(lambda name: bool(self.volume_users(name)))
         await asyncio.to_thread(self._drop_orphans)
         self.isolation.prepare_spares()
 

@@ -37,6 +37,7 @@ class Mount:
     must_exist: bool = False
     idmap: str = ""
     labels: dict[str, str] = field(default_factory=dict)  # of a volume that is made for it
+    driver_options: dict[str, str] = field(default_factory=dict)  # of such a one
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from dolium.engine.model import Mount
 from dolium.engine.request import strings
 from dolium.errors import InvalidArgument
 from dolium.units import parse_size
+from dolium.volumes.local import check as check_options
 
 VOLUME_NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 _PROPAGATIONS = ("private", "rprivate", "slave", "rslave", "shared", "rshared")
@@ -227,7 +228,10 @@ def _volume_mount(source: str, target: str, read_only: bool, options: dict[str, 
         raise _wrong("volume", "subpath must be a relative path within the volume")
     if driver.get("Name") not in (None, "", "local"):
         raise InvalidArgument(f"volume driver {driver['Name']!r} is not available", hint="this version has the driver local")
-    if driver.get("Options"):
-        raise InvalidArgument(f"volume options {sorted(driver['Options'])} are not supported by this version's local driver")
+    asked = driver.get("Options") or {}
+    if not isinstance(asked, dict) or not all(isinstance(text, str) for text in asked.values()):
+        raise _wrong("volume", "DriverConfig.Options must be an object of texts")
+    if asked:
+        check_options(asked)
     return Mount("volume", "", target, read_only, name=source, anonymous=not source, no_copy=bool(options.get("NoCopy")),
-                 subpath=subpath, labels=dict(options.get("Labels") or {}))
+                 subpath=subpath, labels=dict(options.get("Labels") or {}), driver_options=dict(asked))

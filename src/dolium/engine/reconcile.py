@@ -56,6 +56,7 @@ async def reconcile(engine: Engine, containers: Containers) -> None:
             await containers.remove_quietly(container.id)
         elif not container.live and _starts_again(container):
             containers.restarts.resume(container)
+    await containers.volumes.settle()
 
 
 def _starts_again(container: Container) -> bool:

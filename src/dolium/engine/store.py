@@ -78,12 +78,18 @@ class Store:
         return [json.loads(row[0]) for row in self._connection.execute(f"SELECT doc FROM {_table(table)}")]
 
     def put_row(self, table: str, name: str, doc: dict[str, Any]) -> None:
-        """Insert or replace by name."""
-        self._connection.execute(f"INSERT OR REPLACE INTO {_table(table)} VALUES (?, ?)", (name, json.dumps(doc)))
+        """Insert or replace by name. Raises ResourceExhausted."""
+        try:
+            self._connection.execute(f"INSERT OR REPLACE INTO {_table(table)} VALUES (?, ?)", (name, json.dumps(doc)))
+        except sqlite3.OperationalError as error:
+            raise _no_room(error) from error
 
     def delete_row(self, table: str, name: str) -> None:
-        """Idempotent."""
-        self._connection.execute(f"DELETE FROM {_table(table)} WHERE name = ?", (name,))
+        """Idempotent. Raises ResourceExhausted."""
+        try:
+            self._connection.execute(f"DELETE FROM {_table(table)} WHERE name = ?", (name,))
+        except sqlite3.OperationalError as error:
+            raise _no_room(error) from error
 
 
 def _no_room(error: sqlite3.OperationalError) -> ResourceExhausted:

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import secrets
 import struct
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -14,15 +15,18 @@ _SETQUOTA, _PROJECT = 0x800008, 2
 _BLOCK_LIMITS = 1  # QIF_BLIMITS
 _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
 _INHERIT = 0x200  # FS_XFLAG_PROJINHERIT
+_PROJECTS = 1 << 30
+"""Project ids begin here, drawn at random: administrators count from 1."""
 _BTRFS_MAGIC = 0x9123683E
 _SUBVOL_CREATE, _QGROUP_LIMIT, _QUOTA_CTL = 0x5000940E, 0x8030942B, 0xC0109428
 _QUOTA_ENABLE, _LIMIT_MAX_REFERENCED = 1, 1
 _LACKING = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS, errno.ESRCH, errno.ENODEV, errno.EPERM)
 
 
-def limit_project(folder: str, project: int, size: int) -> bool:
-    """Everything below an empty folder may take ``size`` bytes, counted under a project id that nobody else uses. False
-    where the file system has no project quotas, or they are off; then nothing is changed. Raises OSError."""
+def limit_project(folder: str, size: int) -> bool:
+    """Everything below an empty folder may take ``size`` bytes, counted under a project id of its own. False where
+    the file system has no project quotas, or they are off; then nothing is changed. Raises OSError."""
+    project = _PROJECTS | secrets.randbits(29)
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # struct if_dqblk, sizes in 1024-byte blocks

@@ -15,6 +15,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 437, 442
 _OPEN_TREE_CLONE, _MS_PRIVATE, _MNT_DETACH, _EMPTY_PATH, _MOVE_MOUNT_F_EMPTY_PATH = 1, 1 << 18, 2, 0x1000, 4
 _ATTR_IDMAP = 0x100000
+_AT_RECURSIVE = 0x8000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 
 FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
@@ -81,9 +82,11 @@ def fsmount(context: int, attributes: int = 0) -> int:
     return _check(_LIBC.syscall(_FSMOUNT, context, 1, attributes), "fsmount")
 
 
-def open_tree(path: str | int) -> int:
-    """open_tree(2) with OPEN_TREE_CLONE: an fd of a detached private mount of a folder, or of what an fd names."""
+def open_tree(path: str | int, *, recursive: bool = False) -> int:
+    """open_tree(2) with OPEN_TREE_CLONE: an fd of a detached private mount of a folder, or of what an fd names; with what
+    is mounted below it, or without."""
     name, flags = (b"", _EMPTY_PATH) if isinstance(path, int) else (os.fsencode(path), 0)
+    flags |= _AT_RECURSIVE if recursive else 0
     directory = path if isinstance(path, int) else -100
     return _check(_LIBC.syscall(_OPEN_TREE, directory, name, _OPEN_TREE_CLONE | flags | os.O_CLOEXEC), f"open_tree {path}")
 
@@ -95,21 +98,36 @@ def set_idmap(mount: int, user_namespace: int) -> None:
            "mount_setattr MOUNT_ATTR_IDMAP")
 
 
+def set_attributes(mount: int, attributes: int, clear: int, *, propagation: int = 0, recursive: bool = False) -> None:
+    """mount_setattr(2): MOUNT_ATTR_* bits of a mount, and its propagation; with those of all mounts below it, or without."""
+    change = _MountAttr(set=attributes, clear=clear, propagation=propagation)
+    flags = _EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    _check(_LIBC.syscall(_MOUNT_SETATTR, mount, b"", flags, ctypes.byref(change), ctypes.sizeof(change)), "mount_setattr")
+
+
 def move_mount(mount: int, target: str) -> None:
     """move_mount(2): attach a detached mount to a folder."""
     _check(_LIBC.syscall(_MOVE_MOUNT, mount, b"", -100, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH),
            f"move_mount {target}")
 
 
-def mount_file_system(kind: str, source: str, *, read_only: bool = False) -> int:
-    """A detached mount of a file or block device."""
+def mount_file_system(kind: str, source: str, *, read_only: bool = False, options: Sequence[str] = (),
+                      attributes: int = 0) -> int:
+    """A detached mount of a file, a block device or what else a file system takes. ``options``: the file system's own,
+    KEY or KEY=VALUE; ``attributes``: MOUNT_ATTR_* bits. Raises OSError."""
     context = fsopen(kind)
     try:
         if read_only:
             fsconfig_flag(context, "ro")
         fsconfig_string(context, "source", source)
+        for option in options:
+            key, equals, value = option.partition("=")
+            try:
+                fsconfig_string(context, key, value) if equals else fsconfig_flag(context, key)
+            except OSError as error:
+                raise OSError(error.errno, f"{error.strerror}{_said(context)}", option) from error
         fsconfig_create(context)
-        return fsmount(context, ATTR_READ_ONLY if read_only else 0)
+        return fsmount(context, attributes | (ATTR_READ_ONLY if read_only else 0))
     finally:
         os.close(context)
 

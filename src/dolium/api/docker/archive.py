@@ -211,21 +211,21 @@ async def _view(request: web.Request, container: Container, path: str) -> AsyncI
             yield root, path, True
             return
         mount = max(inside, key=lambda one: len(one.target))
-        await request.app[CONTAINERS].fill_volumes(container, root)
+        volumes = request.app[CONTAINERS].volumes
+        held.push_async_callback(volumes.release, container)
+        await volumes.mount(container, root)
         rest = path[len(mount.target) :]
         if mount.subpath:
             source, folder = open_subpath(mount), True
+            held.callback(os.close, source)
             if not stat.S_ISDIR(os.fstat(source).st_mode):
-                os.close(source)
                 raise FailedPrecondition(f"{path} is a file in volume {mount.name}: start the container first")
         else:
             folder = os.path.isdir(mount.source)
             source = os.open(mount.source if folder else os.path.dirname(mount.source),
                              os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            yield source, rest or "/" if folder else f"/{os.path.basename(mount.source)}{rest}", False
-        finally:
-            os.close(source)
+            held.callback(os.close, source)
+        yield source, rest or "/" if folder else f"/{os.path.basename(mount.source)}{rest}", False
 
 
 @routes.get("/containers/{name}/archive")

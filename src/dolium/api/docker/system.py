@@ -18,10 +18,10 @@ from dolium.api.docker.common import API_VERSION, ENGINE, MIN_API_VERSION, body
 from dolium.api.docker.errors import error_response
 from dolium.engine import model
 from dolium.engine.engine import Engine
+from dolium.engine.volumes import volume_size
 from dolium.errors import DoliumError, InvalidArgument, PermissionDenied
 from dolium.images.auth import Credentials
 from dolium.images.hosts import read_settings
-from dolium.images.snapshots.places import tree_usage
 from dolium.units import rfc3339
 
 routes = web.RouteTableDef()
@@ -144,9 +144,9 @@ async def disk(request: web.Request) -> web.Response:
                                for one in list(engine.containers.values())]
     if "volume" in kinds:
         for volume in engine.volumes.all():
-            usage = await asyncio.to_thread(tree_usage, Path(engine.volumes.path(volume.name)))
             found["Volumes"].append(volumes.described(engine, volume.name) | {
-                "UsageData": {"Size": usage.size, "RefCount": len(engine.volume_users(volume.name))}})
+                "UsageData": {"Size": await volume_size(engine, volume.name),
+                              "RefCount": len(engine.volume_users(volume.name))}})
     return web.json_response(found)
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 from dolium.api.docker.common import ENGINE, body, filters, flag, label_matches, no_content
 from dolium.engine.engine import Engine
+from dolium.engine.volumes import volume_size
 from dolium.errors import FailedPrecondition, InvalidArgument, NotFound
-from dolium.images.snapshots.places import tree_usage
 from dolium.units import rfc3339
 
 routes = web.RouteTableDef()
@@ -64,8 +62,8 @@ async def listing(request: web.Request) -> web.Response:
 async def create(request: web.Request) -> web.Response:
     """``docker volume create``."""
     engine, wish = request.app[ENGINE], await body(request)
-    made = engine.volumes.ensure(wish.get("Name") or "", labels=wish.get("Labels"),
-                                 driver=wish.get("Driver") or "local", options=wish.get("DriverOpts"))
+    made = await engine.volumes.ensure(wish.get("Name") or "", labels=wish.get("Labels"),
+                                       driver=wish.get("Driver") or "local", options=wish.get("DriverOpts"))
     engine.events.publish("volume", "create", made.name, {"driver": "local"})
     return web.json_response(described(engine, made.name), status=201)
 
@@ -101,12 +99,12 @@ async def prune(request: web.Request) -> web.Response:
         if (not (volume.anonymous or every) or unwanted or engine.volume_users(volume.name)
                 or not label_matches(volume.labels, wanted.get("label") or [])):
             continue
-        usage = await asyncio.to_thread(tree_usage, Path(engine.volumes.path(volume.name)))
         # meanwhile somebody else may have removed it, or a container may have come that uses it
         with contextlib.suppress(NotFound, FailedPrecondition):
+            size = await volume_size(engine, volume.name)
             await engine.remove_volume(volume.name, engine.volume_users(volume.name))
             removed.append(volume.name)
-            freed += usage.size
+            freed += size
             engine.events.publish("volume", "destroy", volume.name, {"driver": "local"})
     engine.events.publish("volume", "prune", "", {"reclaimed": str(freed)})
     return web.json_response({"VolumesDeleted": removed or None, "SpaceReclaimed": freed})

@@ -13,26 +13,20 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from dolium import faults
-from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from dolium.images.snapshots.base import Usage
 from dolium.images.snapshots.held import HeldMount
-from dolium.linux import loop, quota, syscalls
+from dolium.linux import disk_file, quota, syscalls
 from dolium.trash import Trash
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _DISK = "disk"
-_PROJECTS = 1 << 30
-"""Project ids begin here, drawn at random: administrators count from 1."""
-SMALLEST = 4 << 20
-"""Bytes; a file system of its own has no room for anything in less."""
 faults.register("snapshot.begun", "driver.sized", "snapshot.removed")
 
 
@@ -62,8 +56,8 @@ class Places:
         """An empty folder that may take ``size`` bytes; 0 for no limit. Raises AlreadyExists, InvalidArgument,
         FailedPrecondition, OSError; then there is none."""
         path = self.path(key)
-        if size and size < SMALLEST:
-            raise InvalidArgument(f"--storage-opt size={size}: at least {SMALLEST >> 20} MiB")
+        if size and size < disk_file.SMALLEST:
+            raise InvalidArgument(f"--storage-opt size={size}: at least {disk_file.SMALLEST >> 20} MiB")
         try:
             if size and quota.is_btrfs(str(self._active)):
                 quota.make_limited_subvolume(str(path), size)
@@ -74,35 +68,12 @@ class Places:
             raise AlreadyExists(f"snapshot {key} exists already") from None
         faults.point("snapshot.begun")
         try:
-            if size and not quota.limit_project(str(path), _PROJECTS | secrets.randbits(29), size):
-                self._make_disk(path, size)
+            if size and not quota.limit_project(str(path), size):
+                disk_file.make(str(path / _DISK), size, "--storage-opt size")
                 faults.point("driver.sized")
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
-
-    def _make_disk(self, path: Path, size: int) -> None:
-        disk = path / _DISK
-        fd = os.open(disk, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(fd, size)
-        except OSError as error:
-            if error.errno != errno.EFBIG:
-                raise
-            raise InvalidArgument(f"--storage-opt size={size}: larger than a file can be on this file system") from error
-        finally:
-            os.close(fd)
-        try:
-            done = subprocess.run(
-                ["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", str(disk)],
-                capture_output=True, check=False, stdin=subprocess.DEVNULL)
-        except FileNotFoundError as error:
-            raise FailedPrecondition("--storage-opt size: this file system has no quotas, and mkfs.ext4 is not installed",
-                                     hint="apt-get install e2fsprogs") from error
-        if done.returncode:
-            text = done.stderr.decode(errors="replace").strip()
-            kind = ResourceExhausted if "No space left" in text else FailedPrecondition
-            raise kind(f"--storage-opt size={size}: mkfs.ext4: {text}")
 
     def disk(self, key: str) -> HeldMount | None:
         """The disk that holds the snapshot, which stays this object's; None when it lies in its folder itself.
@@ -161,8 +132,7 @@ class Places:
 
 def _mount_disk(path: Path) -> HeldMount:
     try:
-        # a container that runs since an earlier daemon has it
-        fd, device = loop.find(str(path)) or loop.attach(str(path))
+        fd, device = disk_file.device(str(path))  # a container that runs since an earlier daemon has it
         try:
             return HeldMount.make("ext4", device)
         finally:
