@@ -17,11 +17,13 @@ import sys
 from aiohttp import web
 
 from dolium import memory
+from dolium.api import live as live_api
 from dolium.api import native, store
 from dolium.api.docker.app import Handler, make_app
 from dolium.engine.containers import Containers
 from dolium.engine.engine import Engine, Paths
 from dolium.engine.execs import Execs
+from dolium.engine.live_volumes import LiveVolumes
 from dolium.engine.reconcile import reconcile
 from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument
 from dolium.images.snapshots.drivers import DRIVERS
@@ -129,9 +131,10 @@ async def serve(paths: Paths, host: str, snapshotter: str, userns_remap: str) ->
                     userns_remap)
     life = Containers(engine)
     await engine.open()
-    await reconcile(engine, life)
-    app = make_app(engine, life, Execs(engine, life), [native.routes, store.routes])
-    app[native.STOP] = stop
+    volumes = LiveVolumes(engine, life)
+    await reconcile(engine, life, volumes)
+    app = make_app(engine, life, Execs(engine, life), [native.routes, store.routes, live_api.routes])
+    app[native.STOP], app[live_api.VOLUMES] = stop, volumes
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_GRACE)
     await runner.setup()
     inner = runner.server

@@ -97,9 +97,10 @@ def script(daemon: Daemon) -> None:
     for words in (("volume", "create", "--opt", "size=8m", "vol"),
                   ("create", "--name", "one", "-v", "vol:/data", "-v", "/anon", "-p", "127.0.0.1::80", "base:1", "sleep", "600"),
                   ("start", "one"), ("exec", "one", "true"), ("pause", "one"), ("unpause", "one"), ("stop", "-t", "0", "one"),
-                  ("start", "one"), ("rm", "-fv", "one"), ("run", "--rm", "base:1", "echo", "done"),
+                  ("start", "one"), ("dolium", "volume", "attach", "one", "more:/mnt"),
+                  ("dolium", "volume", "detach", "one", "more"), ("rm", "-fv", "one"), ("run", "--rm", "base:1", "echo", "done"),
                   ("volume", "rm", "vol"), ("create", "--name", "two", "base:1", "true"), ("rm", "two")):
-        done = daemon.docker(*words, check=False)
+        done = daemon.dolium(*words[1:], check=False) if words[0] == "dolium" else daemon.docker(*words, check=False)
         if done.returncode and daemon.process is not None and daemon.process.poll() is not None:
             return
 
@@ -117,11 +118,16 @@ def test_killed_at_every_point(daemon: Daemon, point: str) -> None:
     assert daemon.wait() == -9, f"{point} was never passed"
     daemon.start()
     check(daemon, pid)
+    if "one" in daemon.docker("ps", "--format", "{{.Names}}").stdout.split():
+        mounts = [mount["Destination"] for mount in daemon.inspect("one")["Mounts"]]
+        seen = daemon.docker("exec", "one", "cat", "/proc/mounts").stdout
+        assert ("/mnt" in mounts) == (" /mnt " in seen), "the record and the kernel agree"
     # what was going on can be done, or ended, now
     created = daemon.docker("ps", "-aq", "--filter", "status=created").stdout.split()
     daemon.docker("rm", "-fv", "one", *created, check=False)
     assert daemon.docker("run", "--rm", "-v", "vol:/data", "base:1", "ls", "-A", "/data").stdout == "seed\n"
     daemon.docker("volume", "rm", "vol")
+    daemon.docker("volume", "rm", "more", check=False)
     assert volumes_of(daemon) == ([], [])
     daemon.docker("run", "--name", "one", "-p", "127.0.0.1::80", "base:1", "true")
     daemon.docker("rm", "one")

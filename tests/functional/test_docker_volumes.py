@@ -244,3 +244,94 @@ def test_options_of_a_volume_that_are_wrong_change_nothing(engine: Daemon, tmp_p
         assert mounts_below(engine) == []
     finally:
         engine.docker("volume", "rm", "-f", "gone", "odd", check=False)
+
+
+def test_a_volume_is_attached_to_a_container_that_runs_and_detached(engine: Daemon) -> None:
+    engine.docker("run", "-d", "--name", "live", "base:1", "sleep", "600")
+    try:
+        engine.docker("run", "--rm", "-v", "more:/v", "base:1", "sh", "-c", "echo more > /v/f")
+        assert engine.dolium("volume", "attach", "live", "more:/mnt/a/b").stdout == "more:/mnt/a/b\n"
+        assert engine.docker("exec", "live", "cat", "/mnt/a/b/f").stdout == "more\n"
+        # first use takes what is there
+        engine.dolium("volume", "attach", "live", "fresh:/data:ro")
+        assert engine.docker("exec", "live", "ls", "/data").stdout == "seed\n"
+        assert engine.docker("exec", "live", "touch", "/data/x", check=False).returncode != 0
+        there = {mount["Destination"]: (mount["Name"], mount["RW"]) for mount in engine.inspect("live")["Mounts"]}
+        assert there == {"/mnt/a/b": ("more", True), "/data": ("fresh", False)}
+        assert "volume is in use" in engine.docker("volume", "rm", "more", check=False).stderr
+        engine.docker("restart", "-t", "0", "live")
+        assert engine.docker("exec", "live", "cat", "/mnt/a/b/f").stdout == "more\n"
+
+        engine.docker("exec", "-d", "live", "sh", "-c", "cd /mnt/a/b; exec sleep 600")
+        eventually(lambda: "/mnt/a/b" in engine.docker("exec", "live", "sh", "-c", "ls -l /proc/*/cwd; true").stdout, "it is there")
+        done = engine.dolium("volume", "detach", "live", "more", check=False)
+        assert done.returncode == 1
+        assert "Device or resource busy" in done.stderr and "--force" in done.stderr
+        assert engine.dolium("volume", "detach", "--force", "live", "more").stdout == "more:/mnt/a/b\n"
+        assert engine.docker("exec", "live", "ls", "/mnt/a/b").stdout == ""
+        assert engine.dolium("volume", "detach", "live", "/data/").stdout == "fresh:/data\n"
+        assert engine.docker("exec", "live", "ls", "/data").stdout == "seed\n"
+        assert engine.inspect("live")["Mounts"] == []
+        engine.docker("volume", "rm", "more", "fresh")
+        for words, expected in ((("attach", "live", "more"), "names no volume"),
+                                (("attach", "live", "/tmp:/x"), "names no volume"), (("attach", "live", "more:/proc/x"), "the kernel's"),
+                                (("attach", "absent", "more:/x"), "No such container"), (("detach", "live", "more"), "has no volume more"),
+                                (("attach", "live"), "takes CONTAINER VOLUME")):
+            done = engine.dolium("volume", *words, check=False)
+            assert done.returncode != 0
+            assert expected in done.stderr, done.stderr
+        assert engine.docker("volume", "ls", "-q").stdout == ""
+        # of a container that does not run: at its next start
+        engine.docker("stop", "-t", "0", "live")
+        engine.dolium("volume", "attach", "live", "more:/mnt")
+        engine.docker("start", "live")
+        assert " /mnt " in engine.docker("exec", "live", "cat", "/proc/mounts").stdout
+        engine.docker("stop", "-t", "0", "live")
+        engine.dolium("volume", "detach", "live", "more")
+        engine.docker("start", "live")
+        assert " /mnt " not in engine.docker("exec", "live", "cat", "/proc/mounts").stdout
+    finally:
+        engine.docker("rm", "-f", "live", check=False)
+        engine.docker("volume", "rm", "-f", "more", "fresh", check=False)
+
+
+def test_an_attached_volume_has_the_owners_that_are_seen_inside(engine: Daemon) -> None:
+    engine.docker("run", "--rm", "-v", "owned:/v", "base:1", "sh", "-c", "touch /v/f && chown 5:6 /v/f")
+    engine.dolium("run", "-d", "--name", "mapped", "--userns", "auto", "--read-only", "base:1", "sleep", "600")
+    try:
+        done = engine.dolium("volume", "attach", "mapped", "owned:/absent", check=False)
+        assert "Read-only file system" in done.stderr and "name a folder that is there" in done.stderr
+        engine.dolium("volume", "attach", "mapped", "owned:/data")
+        assert engine.docker("exec", "mapped", "stat", "-c", "%u:%g", "/data/f").stdout == "5:6\n"
+        engine.docker("exec", "mapped", "touch", "/data/own")
+        assert engine.docker("run", "--rm", "-v", "owned:/v", "base:1", "stat", "-c", "%u", "/v/own").stdout == "0\n"
+        engine.dolium("volume", "detach", "mapped", "owned")
+    finally:
+        engine.docker("rm", "-f", "mapped", check=False)
+        engine.docker("volume", "rm", "-f", "owned", check=False)
+
+
+def test_links_of_a_container_lead_neither_an_attach_nor_a_detach_astray(engine: Daemon) -> None:
+    engine.docker("run", "-d", "--name", "sly", "base:1", "sleep", "600")
+    try:
+        engine.docker("exec", "sly", "sh", "-c", "mkdir /a && ln -s /proc /a/link && ln -s /proc /direct")
+        for target in ("/a/link/sys", "/direct"):
+            done = engine.dolium("volume", "attach", "sly", f"vol:{target}", check=False)
+            assert "a symbolic link is in the way" in done.stderr, done.stderr
+        assert engine.inspect("sly")["Mounts"] == []
+        engine.dolium("volume", "attach", "sly", "vol:/a/bus")
+        # the folder on the way becomes a link to where the kernel's files are read-only: they stay so
+        engine.docker("exec", "sly", "sh", "-c", "mv /a /b && ln -s /proc /a")
+        before = engine.docker("exec", "sly", "cat", "/proc/mounts").stdout
+        assert " /proc/bus proc ro" in before
+        for force in ([], ["--force"]):
+            done = engine.dolium("volume", "detach", *force, "sly", "vol", check=False)
+            assert "the container has put a symbolic link in the way" in done.stderr, done.stderr
+        engine.docker("exec", "sly", "sh", "-c", "rm /a && mkdir -p /a/bus")
+        assert "it is not at /a/bus any more" in engine.dolium("volume", "detach", "sly", "vol", check=False).stderr
+        assert engine.docker("exec", "sly", "cat", "/proc/mounts").stdout == before
+        engine.docker("exec", "sly", "sh", "-c", "rm -r /a && mv /b /a")
+        engine.dolium("volume", "detach", "sly", "vol")
+    finally:
+        engine.docker("rm", "-f", "sly", check=False)
+        engine.docker("volume", "rm", "-f", "vol", check=False)

@@ -23,9 +23,10 @@ import pytest
 
 from dolium.engine.store import Store, open_database
 from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
+from dolium.linux.threads import in_thread
 from dolium.network import firewall, netlink
 from dolium.network.base import NetworkRequest, PortBinding, Prepared
-from dolium.network.local import in_thread, new_namespace
+from dolium.network.local import new_namespace
 from dolium.network.manager import Networks
 from dolium.network.netlink import Netlink
 

@@ -65,6 +65,8 @@ GROUPS = {
         "inspect": ("volumes", "inspect", "print all that is known, as JSON"),
         "rm": ("volumes", "remove", "remove volumes"),
         "prune": ("volumes", "prune", "remove volumes nobody uses"),
+        "attach": ("volumes", "attach", "mount one in a container that runs"),
+        "detach": ("volumes", "detach", "take one out of a container that runs"),
     },
 }
 _ALIASES = {"list": "ls", "remove": "rm"}

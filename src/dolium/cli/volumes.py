@@ -21,6 +21,10 @@ INSPECT = Command("volume inspect", "VOLUME [VOLUME ...]", "Print all that is kn
                   [Flag("-f --format", "str", "json or a template", "FORMAT")], minimum=1)
 RM = Command("volume rm", "VOLUME [VOLUME ...]", "Remove volumes that no container mounts, and what is in them.",
              [Flag("-f --force", "bool", "pass over one that is not there")], minimum=1)
+ATTACH = Command("volume attach", "CONTAINER VOLUME:/TARGET[:ro]", "Mount a volume in a container that runs, and at its "
+                 "starts from now on. The volume is made when it is not there.", [], minimum=2, maximum=2)
+DETACH = Command("volume detach", "CONTAINER VOLUME|/TARGET", "Take a volume out of a container. What is in it stays.", [
+    Flag("-f --force", "bool", "also while processes have files open in it, which they keep")], minimum=2, maximum=2)
 PRUNE = Command("volume prune", "", "Remove anonymous volumes that no container mounts, and with --all named ones.", [
     Flag("-a --all", "bool", "named ones, too"), Flag("--filter", "list", "label=…, label!=…", "KEY=VALUE"),
     Flag("-f --force", "bool", "do not ask")], maximum=0)
@@ -89,6 +93,29 @@ def remove(client: Client, context: Context, words: list[str]) -> int:
                 context.complain(str(error))
                 failed = 1
     return failed
+
+
+def attach(client: Client, context: Context, words: list[str]) -> int:
+    """``dolium volume attach``."""
+    options, names = ATTACH.parse(words)
+    if options.get("help"):
+        context.stdout.write(ATTACH.usage())
+        return 0
+    done = client.call("POST", f"/dolium/containers/{quote(names[0])}/volumes", {"Volume": names[1]})
+    context.say(f"{done['Name']}:{done['Destination']}")
+    return 0
+
+
+def detach(client: Client, context: Context, words: list[str]) -> int:
+    """``dolium volume detach``."""
+    options, names = DETACH.parse(words)
+    if options.get("help"):
+        context.stdout.write(DETACH.usage())
+        return 0
+    done = client.call("DELETE", f"/dolium/containers/{quote(names[0])}/volumes" + query(
+        volume=names[1], force="1" if options["force"] else ""))
+    context.say(f"{done['Name']}:{done['Destination']}")
+    return 0
 
 
 def prune(client: Client, context: Context, words: list[str]) -> int:

@@ -38,6 +38,7 @@ class Mount:
     idmap: str = ""
     labels: dict[str, str] = field(default_factory=dict)  # of a volume that is made for it
     driver_options: dict[str, str] = field(default_factory=dict)  # of such a one
+    pending: str = ""  # attach, detach: under way in a container that runs
 
 
 @dataclass(slots=True)

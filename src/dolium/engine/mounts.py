@@ -149,6 +149,16 @@ def _bind(text: str) -> Mount:
     return mount
 
 
+def parse_volume(text: str) -> Mount:
+    """``NAME:/target[:ro]``: what -v takes, of a volume with a name. Raises InvalidArgument."""
+    if ":" not in text:
+        raise InvalidArgument(f"{text!r} names no volume and its place", hint="NAME:/target, or NAME:/target:ro")
+    mount = _bind(text)
+    if mount.kind != "volume":
+        raise InvalidArgument(f"{text!r} names no volume", hint="NAME:/target, or NAME:/target:ro")
+    return mount
+
+
 def _idmap(option: str) -> str:
     _, equals, text = option.partition("=")
     if not equals:

@@ -16,6 +16,7 @@ from dolium import faults
 from dolium.engine import model, specs
 from dolium.engine.containers import Containers
 from dolium.engine.engine import Engine
+from dolium.engine.live_volumes import LiveVolumes
 from dolium.engine.model import Container
 from dolium.engine.users import User
 from dolium.errors import DoliumError
@@ -28,7 +29,7 @@ faults.register("reconcile.cleaned")
 AFTER_REBOOT = 255
 
 
-async def reconcile(engine: Engine, containers: Containers) -> None:
+async def reconcile(engine: Engine, containers: Containers, volumes: LiveVolumes) -> None:
     """Adopt, or record the end of, every container; then start what its restart policy wants running."""
     live: dict[str, dict[str, Any]] = {}
     ended: list[tuple[Container, ExitRecord | None]] = []
@@ -56,6 +57,7 @@ async def reconcile(engine: Engine, containers: Containers) -> None:
             await containers.remove_quietly(container.id)
         elif not container.live and _starts_again(container):
             containers.restarts.resume(container)
+    await volumes.recover()
     await containers.volumes.settle()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -70,17 +71,24 @@ class ContainerVolumes:
         has at a new volume's mount point becomes its first content. Raises FailedPrecondition, NotFound."""
         self._holding.add(container.id)
         for mount in container.mounts:
-            if mount.kind != "volume":
-                continue
-            volume = self._engine.volumes.get(mount.name)
-            if volume.options:
-                async with self._locks.setdefault(mount.name, asyncio.Lock()):
-                    await asyncio.to_thread(self._engine.volumes.mount, volume)
-            if volume.fresh and not mount.no_copy and not mount.subpath:
-                shift = container.owner[0]
-                await asyncio.to_thread(self._engine.volumes.fill, volume,
-                                        partial(copy_up, root, mount.target, shift=shift))
-            self._engine.volumes.used(volume)
+            if mount.kind == "volume":
+                await self.mount_one(container, mount, root)
+
+    async def mount_one(self, container: Container, mount: Mount, root: int) -> None:
+        """As ``mount``, of one of them. ``root`` -1: the root as it is without what is mounted in it."""
+        volume = self._engine.volumes.get(mount.name)
+        if volume.options:
+            async with self._locks.setdefault(mount.name, asyncio.Lock()):
+                await asyncio.to_thread(self._engine.volumes.mount, volume)
+        if volume.fresh and not mount.no_copy and not mount.subpath:
+            await asyncio.to_thread(self._engine.volumes.fill, volume, partial(self._copy_up, container, mount, root))
+        self._engine.volumes.used(volume)
+
+    def _copy_up(self, container: Container, mount: Mount, root: int, destination: str) -> None:
+        with contextlib.ExitStack() as held:
+            if root < 0:
+                root = held.enter_context(self._engine.roots.view(container))
+            copy_up(root, mount.target, destination, shift=container.owner[0])
 
     async def release(self, container: Container) -> None:
         """It has ended, or did not start. What its volumes' options name is unmounted, where no other container has it.
@@ -88,14 +96,15 @@ class ContainerVolumes:
         self._holding.discard(container.id)
         for mount in container.mounts:
             if mount.kind == "volume":
-                await self._unmount(mount.name, container.id)
+                await self.unused(mount.name, container.id)
 
     async def settle(self) -> None:
         """After a daemon's start, when it is known which containers run."""
         for volume in self._engine.volumes.all():
-            await self._unmount(volume.name)
+            await self.unused(volume.name)
 
-    async def _unmount(self, name: str, but: str = "") -> None:
+    async def unused(self, name: str, but: str = "") -> None:
+        """Unmount what a volume's options name, unless a container has it (``but``: this one has not). Idempotent."""
         volume: Volume | None = None
         try:
             volume = self._engine.volumes.get(name)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 437, 442
 _OPEN_TREE_CLONE, _MS_PRIVATE, _MNT_DETACH, _EMPTY_PATH, _MOVE_MOUNT_F_EMPTY_PATH = 1, 1 << 18, 2, 0x1000, 4
+_MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _ATTR_IDMAP = 0x100000
 _AT_RECURSIVE = 0x8000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
@@ -105,10 +106,13 @@ def set_attributes(mount: int, attributes: int, clear: int, *, propagation: int 
     _check(_LIBC.syscall(_MOUNT_SETATTR, mount, b"", flags, ctypes.byref(change), ctypes.sizeof(change)), "mount_setattr")
 
 
-def move_mount(mount: int, target: str) -> None:
-    """move_mount(2): attach a detached mount to a folder."""
-    _check(_LIBC.syscall(_MOVE_MOUNT, mount, b"", -100, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH),
-           f"move_mount {target}")
+def move_mount(mount: int, target: str | int) -> None:
+    """move_mount(2): attach a detached mount to a folder, or to what an fd names."""
+    if isinstance(target, int):
+        result = _LIBC.syscall(_MOVE_MOUNT, mount, b"", target, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
+    else:
+        result = _LIBC.syscall(_MOVE_MOUNT, mount, b"", -100, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH)
+    _check(result, f"move_mount {target}")
 
 
 def mount_file_system(kind: str, source: str, *, read_only: bool = False, options: Sequence[str] = (),

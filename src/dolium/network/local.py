@@ -7,18 +7,15 @@ import fcntl
 import os
 import socket
 import struct
-import threading
-from collections.abc import Callable
 from ipaddress import IPv4Address
-from typing import TypeVar
 
+from dolium.linux.threads import in_thread
 from dolium.network import netlink
 
 CLONE_NEWNET = 0x40000000
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_T = TypeVar("_T")
 
 
 def _call(name: str, *arguments: int) -> None:
@@ -63,22 +60,3 @@ def default_route(namespace: int, link: str, gateway: str) -> None:
             control.close()
 
     in_thread(inside)
-
-
-def in_thread(work: Callable[[], _T]) -> _T:
-    """Run in a thread of its own and wait: what the thread did to its namespaces dies with it."""
-    result: list[_T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except BaseException as error:  # noqa: BLE001 - handed to the caller below
-            failure.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]

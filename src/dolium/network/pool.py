@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dolium import faults
+from dolium.linux.threads import in_thread
 from dolium.network import netlink
-from dolium.network.local import enter_network, in_thread, unshare_network
+from dolium.network.local import enter_network, unshare_network
 from dolium.network.netlink import Netlink
 
 faults.register("network.namespace.made", "network.veth.made")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import socket
 
+from dolium.linux.threads import in_thread
 from dolium.network.firewall import Nft
-from dolium.network.local import enter_network, in_thread
+from dolium.network.local import enter_network
 
 ADDRESS = "127.0.0.11"
 TABLE = "dolium-dns"
