@@ -23,6 +23,7 @@ from dolium.api.docker.app import Handler, make_app
 from dolium.engine.containers import Containers
 from dolium.engine.engine import Engine, Paths
 from dolium.engine.execs import Execs
+from dolium.engine.live_ports import LivePorts
 from dolium.engine.live_volumes import LiveVolumes
 from dolium.engine.reconcile import reconcile
 from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument
@@ -134,7 +135,7 @@ async def serve(paths: Paths, host: str, snapshotter: str, userns_remap: str) ->
     volumes = LiveVolumes(engine, life)
     await reconcile(engine, life, volumes)
     app = make_app(engine, life, Execs(engine, life), [native.routes, store.routes, live_api.routes])
-    app[native.STOP], app[live_api.VOLUMES] = stop, volumes
+    app[native.STOP], app[live_api.VOLUMES], app[live_api.PORTS] = stop, volumes, LivePorts(engine)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_GRACE)
     await runner.setup()
     inner = runner.server

@@ -68,10 +68,26 @@ def test_add_and_remove_are_small_and_idempotent() -> None:
     wall, nft = firewall()
     wall.replace(DEFAULT, {})
     wall.add("cafe", ONE)
-    assert wall.remove("cafe") == ONE
-    assert wall.remove("cafe") is None
+    assert wall.add("cafe", ONE) == (), "what is published already is not told again"
+    wall.remove("cafe")
+    wall.remove("cafe")
     assert [text.partition(" ")[0] for text in nft.said] == ["add", "add", "delete"]
     assert nft.said[1] == element_text("add", "dolium-0123abcd", "cafe", ONE)
+
+
+def test_some_ports_of_a_container_come_and_go() -> None:
+    wall, nft = firewall()
+    wall.replace(DEFAULT, {"cafe": ONE})
+    more = Published(53, "udp", "0.0.0.0", 5353)
+    both = Publication(ONE.address, (*ONE.ports, more))
+    assert wall.add("cafe", both) == (more,)
+    assert nft.said[-1] == element_text("add", "dolium-0123abcd", "cafe", Publication(ONE.address, (more,)))
+    wall.remove("cafe", ONE.ports)
+    assert nft.said[-1] == element_text("delete", "dolium-0123abcd", "cafe", ONE)
+    wall.remove("cafe", ONE.ports)
+    wall.remove("cafe")
+    assert nft.said[-1] == element_text("delete", "dolium-0123abcd", "cafe", Publication(ONE.address, (more,)))
+    assert len(nft.said) == 4
 
 
 def test_a_lost_table_is_made_anew_with_what_should_be_in_it() -> None:

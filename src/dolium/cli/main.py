@@ -31,6 +31,7 @@ COMMANDS = {
     "top": ("containers", "top", "list the processes of a container"),
     "stats": ("containers", "stats", "show what containers use"),
     "cp": ("containers", "copy", "copy files out of or into a container"),
+    "port": ("ports", "port", "list what a container publishes; port add, port rm"),
     "pull": ("images", "pull", "fetch an image from a registry"),
     "push": ("registries", "push", "send an image to a registry"),
     "login": ("registries", "login", "keep the credentials of a registry"),

@@ -188,6 +188,14 @@ def _port_range(text: str) -> tuple[int, int]:
     raise InvalidArgument(f"invalid port range: {text!r}")
 
 
+def port_number(text: str) -> int:
+    """1 to 65535. Raises InvalidArgument."""
+    low, high = _port_range(text)
+    if low != high or low == 0:
+        raise InvalidArgument(f"invalid port: {text!r}")
+    return low
+
+
 def published(host: dict[str, Any], config: dict[str, Any]) -> list[PortBinding]:
     """What -p and -P ask for; a range of host ports for one port of the container means: the first free one.
 

@@ -108,6 +108,14 @@ class NetworkManager(Protocol):
         """Out of a network, by name; what takes ``first``'s place, with its default route and ports; {} when it was the last
         one. Raises NotFound."""
 
+    async def publish(self, container: str, first: Endpoint, ports: tuple[PortBinding, ...]) -> Endpoint:
+        """More ports of a container that runs; what takes ``first``'s place. Raises as ``prepare``, and FailedPrecondition
+        when it has no network with a way out."""
+
+    async def withdraw(self, container: str, first: Endpoint, ports: tuple[PortBinding, ...]) -> Endpoint:
+        """Ports are published no more: those with the container's port and protocol, and the host's address and port where
+        they are given. What takes ``first``'s place. Raises NotFound."""
+
     async def rename(self, container: str, first: Endpoint, old: str, new: str) -> None:
         """A container that runs has another name."""
 

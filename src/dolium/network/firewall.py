@@ -17,7 +17,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -226,20 +226,30 @@ class Firewall:
             self._nft.run(table_text(self.table, bridges, kept))
             self._bridges, self._publications = tuple(bridges), kept
 
-    def add(self, container: str, publication: Publication) -> None:
-        """Publish. When it does not work (someone flushed all rules), the whole table is made anew."""
+    def add(self, container: str, publication: Publication) -> tuple[Published, ...]:
+        """Publish; what was not published before. When it does not work (someone flushed all rules), the whole table is made
+        anew."""
         with self._lock:
-            self._change(element_text("add", self.table, container, publication),
-                         {**self._publications, container: publication})
+            before = self._publications.get(container)
+            new = tuple(port for port in publication.ports if before is None or port not in before.ports)
+            if new:
+                self._change(element_text("add", self.table, container, Publication(publication.address, new)),
+                             {**self._publications, container: publication})
+            return new
 
-    def remove(self, container: str) -> Publication | None:
-        """No longer publish; what was published. Idempotent."""
+    def remove(self, container: str, ports: Collection[Published] | None = None) -> None:
+        """No longer publish these ports, or any. Idempotent."""
         with self._lock:
             publication = self._publications.get(container)
-            if publication is not None:
-                left = {key: value for key, value in self._publications.items() if key != container}
-                self._change(element_text("delete", self.table, container, publication), left)
-            return publication
+            if publication is None:
+                return
+            gone = tuple(port for port in publication.ports if ports is None or port in ports)
+            kept = tuple(port for port in publication.ports if port not in gone)
+            left = {key: value for key, value in self._publications.items() if key != container}
+            if kept:
+                left[container] = Publication(publication.address, kept)
+            if gone:
+                self._change(element_text("delete", self.table, container, Publication(publication.address, gone)), left)
 
     def _change(self, text: str, after: dict[str, Publication]) -> None:
         try:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dolium import faults
-from dolium.errors import AlreadyExists, DoliumError, InvalidArgument, NotFound, PermissionDenied
+from dolium.errors import AlreadyExists, DoliumError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from dolium.network import pool
 from dolium.network.base import Endpoint, Known, NetworkRequest, Place, PortBinding, Prepared, endpoints, named
 from dolium.network.dns.client import Known as NameServerKnown
@@ -25,6 +25,7 @@ from dolium.network.drivers.bridge import BridgeDriver
 from dolium.network.drivers.bridge_network import DEFAULT
 from dolium.network.drivers.none import NoneDriver
 from dolium.network.local import default_route
+from dolium.network.ports import Published
 from dolium.network.records import PREDEFINED, VERSION, Record, wished
 from dolium.network.switch import as_error
 
@@ -310,6 +311,41 @@ class Networks:
             _log.debug("the container has a default route of its own")
         except OSError as error:
             _log.warning("no default route by %s: %s", heir["link"], error)
+
+    # -- ports --
+
+    async def publish(self, container: str, first: Endpoint, ports: tuple[PortBinding, ...]) -> Endpoint:
+        """See NetworkManager."""
+        return await asyncio.shield(self._task(self._publish(container, dict(first), ports)))
+
+    async def _publish(self, container: str, first: Endpoint, ports: tuple[PortBinding, ...]) -> Endpoint:
+        driver = self._driver_of(first) if first.get("gateway") else None
+        if driver is None:
+            raise FailedPrecondition("it has no network whose ports can be published",
+                                     hint="connect it to a bridge network that is not internal")
+        before = first["ports"]
+        driver.publish(container, first, ports)
+        try:
+            await driver.expose(container, first)
+        except BaseException:
+            await driver.withdraw(container, first, [Published.from_dict(port) for port in first["ports"]
+                                                     if port not in before])
+            raise
+        return first
+
+    async def withdraw(self, container: str, first: Endpoint, ports: tuple[PortBinding, ...]) -> Endpoint:
+        """See NetworkManager."""
+        return await asyncio.shield(self._task(self._withdraw(container, dict(first), ports)))
+
+    async def _withdraw(self, container: str, first: Endpoint, ports: tuple[PortBinding, ...]) -> Endpoint:
+        there = [Published.from_dict(port) for port in first.get("ports") or []]
+        gone = [one for one in there for port in ports
+                if (one.container_port, one.protocol) == (port.container_port, port.protocol)
+                and port.host_ip in ("", one.host_ip) and port.host_port in (0, one.host_port)]
+        if not gone:
+            raise NotFound("no such port is published")
+        await self._must(first).withdraw(container, first, gone)
+        return first
 
     # -- networks --
 

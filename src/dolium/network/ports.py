@@ -144,6 +144,12 @@ class Ports:
             self._note(container, published)
             held.append((published, hold))
 
+    def withdraw(self, container: str, ports: Iterable[Published]) -> None:
+        """Some of a container's. Idempotent."""
+        gone, held = set(ports), self._held.get(container, [])
+        self._drop([one for one in held if one[0] in gone])
+        held[:] = [one for one in held if one[0] not in gone]
+
     def release(self, container: str) -> None:
         """Idempotent."""
         self._drop(self._held.pop(container, []))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from dolium.network.base import Endpoint, Place, PortBinding
+from dolium.network.ports import Published
 from dolium.network.records import Record
 
 Row = dict[str, Any]
@@ -47,6 +48,9 @@ class Driver(Protocol):
 
     async def expose(self, container: str, endpoint: Endpoint) -> None:
         """Open the ports that were published since it was made."""
+
+    async def withdraw(self, container: str, endpoint: Endpoint, ports: Sequence[Published]) -> None:
+        """Ports that are published no more; ``endpoint`` says so, too."""
 
     async def leave(self, container: str, endpoint: Endpoint) -> None:
         """Out of a namespace that goes on living; then as ``release``."""

@@ -291,11 +291,9 @@ class BridgeDriver:
         if not held.ports:
             return
         try:
-            self._firewall.add(container, Publication(held.address, held.ports))
+            new = self._firewall.add(container, Publication(held.address, held.ports))
             faults.point("network.ports.added")
-            self._forget_flows(*(netlink.flush_udp_port(
-                port.host_port, None if port.host_ip == ANY else IPv4Address(port.host_ip))
-                for port in udp_ports(held.ports)))
+            self._forget_flows(*map(_flows_to, udp_ports(new)))
         except OSError as error:
             raise as_error(error, f"cannot publish ports of container {container[:12]}") from error
 
@@ -310,6 +308,21 @@ class BridgeDriver:
             self._open(network, container)
 
         await self._run(work)
+
+    async def withdraw(self, container: str, endpoint: Endpoint, ports: Sequence[Published]) -> None:
+        """See Driver."""
+        network = self._network(endpoint["network"])
+        held = network.held[container]
+
+        def work() -> None:
+            self._firewall.remove(container, ports)
+            faults.point("network.ports.removed")
+            self._forget_flows(*map(_flows_to, udp_ports(ports)))
+
+        await self._run(work)
+        self._ports.withdraw(container, ports)
+        held.ports = tuple(port for port in held.ports if port not in ports)
+        endpoint["ports"] = [port.as_dict() for port in held.ports]
 
     def _plugged(self, network: BridgeNetwork, container: str, endpoint: Endpoint, namespace: int, default: bool) -> Slot:
         """A slot on the bridge, with its address. A bridge that somebody has removed is made anew."""
@@ -528,3 +541,8 @@ class BridgeDriver:
             self._host.close()
             self._nft.close()
             self._conntrack.close()
+
+
+def _flows_to(port: Published) -> bytes:
+    """The request that forgets the UDP flows to a port of the host."""
+    return netlink.flush_udp_port(port.host_port, None if port.host_ip == ANY else IPv4Address(port.host_ip))

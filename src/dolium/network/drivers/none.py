@@ -9,6 +9,7 @@ from typing import Any
 from dolium.errors import InvalidArgument, PermissionDenied, ResourceExhausted
 from dolium.network.base import Endpoint, Place, PortBinding
 from dolium.network.local import new_namespace
+from dolium.network.ports import Published
 from dolium.network.records import Record
 
 
@@ -38,6 +39,9 @@ class NoneDriver:
         return None
 
     async def expose(self, container: str, endpoint: Endpoint) -> None:
+        return None
+
+    async def withdraw(self, container: str, endpoint: Endpoint, ports: Sequence[Published]) -> None:
         return None
 
     async def leave(self, container: str, endpoint: Endpoint) -> None:
