@@ -275,3 +275,27 @@ def test_events_of_networks(clean: Daemon) -> None:
     told = clean.docker("events", "--since", since, "--until", until, "--filter", "type=network", "--format",
                         "{{.Action}} {{index .Actor.Attributes \"name\"}}").stdout.splitlines()
     assert told == ["create one", "connect one", "disconnect one", "destroy one"]
+
+
+def test_a_macvlan_by_the_docker_command_line(clean: Daemon) -> None:
+    subprocess.run(["ip", "link", "add", "dtmac", "type", "veth", "peer", "name", "dtpeer"], check=True)
+    try:
+        for end in ("dtmac", "dtpeer"):  # without a carrier nothing is sent
+            subprocess.run(["ip", "link", "set", end, "up"], check=True)
+        network(clean, "lan", "-d", "macvlan", "-o", "parent=dtmac", "--subnet", "10.215.3.0/24", "--gateway", "10.215.3.1")
+        up(clean, "box", "--network", "lan", "--ip", "10.215.3.9")
+        up(clean, "peer", "--network", "lan", "--network-alias", "friend")
+        assert of(clean, "box")["lan"]["IPAddress"] == "10.215.3.9"
+        assert clean.docker("exec", "box", "ip", "route").stdout.startswith("default via 10.215.3.1 dev eth0")
+        assert ask(clean, "box", "friend") == {of(clean, "peer")["lan"]["IPAddress"]}
+        assert reaches(clean, "box", "peer")
+        clean.docker("restart", "-t0", "box")
+        assert reaches(clean, "peer", "box")
+        done = clean.docker("network", "create", "-d", "overlay9", "no", check=False)
+        assert "the drivers are bridge, ipvlan, macvlan" in done.stderr
+        done = clean.dolium("port", "add", "box", "18210:80", check=False)
+        assert "no network whose ports can be published" in done.stderr
+    finally:
+        clean.docker("rm", "-f", "box", "peer", check=False)
+        clean.docker("network", "rm", "lan", check=False)
+        subprocess.run(["ip", "link", "del", "dtmac"], check=True)

@@ -3,206 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import json
 import os
-import re
 import secrets
 import socket
 import statistics
-import struct
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
+from packets import (
+    FORWARD,
+    Bench,
+    datagram,
+    links,
+    links_inside,
+    listen,
+    make_socket,
+    nothing_left,
+    on_bench,
+    ping,
+    talk,
+    the_outside,
+)
 
-from dolium.engine.store import Store, open_database
 from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
-from dolium.linux.threads import in_thread
 from dolium.network import firewall, netlink
-from dolium.network.base import NetworkRequest, PortBinding, Prepared
-from dolium.network.local import new_namespace
+from dolium.network.base import NetworkRequest, PortBinding
 from dolium.network.manager import Networks
-from dolium.network.netlink import Netlink
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-T = TypeVar("T")
-_LIBC = ctypes.CDLL(None, use_errno=True)
-SECONDS = 5.0
-FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
-
-
-def inside(fd: int, work: Callable[[], T]) -> T:
-    """Run in a namespace; a socket that is made there stays there."""
-    def run() -> T:
-        assert _LIBC.setns(fd, 0x40000000) == 0
-        return work()
-    return in_thread(run)
-
-
-def make_socket(fd: int, kind: int = socket.SOCK_STREAM, proto: int = 0) -> socket.socket:
-    made = socket.socket(socket.AF_INET, kind, proto) if fd < 0 else inside(
-        fd, lambda: socket.socket(socket.AF_INET, kind, proto))
-    made.settimeout(SECONDS)
-    return made
-
-
-def listen(fd: int, port: int) -> socket.socket:
-    server = make_socket(fd)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    server.bind(("0.0.0.0", port))
-    server.listen(8)
-    return server
-
-
-def talk(server: socket.socket, fd: int, address: str, port: int) -> str:
-    """One connection from the namespace (-1: the host's) both ways; the address the server saw."""
-    with make_socket(fd) as client:
-        client.connect((address, port))
-        connection, peer = server.accept()
-        with connection:
-            connection.settimeout(SECONDS)
-            client.sendall(b"question")
-            assert connection.recv(100) == b"question"
-            connection.sendall(b"answer" * 1000)
-            connection.shutdown(socket.SHUT_WR)
-            received = b""
-            while piece := client.recv(65536):
-                received += piece
-            assert received == b"answer" * 1000
-        return str(peer[0])
-
-
-def datagram(server: socket.socket, client: socket.socket, address: str, port: int) -> str:
-    client.sendto(b"question", (address, port))
-    data, peer = server.recvfrom(100)
-    assert data == b"question"
-    server.sendto(b"answer", peer)
-    assert client.recvfrom(100) == (b"answer", (address, port))
-    return str(peer[0])
-
-
-def ping(fd: int, address: str) -> None:
-    with make_socket(fd, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
-        body = struct.pack("!BBHHH", 8, 0, 0, 77, 1)
-        total = sum(struct.unpack("!4H", body))
-        raw.sendto(struct.pack("!BBHHH", 8, 0, ~(total + (total >> 16)) & 0xFFFF, 77, 1), (address, 0))
-        while True:
-            answer, peer = raw.recvfrom(1500)
-            if answer[20] == 0 and peer[0] == address:
-                return
-
-
-def links(own: str = "") -> set[str]:
-    """Names of an instance's links, or of all that are no instance's: other daemons may run beside the tests."""
-    found = json.loads(subprocess.run(["ip", "-j", "link"], check=True, capture_output=True).stdout)
-    return {link["ifname"] for link in found
-            if (own in link["ifname"] or own in link.get("ifalias", "") if own else
-                not re.match("dolium:", link.get("ifalias", "")) and not re.match("dol|dp|dv", link["ifname"]))}
-
-
-def links_inside(fd: int) -> list[netlink.Link]:
-    with contextlib.closing(inside(fd, Netlink)) as there:
-        return there.links()
-
-
-def ruleset() -> str:
-    """All tables but those of other instances: other daemons may run beside the tests."""
-    text = subprocess.run(["nft", "-s", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
-    return "".join(table for table in re.split(r"(?m)^(?=table )", text) if not table.startswith("table ip dolium-"))
-
-
-def tables() -> str:
-    return subprocess.run(["nft", "list", "tables"], check=True, capture_output=True, text=True).stdout
-
-
-def eventually(check: Callable[[], bool]) -> None:
-    """The kernel ends a namespace some time after its last user."""
-    until = time.monotonic() + 10
-    while not check():
-        assert time.monotonic() < until, links()
-        time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def nothing_left(instance: str) -> Iterator[None]:
-    before, forward = (links(), ruleset()), FORWARD.read_text()
-    try:
-        yield
-    finally:
-        FORWARD.write_text(forward)
-    eventually(lambda: not links(instance))
-    eventually(lambda: links() <= before[0])
-    assert f"dolium-{instance}" not in tables()
-    assert ruleset() == before[1]
-
-
-class Bench:
-    """An instance with its own database, and what was prepared in it."""
-
-    def __init__(self, folder: Path, instance: str) -> None:
-        self.folder, self.instance = folder, instance
-        self.store = Store(open_database(str(folder / "dolium.db")))
-        self.networks = Networks(instance, self.store, run_dir=str(folder))
-        self.prepared: dict[str, Prepared] = {}
-
-    async def up(self, *ports: PortBinding, container: str = "", **more: Any) -> tuple[str, int, dict[str, Any]]:
-        container = container or secrets.token_hex(32)
-        prepared = await self.networks.prepare(NetworkRequest(container, "bridge", ports, **more))
-        self.prepared[container] = prepared
-        return container, prepared.fd, prepared.endpoint
-
-    async def down(self, container: str) -> None:
-        prepared = self.prepared.pop(container)
-        os.close(prepared.fd)
-        await self.networks.release(container, prepared.endpoint)
-
-
-def on_bench(body: Callable[[Bench], Awaitable[None]], folder: Path) -> None:
-    instance = secrets.token_hex(4)
-
-    async def run() -> None:
-        bench = Bench(folder, instance)
-        await bench.networks.start({})
-        try:
-            await body(bench)
-        finally:
-            for container in list(bench.prepared):
-                await bench.down(container)
-            await bench.networks.close()
-            # no waiting here: close() itself leaves nothing
-            assert links(instance) == set()
-
-    with nothing_left(instance):
-        asyncio.run(run())
-
-
-@contextlib.contextmanager
-def the_outside() -> Iterator[tuple[int, str, str]]:
-    """A namespace that plays another host: its fd, its address, and the host's address on the way to it."""
-    fd, name = new_namespace(), f"dt{secrets.token_hex(3)}"
-    subnet = IPv4Network("10.213.77.0/30")
-    host, there = Netlink(), inside(fd, Netlink)
-    try:
-        host.request(netlink.new_veth(name, "eth0", fd, 1400))
-        outer, inner = host.link(name=name), there.link(name="eth0")
-        assert outer and inner
-        host.request(netlink.set_link(outer.index, up=True), netlink.new_address(outer.index, subnet[1], subnet))
-        there.request(netlink.set_link(inner.index, up=True), netlink.new_address(inner.index, subnet[2], subnet),
-                      netlink.new_default_route(inner.index, subnet[1]))
-        yield fd, str(subnet[2]), str(subnet[1])
-    finally:
-        link = host.link(name=name)
-        if link is not None:
-            host.request(netlink.delete_link(link.index))
-        host.close()
-        there.close()
-        os.close(fd)
 
 
 # -- traffic --

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_network_bridge import Bench, datagram, links, listen, make_socket, nothing_left, ping, talk
+from packets import Bench, datagram, links, listen, make_socket, nothing_left, ping, talk
 
 import dolium
 from dolium import faults

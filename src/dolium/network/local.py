@@ -15,6 +15,7 @@ from dolium.network import netlink
 CLONE_NEWNET = 0x40000000
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
+_ETH_P_ARP = 0x806
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -58,5 +59,20 @@ def default_route(namespace: int, link: str, gateway: str) -> None:
             control.request(netlink.new_default_route(socket.if_nametoindex(link), IPv4Address(gateway)))
         finally:
             control.close()
+
+    in_thread(inside)
+
+
+def announce(namespace: int, link: str, mac: str, address: str) -> None:
+    """Tell all on the link's network that an address is at this MAC now (RFC 5227): another one may have had it. Raises
+    OSError."""
+    hardware, ip = bytes.fromhex(mac.replace(":", "")), IPv4Address(address).packed
+    frame = (b"\xff" * 6 + hardware + struct.pack("!HHHBBH", _ETH_P_ARP, 1, 0x800, 6, 4, 1)
+             + hardware + ip + bytes(6) + ip)
+
+    def inside() -> None:
+        enter_network(namespace)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+            wire.sendto(frame, (link, _ETH_P_ARP))
 
     in_thread(inside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import os
@@ -12,6 +13,7 @@ import socket
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from ipaddress import IPv4Network
 from typing import Any
 
 from dolium import faults
@@ -24,9 +26,10 @@ from dolium.network.drivers.base import Driver, Rows
 from dolium.network.drivers.bridge import BridgeDriver
 from dolium.network.drivers.bridge_network import DEFAULT
 from dolium.network.drivers.none import NoneDriver
+from dolium.network.drivers.shared_link import SharedLinkDriver
 from dolium.network.local import default_route
 from dolium.network.ports import Published
-from dolium.network.records import PREDEFINED, VERSION, Record, wished
+from dolium.network.records import MODES, PREDEFINED, VERSION, Record, wished
 from dolium.network.switch import as_error
 
 _log = logging.getLogger(__name__)
@@ -46,13 +49,20 @@ class Networks:
             raise ValueError(f"an instance is 8 hex digits, not {instance!r}")
         self.instance, self.run_dir = instance, run_dir
         self._store = store
-        self._bridge = BridgeDriver(instance, self._settled, pool_size=pool_size)
+        self._bridge = BridgeDriver(instance, self._settled, functools.partial(self._subnets_but, "bridge"),
+                                    pool_size=pool_size)
         self._none = NoneDriver()
-        self._drivers: dict[str, Driver] = {driver.name: driver for driver in (self._none, self._bridge)}
+        self._drivers: dict[str, Driver] = {"none": self._none, "bridge": self._bridge}
+        for kind in MODES:
+            self._drivers[kind] = SharedLinkDriver(kind, instance, functools.partial(self._subnets_but, kind))
         self._dns = NameServer(run_dir)
         self._row: dict[str, Any] = {}
         self._records: dict[str, Record] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _subnets_but(self, name: str) -> list[IPv4Network]:
+        """Of the networks of all drivers but one."""
+        return [subnet for kind, driver in self._drivers.items() if kind != name for subnet in driver.subnets()]
 
     @property
     def warnings(self) -> list[str]:
@@ -84,7 +94,7 @@ class Networks:
         for driver in self._drivers.values():
             mine = {container: [one for one in endpoints(first) if self._driver_of(one) is driver]
                     for container, first in live.items()}
-            await driver.start([default, *self._records.values()] if driver is self._bridge else [],
+            await driver.start([record for record in (default, *self._records.values()) if record.driver == driver.name],
                                {container: found for container, found in mine.items() if found})
         known = {}
         for container, first in live.items():
@@ -109,7 +119,10 @@ class Networks:
         name = str(endpoint.get("network") or "")
         if name == "none":
             return self._none
-        return self._bridge if name == DEFAULT or endpoint.get("network_id") else None
+        if name == DEFAULT:
+            return self._bridge
+        record = self._records.get(name)
+        return self._drivers[record.driver] if record is not None and endpoint.get("network_id") else None
 
     # -- a container's --
 
@@ -164,7 +177,8 @@ class Networks:
         if name == "host":
             raise PermissionDenied("container cannot be connected to multiple networks with one of the networks in host "
                                    "mode")
-        driver: Driver = self._none if name == "none" else self._bridge
+        driver: Driver = self._none if name == "none" else self._drivers[
+            self._records[name].driver if name in self._records else "bridge"]
         endpoint = driver.reserve(container, replace(place, network=name))
         if name not in PREDEFINED:
             endpoint["names"] = list(place.names)
@@ -271,7 +285,7 @@ class Networks:
             after = _ordered([new, *found] if first_way_out else [*found, new])
             await self._renamed(container, after, namespace)
         except BaseException:
-            await driver.leave(container, new)
+            await driver.leave(container, new, namespace)
             raise
         return after
 
@@ -285,7 +299,7 @@ class Networks:
         gone = next((endpoint for endpoint in found if endpoint.get("network") == network), None)
         if gone is None:
             raise NotFound(f"container {container} is not connected to the network {network}")
-        await self._must(gone).leave(container, gone)
+        await self._must(gone).leave(container, gone, namespace)
         found.remove(gone)
         heir = next((endpoint for endpoint in found if endpoint["gateway"]), None)
         if heir is not None and gone["gateway"] and gone["network"] == first["network"]:
@@ -320,7 +334,7 @@ class Networks:
 
     async def _publish(self, container: str, first: Endpoint, ports: tuple[PortBinding, ...]) -> Endpoint:
         driver = self._driver_of(first) if first.get("gateway") else None
-        if driver is None:
+        if driver is None or not driver.publishes:
             raise FailedPrecondition("it has no network whose ports can be published",
                                      hint="connect it to a bridge network that is not internal")
         before = first["ports"]
@@ -373,12 +387,12 @@ class Networks:
 
     async def _create(self, record: Record) -> str:
         try:
-            made = await self._bridge.create(record)
+            made = await self._drivers[record.driver].create(record)
             try:
                 self._store.put_row(_TABLE, made.name, made.to_doc())
                 faults.point("network.record.put")
             except BaseException:
-                await self._bridge.remove(made.name)
+                await self._drivers[record.driver].remove(made.name)
                 raise
         except BaseException:
             self._records.pop(record.name, None)
@@ -396,7 +410,7 @@ class Networks:
         return name
 
     async def _remove(self, record: Record) -> None:
-        users = self._bridge.describe(record.name).get("Containers") or {}
+        users = self._drivers[record.driver].describe(record.name).get("Containers") or {}
         if users:
             raise PermissionDenied(f"error while removing network: network {record.name} id {record.id} has active "
                                    "endpoints",
@@ -404,7 +418,7 @@ class Networks:
         self._store.delete_row(_TABLE, record.name)
         faults.point("network.record.deleted")
         try:
-            await self._bridge.remove(record.name)
+            await self._drivers[record.driver].remove(record.name)
         except BaseException:
             self._store.put_row(_TABLE, record.name, record.to_doc())
             raise
@@ -422,7 +436,7 @@ class Networks:
 
     def _described(self, name: str) -> dict[str, Any]:
         record = self._records.get(name) or Record(name, self.identity(name))
-        own = {} if name in ("none", "host") else self._bridge.describe(name)
+        own = {} if name in ("none", "host") else self._drivers[record.driver].describe(name)
         return {"Name": name, "Id": record.id, "Created": record.created or "0001-01-01T00:00:00Z", "Scope": "local",
                 "Driver": {"none": "null", "host": "host"}.get(name, record.driver), "EnableIPv4": True, "EnableIPv6": False,
                 "IPAM": {"Driver": "default", "Options": None, "Config": []}, "Internal": record.internal,

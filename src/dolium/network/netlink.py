@@ -28,10 +28,14 @@ _AF_BRIDGE = 7
 IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO = 1, 3, 4, 10, 12, 18
 _IFLA_IFALIAS, _IFLA_NET_NS_FD, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 20, 28, 31, 32
+_IFLA_LINK = 5
+MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
+IPVLAN_FLAGS = {"bridge": 0, "private": 1, "vepa": 2}
 _INFO_KIND, _INFO_DATA, _VETH_PEER, _BR_FORWARD_DELAY, _BRPORT_HAIRPIN, _BRPORT_ISOLATED = 1, 2, 1, 1, 4, 33
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
-_RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST = 254, 4, 1
+_RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST, _RT_SCOPE_LINK = 254, 4, 1, 253
 _CT_DELETE = (1 << 8) | 2
 _CTA_ORIGINAL, _CTA_REPLY, _CTA_FILTER = 1, 2, 25
 _FILTER_SRC, _FILTER_DST, _FILTER_PROTO, _FILTER_DPORT = 1 << 0, 1 << 1, 1 << 3, 1 << 5
@@ -83,6 +87,40 @@ def new_veth(name: str, peer: str, namespace: int, mtu: int) -> bytes:
                     _nest(_IFLA_LINKINFO, _text(_INFO_KIND, "veth"), _nest(_INFO_DATA, inside)))
 
 
+def new_child(name: str, parent: int, kind: str, *, data: bytes = b"", namespace: int = -1, mac: str = "", mtu: int = 0,
+              alias: str = "") -> bytes:
+    """A link above another one (vlan, macvlan, ipvlan), or above none (dummy); ``namespace``: an fd, of the one it is made
+    in; ``data``: the kind's own attributes."""
+    parts = [_text(_IFLA_IFNAME, name)]
+    if parent:
+        parts.append(_number(_IFLA_LINK, parent))
+    if mac:
+        parts.append(attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", ""))))
+    if mtu:
+        parts.append(_number(_IFLA_MTU, mtu))
+    if alias:
+        parts.append(attribute(_IFLA_IFALIAS, alias.encode()))
+    if namespace >= 0:
+        parts.append(_number(_IFLA_NET_NS_FD, namespace))
+    return _message(RTM_NEWLINK, _ACK | _CREATE | _EXCL, _ifinfo(), *parts,
+                    _nest(_IFLA_LINKINFO, _text(_INFO_KIND, kind), *([_nest(_INFO_DATA, data)] if data else [])))
+
+
+def macvlan_data(mode: str) -> bytes:
+    """Of a macvlan: private, vepa, bridge or passthru."""
+    return _number(1, MACVLAN_MODES[mode])
+
+
+def ipvlan_data(mode: str, flag: str) -> bytes:
+    """Of an ipvlan: l2, l3 or l3s; bridge, private or vepa."""
+    return attribute(1, struct.pack("=H", IPVLAN_MODES[mode])) + attribute(2, struct.pack("=H", IPVLAN_FLAGS[flag]))
+
+
+def vlan_data(number: int) -> bytes:
+    """Of a VLAN link: its number."""
+    return attribute(1, struct.pack("=H", number))
+
+
 def set_link(index: int, *, name: str = "", alias: str = "", mac: str = "", mtu: int = 0, master: int = 0,
              up: bool = False, down: bool = False) -> bytes:
     """Change what is given, in one message; a link is renamed before it is brought up."""
@@ -127,10 +165,12 @@ def new_address(index: int, address: IPv4Address, network: IPv4Network) -> bytes
 
 
 def new_default_route(index: int, gateway: IPv4Address) -> bytes:
-    """The default route, by a gateway on a link."""
-    return _message(RTM_NEWROUTE, _ACK | _CREATE | _EXCL,
-                    struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, 0, _RTN_UNICAST, 0),
-                    attribute(_RTA_GATEWAY, gateway.packed), _number(_RTA_OIF, index))
+    """The default route, by a gateway on a link; 0.0.0.0: whoever is asked for is on the link itself."""
+    direct = not int(gateway)
+    header = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC,
+                         _RT_SCOPE_LINK if direct else 0, _RTN_UNICAST, 0)
+    return _message(RTM_NEWROUTE, _ACK | _CREATE | _EXCL, header,
+                    *([] if direct else [attribute(_RTA_GATEWAY, gateway.packed)]), _number(_RTA_OIF, index))
 
 
 def _flush(side: int, tuple_parts: list[bytes], flags: int) -> bytes:
@@ -167,6 +207,7 @@ class Link:
     master: int
     mtu: int
     up: bool
+    mac: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +240,7 @@ def _link(body: bytes) -> Link:
         return found.get(kind, b"").rstrip(b"\0").decode(errors="replace")
 
     return Link(index, text(_IFLA_IFNAME), text(_IFLA_IFALIAS), number(_IFLA_MASTER), number(_IFLA_MTU),
-                bool(flags & IFF_UP))
+                bool(flags & IFF_UP), found.get(_IFLA_ADDRESS, b"").hex(":"))
 
 
 def _route(body: bytes) -> Route:

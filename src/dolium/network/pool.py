@@ -52,9 +52,9 @@ def prefix(instance: str) -> str:
     return f"dp{instance}"
 
 
-def make(host: Netlink, instance: str, mtu: int, namespace: int = -1, link: str = LINK) -> Slot:
-    """A slot, from nothing; or in a namespace that has no link of that name yet, whose fd it takes. Raises OSError; then
-    nothing is left."""
+def open_namespace(namespace: int = -1) -> tuple[int, Netlink]:
+    """(an fd, a netlink socket in it) of a new network namespace, or of the one that is given, with its loopback up, and no
+    IPv6 on what is made in it from now on. Raises OSError."""
     def inside() -> tuple[int, Netlink]:
         if namespace < 0:
             unshare_network()
@@ -64,7 +64,7 @@ def make(host: Netlink, instance: str, mtu: int, namespace: int = -1, link: str 
         try:
             control.request(netlink.set_link(1, up=True))
             if os.path.isdir(_IPV6):
-                # what is made here from now on: eth0; the loopback keeps ::1
+                # eth0; the loopback keeps ::1
                 write(f"{_IPV6}/default/disable_ipv6", "1")
             fd = namespace if namespace >= 0 else os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             return fd, control
@@ -72,14 +72,21 @@ def make(host: Netlink, instance: str, mtu: int, namespace: int = -1, link: str 
             control.close()
             raise
 
+    made = in_thread(inside)
+    faults.point("network.namespace.made")
+    return made
+
+
+def make(host: Netlink, instance: str, mtu: int, namespace: int = -1, link: str = LINK) -> Slot:
+    """A slot, from nothing; or in a namespace that has no link of that name yet, whose fd it takes. Raises OSError; then
+    nothing is left."""
     try:
-        fd, control = in_thread(inside)
+        fd, control = open_namespace(namespace)
     except BaseException:
         if namespace >= 0:
             os.close(namespace)
         raise
     try:
-        faults.point("network.namespace.made")
         name = f"{prefix(instance)}{next(_numbers) & 0xFFFF:04x}x"
         host.request(netlink.new_veth(name, link, fd, mtu))
         faults.point("network.veth.made")

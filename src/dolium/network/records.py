@@ -13,7 +13,9 @@ from dolium.errors import InvalidArgument, PermissionDenied, Unimplemented
 VERSION = 1
 PREDEFINED = ("bridge", "host", "none")
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
-DRIVERS = ("bridge",)
+DRIVERS = ("bridge", "ipvlan", "macvlan")
+MODES = {"macvlan": ("bridge", "private", "vepa", "passthru"), "ipvlan": ("l2", "l3", "l3s")}
+FLAGS = ("bridge", "private", "vepa")
 _LINK = re.compile(r"[a-zA-Z0-9_.-]{1,15}\Z")
 _BRIDGE = "com.docker.network.bridge."
 MTU = "com.docker.network.driver.mtu"
@@ -67,6 +69,21 @@ class Record:
         return self.options.get(f"{_BRIDGE}host_binding_ipv4", "")
 
     @property
+    def parent(self) -> str:
+        """The host's link that containers of a macvlan or an ipvlan share; "" for one made for the network."""
+        return self.options.get("parent", "")
+
+    @property
+    def mode(self) -> str:
+        """Of a macvlan or an ipvlan."""
+        return self.options.get(f"{self.driver}_mode") or MODES[self.driver][0]
+
+    @property
+    def flag(self) -> str:
+        """Of an ipvlan: may its containers reach each other?"""
+        return self.options.get("ipvlan_flag") or FLAGS[0]
+
+    @property
     def mtu(self) -> int:
         """0 when it is not said."""
         return int(self.options.get(MTU) or 0)
@@ -116,6 +133,8 @@ def wished(doc: Mapping[str, Any], identity: str, created: str) -> Record:
         raise InvalidArgument(f"network {name}: scope {doc['Scope']!r} is not local")
     options = _texts(doc.get("Options"), "option")
     _check_options(name, options)
+    if driver in MODES:
+        _check_shared(name, driver, options, internal=bool(doc.get("Internal")))
     subnet, gateway, within, reserved = _addresses(name, doc.get("IPAM") or {})
     return Record(name=name, id=identity, driver=driver, created=created, subnet=subnet, gateway=gateway, within=within,
                   reserved=reserved, internal=bool(doc.get("Internal")), attachable=bool(doc.get("Attachable")),
@@ -146,13 +165,29 @@ def _check_options(name: str, options: Mapping[str, str]) -> None:
         _address(options[f"{_BRIDGE}host_binding_ipv4"], f"network {name}: option host_binding_ipv4")
 
 
+def _check_shared(name: str, driver: str, options: Mapping[str, str], *, internal: bool) -> None:
+    """Options of a macvlan or an ipvlan. Raises InvalidArgument."""
+    choices = {f"{driver}_mode": MODES[driver], **({"ipvlan_flag": FLAGS} if driver == "ipvlan" else {})}
+    for key, value in options.items():
+        if key.startswith(_BRIDGE) or (key not in choices and key.partition("_")[0] in MODES):
+            raise InvalidArgument(f"network {name}: {key} is no option of the driver {driver}",
+                                  hint=f"known are parent, {', '.join(sorted(choices))}, {MTU}, {PREFIX}")
+        if value not in choices.get(key, (value,)):
+            raise InvalidArgument(f"network {name}: {key}: {value!r} is none of {', '.join(choices[key])}")
+    parent = options.get("parent", "")
+    if parent and (not _LINK.match(parent) or parent == "lo"):
+        raise InvalidArgument(f"network {name}: {parent!r} is not a link whose network containers can share")
+    if parent and internal:
+        raise InvalidArgument(f"network {name}: with --internal there is no parent: nothing leads out")
+
+
 def _addresses(name: str, ipam: Mapping[str, Any]) -> tuple[str, str, str, dict[str, str]]:
     if ipam.get("Driver") not in (None, "", "default"):
         raise InvalidArgument(f"network {name}: IPAM driver {ipam['Driver']!r} is not available",
                               hint="the driver is default")
     pools = [entry for entry in ipam.get("Config") or [] if any(entry.values())]
     if len(pools) > 1:
-        raise InvalidArgument(f"network {name}: bridge driver doesn't support multiple IPv4 subnets")
+        raise InvalidArgument(f"network {name}: a network has one IPv4 subnet here")
     if not pools:
         return "", "", "", {}
     pool = pools[0]

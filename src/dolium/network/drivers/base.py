@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ipaddress import IPv4Network
 from typing import Any, Protocol
 
 from dolium.network.base import Endpoint, Place, PortBinding
@@ -30,6 +31,8 @@ class Driver(Protocol):
     What is made runs to its end: it is not cancelled. A failure leaves what is reserved to ``release``."""
 
     name: str
+    publishes: bool
+    """Can ports of the host lead to its containers?"""
 
     async def start(self, records: Sequence[Record], live: dict[str, list[Endpoint]]) -> None:
         """Kernel and records are brought together; ``live`` has endpoints of this driver alone."""
@@ -52,8 +55,8 @@ class Driver(Protocol):
     async def withdraw(self, container: str, endpoint: Endpoint, ports: Sequence[Published]) -> None:
         """Ports that are published no more; ``endpoint`` says so, too."""
 
-    async def leave(self, container: str, endpoint: Endpoint) -> None:
-        """Out of a namespace that goes on living; then as ``release``."""
+    async def leave(self, container: str, endpoint: Endpoint, namespace: int) -> None:
+        """Out of a namespace (an fd) that goes on living; then as ``release``."""
 
     async def release(self, container: str, endpoint: Endpoint) -> None:
         """Give all back; idempotent."""
@@ -66,6 +69,9 @@ class Driver(Protocol):
 
     def describe(self, name: str) -> dict[str, Any]:
         """What differs from network to network in Docker's object: Created, IPAM, Containers, Options."""
+
+    def subnets(self) -> list[IPv4Network]:
+        """Of all its networks that can be used."""
 
     async def close(self) -> None:
         """Drop what is unused."""

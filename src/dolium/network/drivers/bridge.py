@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -47,10 +47,12 @@ class BridgeDriver:
     """``warnings``: what an administrator should know, a sentence each; set by ``start``. ``settled`` is told the default
     network's record when its subnet is known, before anything of it is made, and whether forwarding was turned on."""
 
-    name = "bridge"
+    name, publishes = "bridge", True
 
-    def __init__(self, instance: str, settled: Callable[[Record, bool], None], *, pool_size: int = pool.SIZE) -> None:
-        self._instance, self._settled, self._pool_size = instance, settled, pool_size
+    def __init__(self, instance: str, settled: Callable[[Record, bool], None],
+                 others: Callable[[], Iterable[IPv4Network]], *, pool_size: int = pool.SIZE) -> None:
+        """``others``: the subnets of networks of other drivers."""
+        self._instance, self._settled, self._others, self._pool_size = instance, settled, others, pool_size
         self._ports = Ports()
         self._networks: dict[str, BridgeNetwork] = {}
         self._gone: dict[int, str] = {}
@@ -371,7 +373,7 @@ class BridgeDriver:
         except OSError as error:
             _log.warning("UDP flows to ports that changed may go astray until they time out: conntrack: %s", error)
 
-    async def leave(self, container: str, endpoint: Endpoint) -> None:
+    async def leave(self, container: str, endpoint: Endpoint, namespace: int) -> None:
         """See Driver. The link goes at once."""
         network = self._networks.get(endpoint["network"])
         held = network.held.get(container) if network is not None else None
@@ -446,9 +448,13 @@ class BridgeDriver:
                 await self._run(lock.__exit__, None, None, None)
         return record
 
+    def subnets(self) -> list[IPv4Network]:
+        """Of all its networks that can be used."""
+        return [network.subnet for network in self._networks.values() if network.broken is None]
+
     def _with_subnet(self, record: Record) -> Record:
         """Raises ResourceExhausted, AlreadyExists in Docker's words."""
-        mine = [network.subnet for network in self._networks.values() if network.broken is None]
+        mine = [*self._others(), *self.subnets()]
         if not record.subnet:
             routes = [route.network for route in self._host.routes() if route.network.prefixlen]
             return replace(record, subnet=str(choose_subnet([*routes, *mine])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from ipaddress import IPv4Network
 from typing import Any
 
 from dolium.errors import InvalidArgument, PermissionDenied, ResourceExhausted
@@ -16,7 +17,7 @@ from dolium.network.records import Record
 class NoneDriver:
     """Keeps nothing: there is nothing to give back."""
 
-    name = "none"
+    name, publishes = "none", False
 
     async def start(self, records: Sequence[Record], live: dict[str, list[Endpoint]]) -> None:
         return None
@@ -44,7 +45,7 @@ class NoneDriver:
     async def withdraw(self, container: str, endpoint: Endpoint, ports: Sequence[Published]) -> None:
         return None
 
-    async def leave(self, container: str, endpoint: Endpoint) -> None:
+    async def leave(self, container: str, endpoint: Endpoint, namespace: int) -> None:
         return None
 
     async def release(self, container: str, endpoint: Endpoint) -> None:
@@ -58,6 +59,9 @@ class NoneDriver:
 
     def describe(self, name: str) -> dict[str, Any]:
         return {}
+
+    def subnets(self) -> list[IPv4Network]:
+        return []
 
     async def close(self) -> None:
         return None

@@ -1,0 +1,403 @@
+"""``macvlan`` and ``ipvlan``: each container has a link of its own above a link of the host, on whose network it is.
+
+Nothing of it is in the host's namespace but the parent: a link that exists, a VLAN of one (``eth0.20``), or, when none is
+named, one that leads nowhere. The last two are made with the network and go with it. The host itself does not reach its
+containers by the parent: the kernel sends nothing from there to what is above it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any, TypeVar
+
+from dolium import faults
+from dolium.errors import (
+    AlreadyExists,
+    DoliumError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unimplemented,
+)
+from dolium.network import netlink
+from dolium.network.addresses import AddressPool, check_mac, choose_subnet, mac_for
+from dolium.network.base import Endpoint, Place, PortBinding
+from dolium.network.local import announce
+from dolium.network.netlink import Link, Netlink
+from dolium.network.pool import open_namespace
+from dolium.network.ports import Published
+from dolium.network.records import Record
+from dolium.network.switch import as_error, choosing
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+ON_LINK = "0.0.0.0"
+"""The gateway of an ipvlan in a mode of layer 3: the kernel routes, whoever is asked for."""
+_GRACE_SECONDS, _POLL_SECONDS = 5.0, 0.005
+faults.register("network.parent.made", "network.child.made")
+
+
+@dataclass(slots=True)
+class _Held:
+    address: IPv4Address
+    mac: str
+
+
+class _Network:
+    """``broken``: why it cannot be used, which is every ``reserve``'s error."""
+
+    def __init__(self, record: Record, subnet: IPv4Network) -> None:
+        self.record = record
+        self.held: dict[str, _Held] = {}
+        self.broken: DoliumError | None = None
+        self.addresses = AddressPool(
+            subnet, gateway=IPv4Address(record.gateway) if record.gateway else None,
+            within=IPv4Network(record.within) if record.within else None,
+            reserved=map(IPv4Address, record.reserved.values()))
+
+    @property
+    def gateway(self) -> str:
+        """"" when nothing leads out."""
+        if self.record.internal or not self.record.parent:
+            return ""
+        return ON_LINK if self.record.mode in ("l3", "l3s") else str(self.addresses.gateway)
+
+
+class SharedLinkDriver:
+    """One of the two kinds. ``others``: the subnets of networks of other drivers."""
+
+    publishes = False
+
+    def __init__(self, kind: str, instance: str, others: Callable[[], Iterable[IPv4Network]]) -> None:
+        self.name = kind
+        self._instance, self._others = instance, others
+        self._networks: dict[str, _Network] = {}
+        self._changing = asyncio.Lock()
+        self._host: Netlink | None = None
+
+    def _kernel(self) -> Netlink:
+        if self._host is None:
+            self._host = Netlink()
+        return self._host
+
+    async def _run(self, work: Callable[..., _T], *arguments: Any, **named: Any) -> _T:
+        return await asyncio.to_thread(functools.partial(work, *arguments, **named))
+
+    # -- start --
+
+    async def start(self, records: Sequence[Record], live: dict[str, list[Endpoint]]) -> None:
+        """See Driver. A network whose parent is gone is named in the log; the rest works."""
+        for record in records:
+            network = self._networks[record.name] = _Network(record, IPv4Network(record.subnet))
+            try:
+                await self._run(self._parent, record)
+            except DoliumError as error:
+                network.broken = error
+                _log.error("network %s: %s", record.name, error)
+        for container, endpoints in live.items():
+            for endpoint in endpoints:
+                self._adopt(container, endpoint)
+        if records:
+            await self._run(self._sweep)
+
+    def _adopt(self, container: str, endpoint: Endpoint) -> None:
+        network = self._networks.get(endpoint["network"])
+        if network is None:
+            return
+        try:
+            held = _Held(IPv4Address(endpoint["ip"]), str(endpoint["mac"]))
+        except (KeyError, ValueError) as error:
+            _log.error("the record of container %s has no endpoint one can read: %r", container[:12], error)
+            return
+        if not network.addresses.adopt(str(held.address)):
+            _log.warning("the address %s of container %s is not of %s, or another's too", held.address, container[:12],
+                         network.addresses.subnet)
+        network.held[container] = held
+
+    def _sweep(self) -> None:
+        """Parents that a dead daemon made for networks which have no record."""
+        mine = {_alias(self._instance, network.record) for network in self._networks.values()}
+        host = self._kernel()
+        for link in host.links():
+            if link.alias.startswith(f"dolium-{self.name}:{self._instance}:") and link.alias not in mine:
+                host.request(netlink.delete_link(link.index))
+
+    # -- the parent --
+
+    def _parent(self, record: Record) -> Link:
+        """The link that is shared, made if it is this network's own. Blocks. Raises NotFound, Unimplemented, Internal."""
+        host, name = self._kernel(), record.parent or f"ds{record.short}"
+        try:
+            found = host.link(name=name)
+            if found is None:
+                found = self._make_parent(host, record, name)
+            if not found.up:
+                host.request(netlink.set_link(found.index, up=True))
+            return found
+        except OSError as error:
+            raise as_error(error, f"network {record.name}: the parent {name}") from error
+
+    def _make_parent(self, host: Netlink, record: Record, name: str) -> Link:
+        alias = _alias(self._instance, record)
+        below, _, number = name.rpartition(".")
+        try:
+            if not record.parent:
+                host.request(netlink.new_child(name, 0, "dummy", alias=alias))
+            else:
+                lower = host.link(name=below) if below else None
+                if lower is None or not number.isdigit():
+                    raise NotFound(f"network {record.name}: the host has no link {name}",
+                                   hint="LINK, or LINK.NUMBER for a VLAN of one that is there")
+                if not 0 < int(number) < 4095:
+                    raise InvalidArgument(f"network {record.name}: {name}: a VLAN's number is 1 to 4094")
+                host.request(netlink.new_child(name, lower.index, "vlan", data=netlink.vlan_data(int(number)), alias=alias))
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                what = "802.1q VLANs" if record.parent else "dummy links, which one without a parent needs"
+                raise Unimplemented(f"network {record.name}: this kernel has no {what}", errno=error.errno) from error
+            raise
+        faults.point("network.parent.made")
+        found = host.link(name=name)
+        if found is None:
+            raise FailedPrecondition(f"network {record.name}: the link {name} was removed while it was made")
+        return found
+
+    def _drop_parent(self, record: Record) -> None:
+        host = self._kernel()
+        found = host.link(name=record.parent or f"ds{record.short}")
+        if found is not None and found.alias == _alias(self._instance, record):
+            host.request(netlink.delete_link(found.index))
+
+    # -- a container's --
+
+    def _network(self, name: str) -> _Network:
+        if name not in self._networks:
+            raise NotFound(f"network {name} not found")
+        return self._networks[name]
+
+    def reserve(self, container: str, place: Place) -> Endpoint:
+        """See Driver."""
+        network = self._network(place.network)
+        if network.broken is not None:
+            raise type(network.broken)(network.broken.message, hint=network.broken.hint, errno=network.broken.errno)
+        record = network.record
+        if container in network.held:
+            raise PermissionDenied(f"container {container} is in network {record.name} already")
+        if place.mac and self.name == "ipvlan":
+            raise InvalidArgument(f"network {record.name}: all links of an ipvlan have their parent's MAC address",
+                                  hint="leave --mac-address out, or use macvlan")
+        if record.mode == "passthru" and network.held:
+            raise FailedPrecondition(f"network {record.name}: with macvlan_mode=passthru one container has the link")
+        mac = check_mac(place.mac) if place.mac else ""
+        address = network.addresses.allocate(place.address)
+        held = network.held[container] = _Held(address, mac or mac_for(address))
+        return {"network": record.name, "ip": str(address), "prefix": network.addresses.subnet.prefixlen,
+                "gateway": network.gateway, "mac": held.mac, "link": "", "ports": [], "network_id": record.id}
+
+    def publish(self, container: str, endpoint: Endpoint, ports: Sequence[PortBinding]) -> None:
+        """Nothing, as with Docker: whoever is on the link's network reaches every port."""
+
+    async def make(self, container: str, endpoint: Endpoint, namespace: int) -> int:
+        """See Driver."""
+        fd, control = await self._run(open_namespace, namespace)
+        try:
+            await self._plug(container, endpoint, fd, control, default=True)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    async def join(self, container: str, endpoint: Endpoint, namespace: int, *, default: bool) -> None:
+        """See Driver."""
+        fd, control = await self._run(open_namespace, os.dup(namespace))
+        try:
+            await self._plug(container, endpoint, fd, control, default=default)
+        finally:
+            os.close(fd)
+
+    async def _plug(self, container: str, endpoint: Endpoint, fd: int, control: Netlink, *, default: bool) -> None:
+        network = self._network(endpoint["network"])
+        try:
+            await self._run(self._make_link, network, container, endpoint, fd, control, default)
+        except OSError as error:
+            what = f"cannot put container {container[:12]} on {network.record.parent or network.record.name}"
+            if error.errno == errno.EOPNOTSUPP:
+                raise Unimplemented(f"{what}: this kernel has no {self.name} links", errno=error.errno) from error
+            if error.errno == errno.EADDRINUSE:
+                raise AlreadyExists(f"{what}: another link above it has the MAC address {endpoint['mac']}",
+                                    errno=error.errno) from error
+            if error.errno in (errno.EBUSY, errno.EINVAL):
+                raise FailedPrecondition(f"{what}: {error.strerror}", errno=error.errno,
+                                         hint="a link can have macvlans or ipvlans, or be a bridge's, and with passthru "
+                                              "it has one") from error
+            raise as_error(error, what) from error
+        finally:
+            control.close()
+
+    def _make_link(self, network: _Network, container: str, endpoint: Endpoint, fd: int, control: Netlink,
+                   default: bool) -> None:
+        record, link = network.record, endpoint["link"]
+        parent = self._parent(record)
+        mapped = self.name == "macvlan"
+        data = netlink.macvlan_data(record.mode) if mapped else netlink.ipvlan_data(record.mode, record.flag)
+        name = f"dc{record.id[:10]}"
+        passing = record.mode == "passthru"  # the parent's MAC address is its own
+        self._kernel().request(netlink.new_child(name, parent.index, self.name, data=data, namespace=fd, mtu=record.mtu,
+                                                 mac=endpoint["mac"] if mapped and not passing else ""))
+        faults.point("network.child.made")
+        made = control.link(name=name)
+        if made is None:
+            raise OSError(errno.ENODEV, "the link is gone")
+        try:
+            gateway = IPv4Address(endpoint["gateway"]) if default and endpoint["gateway"] else None
+            control.request(netlink.set_link(made.index, name=link))
+            _bring_up(control, made.index)
+            control.request(netlink.new_address(made.index, IPv4Address(endpoint["ip"]), network.addresses.subnet),
+                            *([netlink.new_default_route(made.index, gateway)] if gateway is not None else []))
+            endpoint["mac"] = network.held[container].mac = made.mac  # with ipvlan and passthru it is the parent's
+            if record.mode not in ("l3", "l3s"):
+                announce(fd, link, made.mac, endpoint["ip"])
+        except BaseException:
+            control.request(netlink.delete_link(made.index))
+            raise
+
+    async def expose(self, container: str, endpoint: Endpoint) -> None:
+        """Nothing is published."""
+
+    async def withdraw(self, container: str, endpoint: Endpoint, ports: Sequence[Published]) -> None:
+        """Nothing is published."""
+
+    async def leave(self, container: str, endpoint: Endpoint, namespace: int) -> None:
+        """See Driver."""
+        def work() -> None:
+            _, control = open_namespace(namespace)
+            try:
+                found = control.link(name=endpoint["link"]) if endpoint["link"] else None
+                if found is not None:
+                    control.request(netlink.delete_link(found.index))
+            finally:
+                control.close()
+
+        try:
+            await self._run(work)
+        except OSError as error:
+            raise as_error(error, f"cannot take container {container[:12]} out of {endpoint['network']}") from error
+        await self.release(container, endpoint)
+
+    async def release(self, container: str, endpoint: Endpoint) -> None:
+        """The link goes with its namespace."""
+        network = self._networks.get(endpoint["network"])
+        held = network.held.pop(container, None) if network is not None else None
+        if network is not None and held is not None:
+            network.addresses.release(held.address)
+
+    # -- networks --
+
+    async def create(self, record: Record) -> Record:
+        """See Driver."""
+        async with self._changing:
+            for network in self._networks.values():
+                if record.parent and network.record.parent == record.parent:
+                    raise AlreadyExists(f"network {network.record.name} is already using parent interface {record.parent}")
+            lock = choosing()
+            await self._run(lock.__enter__)
+            try:
+                record = await self._run(self._with_subnet, record)
+                try:
+                    await self._run(self._parent, record)
+                except BaseException:
+                    await self._run(self._drop_parent, record)
+                    raise
+                self._networks[record.name] = _Network(record, IPv4Network(record.subnet))
+            finally:
+                await self._run(lock.__exit__, None, None, None)
+        return record
+
+    def _with_subnet(self, record: Record) -> Record:
+        """Raises ResourceExhausted, AlreadyExists in Docker's words."""
+        mine = [*self._others(), *(network.addresses.subnet for network in self._networks.values())]
+        if not record.subnet:
+            routes = [route.network for route in self._kernel().routes() if route.network.prefixlen]
+            return replace(record, subnet=str(choose_subnet([*routes, *mine])))
+        # the host's own routes are no obstacle: the subnet is that of the network the parent is on
+        if any(IPv4Network(record.subnet).overlaps(other) for other in mine):
+            raise AlreadyExists(f"network {record.name}: {record.subnet}: Pool overlaps with other one on this address "
+                                "space")
+        return record
+
+    async def remove(self, name: str) -> None:
+        """See Driver."""
+        async with self._changing:
+            network = self._network(name)
+            if network.held:
+                raise FailedPrecondition(f"network {name} has active endpoints")
+            del self._networks[name]
+            try:
+                await self._run(self._drop_parent, network.record)
+            except OSError as error:
+                self._networks[name] = network
+                raise as_error(error, f"cannot remove the network {name}") from error
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """See Driver."""
+        network = self._networks.get(name)
+        if network is None:
+            return {}
+        record, addresses = network.record, network.addresses
+        pool: dict[str, Any] = {"Subnet": str(addresses.subnet), "Gateway": str(addresses.gateway)}
+        if record.within:
+            pool["IPRange"] = record.within
+        if record.reserved:
+            pool["AuxiliaryAddresses"] = record.reserved
+        return {
+            "Created": record.created, "Options": record.options,
+            "IPAM": {"Driver": "default", "Options": {}, "Config": [pool]},
+            "Containers": {container: {
+                "Name": "", "EndpointID": hashlib.sha256(f"{self._instance}:{container}:{record.id}".encode()).hexdigest(),
+                "MacAddress": held.mac, "IPv4Address": f"{held.address}/{addresses.subnet.prefixlen}", "IPv6Address": ""}
+                for container, held in network.held.items()}}
+
+    def subnets(self) -> list[IPv4Network]:
+        """Of all its networks."""
+        return [network.addresses.subnet for network in self._networks.values()]
+
+    async def close(self) -> None:
+        """With live containers all stays; with none, the parents that were made go until the next start."""
+        try:
+            if not any(network.held for network in self._networks.values()):
+                for network in self._networks.values():
+                    await self._run(self._drop_parent, network.record)
+        except OSError as error:
+            raise as_error(error, f"cannot remove the links of {self.name} networks") from error
+        finally:
+            if self._host is not None:
+                self._host.close()
+
+
+def _bring_up(control: Netlink, index: int) -> None:
+    """A macvlan whose MAC address is in use is refused: it may be that of a container's last run, whose namespace is on its
+    way out. Raises OSError."""
+    until = time.monotonic() + _GRACE_SECONDS
+    while True:
+        try:
+            control.request(netlink.set_link(index, up=True))
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= until:
+                raise
+        time.sleep(_POLL_SECONDS)
+
+
+def _alias(instance: str, record: Record) -> str:
+    """The mark of a parent that was made for a network."""
+    return f"dolium-{record.driver}:{instance}:{record.short}"
