@@ -66,8 +66,9 @@ def base_tar() -> bytes:
 class Daemon:
     """One instance. ``run`` and ``data`` are under ``folder``; stopped by ``stop``, killed by ``kill``."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.folder, self.options = folder, options
+    def __init__(self, folder: Path, *options: str, inside: tuple[str, ...] = ()) -> None:
+        """``inside``: the command that runs it elsewhere, such as nsenter with its flags."""
+        self.folder, self.options, self.inside = folder, options, inside
         self.socket = str(folder / "d.sock")
         self.process: subprocess.Popen[bytes] | None = None
         self.log = folder / "doliumd.log"
@@ -86,7 +87,7 @@ class Daemon:
             env["DOLIUM_FAULT"] = fault
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [*((*AFTER_BOOT, str(boot_id)) if boot_id else ()), sys.executable, "-I", "-m", "dolium.daemon", "-H", f"unix://{self.socket}", "--data-root",
+                [*self.inside, *((*AFTER_BOOT, str(boot_id)) if boot_id else ()), sys.executable, "-I", "-m", "dolium.daemon", "-H", f"unix://{self.socket}", "--data-root",
                  str(self.folder / "data"), "--run-root", str(self.folder / "run"), "--etc-root", str(self.folder / "etc"), *self.options],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True)
         if wait:

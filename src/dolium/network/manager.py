@@ -52,7 +52,7 @@ class Networks:
         self._bridge = BridgeDriver(instance, self._settled, functools.partial(self._subnets_but, "bridge"),
                                     pool_size=pool_size)
         self._none = NoneDriver()
-        self._drivers: dict[str, Driver] = {"none": self._none, "bridge": self._bridge}
+        self._drivers: dict[str, Driver] = {"none": self._none, "bridge": self._bridge, "overlay": self._bridge}
         for kind in MODES:
             self._drivers[kind] = SharedLinkDriver(kind, instance, functools.partial(self._subnets_but, kind))
         self._dns = NameServer(run_dir)
@@ -62,7 +62,7 @@ class Networks:
 
     def _subnets_but(self, name: str) -> list[IPv4Network]:
         """Of the networks of all drivers but one."""
-        return [subnet for kind, driver in self._drivers.items() if kind != name for subnet in driver.subnets()]
+        return [subnet for driver in set(self._drivers.values()) if driver.name != name for subnet in driver.subnets()]
 
     @property
     def warnings(self) -> list[str]:
@@ -91,11 +91,11 @@ class Networks:
                 _log.error("the record of network %s cannot be read: %r", name, error)
         default = Record(DEFAULT, self.identity(DEFAULT), created=self._row.get("created") or _now(),
                          subnet=self._row.get("subnet", ""))
-        for driver in self._drivers.values():
+        for driver in dict.fromkeys(self._drivers.values()):
             mine = {container: [one for one in endpoints(first) if self._driver_of(one) is driver]
                     for container, first in live.items()}
-            await driver.start([record for record in (default, *self._records.values()) if record.driver == driver.name],
-                               {container: found for container, found in mine.items() if found})
+            records = [record for record in (default, *self._records.values()) if self._drivers[record.driver] is driver]
+            await driver.start(records, {container: found for container, found in mine.items() if found})
         known = {}
         for container, first in live.items():
             if named(first) and namespace_of is not None:
@@ -448,7 +448,7 @@ class Networks:
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self._dns.close()
-        for driver in self._drivers.values():
+        for driver in dict.fromkeys(self._drivers.values()):
             await driver.close()
 
 

@@ -24,6 +24,8 @@ _ACK_TLVS, _NESTED, _TYPE_MASK = 0x200, 0x8000, 0x3FFF
 _ERROR_TEXT = 1
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_NEWROUTE, RTM_GETROUTE = 20, 24, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+_APPEND, _NUD_PERMANENT, _NTF_SELF, _NDA_DST, _NDA_LLADDR = 0x800, 0x80, 0x02, 1, 2
 _AF_BRIDGE = 7
 IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO = 1, 3, 4, 10, 12, 18
@@ -119,6 +121,20 @@ def ipvlan_data(mode: str, flag: str) -> bytes:
 def vlan_data(number: int) -> bytes:
     """Of a VLAN link: its number."""
     return attribute(1, struct.pack("=H", number))
+
+
+def vxlan_data(number: int, port: int, local: IPv4Address | None) -> bytes:
+    """Of a VXLAN link (RFC 7348): its network's number, the UDP port, the host's own address, None for the route's."""
+    own = attribute(4, local.packed) if local is not None else b""
+    return _number(1, number) + own + attribute(15, struct.pack("!H", port))
+
+
+def flood_to(index: int, peer: IPv4Address, *, remove: bool = False) -> bytes:
+    """What a VXLAN link has no better place for (broadcasts, MAC addresses it does not know) goes to this host, too; or no
+    longer does."""
+    header = struct.pack("=BxxxiHBB", _AF_BRIDGE, index, _NUD_PERMANENT, _NTF_SELF, 0)
+    return _message(RTM_DELNEIGH if remove else RTM_NEWNEIGH, _ACK | (0 if remove else _CREATE | _APPEND), header,
+                    attribute(_NDA_LLADDR, bytes(6)), attribute(_NDA_DST, peer.packed))
 
 
 def set_link(index: int, *, name: str = "", alias: str = "", mac: str = "", mtu: int = 0, master: int = 0,
@@ -323,6 +339,16 @@ class Netlink:
             if error.errno != errno.ENODEV:
                 raise
             return None
+
+    def flooded(self, index: int) -> set[IPv4Address]:
+        """The hosts of ``flood_to``."""
+        header = struct.pack("=BxxxiHBB", _AF_BRIDGE, index, 0, 0, 0)
+        found = set()
+        for body in self._get(_message(RTM_GETNEIGH, _DUMP, header), RTM_NEWNEIGH, True):
+            entry = dict(attributes(body[12:]))
+            if struct.unpack_from("=i", body, 4)[0] == index and entry.get(_NDA_LLADDR) == bytes(6) and _NDA_DST in entry:
+                found.add(IPv4Address(entry[_NDA_DST]))
+        return found
 
     def routes(self) -> list[Route]:
         """All IPv4 routes of all tables."""

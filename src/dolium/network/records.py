@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,8 @@ from dolium.errors import InvalidArgument, PermissionDenied, Unimplemented
 VERSION = 1
 PREDEFINED = ("bridge", "host", "none")
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
-DRIVERS = ("bridge", "ipvlan", "macvlan")
+DRIVERS = ("bridge", "ipvlan", "macvlan", "overlay")
+VXLAN_PORT = 4789
 MODES = {"macvlan": ("bridge", "private", "vepa", "passthru"), "ipvlan": ("l2", "l3", "l3s")}
 FLAGS = ("bridge", "private", "vepa")
 _LINK = re.compile(r"[a-zA-Z0-9_.-]{1,15}\Z")
@@ -84,6 +86,18 @@ class Record:
         return self.options.get("ipvlan_flag") or FLAGS[0]
 
     @property
+    def vni(self) -> int:
+        """The number of an overlay, the same on all its hosts: that of its name and subnet when none is given."""
+        given = self.options.get("vni")
+        digest = hashlib.sha256(f"{self.name} {self.subnet}".encode()).digest()
+        return int(given) if given else int.from_bytes(digest[:3], "big") or 1
+
+    @property
+    def peers(self) -> tuple[IPv4Address, ...]:
+        """Hosts of an overlay that its options name."""
+        return tuple(map(IPv4Address, _list(self.options.get("peers", ""))))
+
+    @property
     def mtu(self) -> int:
         """0 when it is not said."""
         return int(self.options.get(MTU) or 0)
@@ -136,6 +150,12 @@ def wished(doc: Mapping[str, Any], identity: str, created: str) -> Record:
     if driver in MODES:
         _check_shared(name, driver, options, internal=bool(doc.get("Internal")))
     subnet, gateway, within, reserved = _addresses(name, doc.get("IPAM") or {})
+    if driver == "overlay":
+        _check_overlay(name, options)
+        if not within:
+            raise InvalidArgument(f"network {name}: each host of an overlay gives addresses of a range of its own",
+                                  hint="--subnet 10.9.0.0/16 --ip-range 10.9.1.0/24 here, 10.9.2.0/24 on the next one")
+        gateway = gateway or _first_host(subnet, within)
     return Record(name=name, id=identity, driver=driver, created=created, subnet=subnet, gateway=gateway, within=within,
                   reserved=reserved, internal=bool(doc.get("Internal")), attachable=bool(doc.get("Attachable")),
                   labels=_texts(doc.get("Labels"), "label"), options=options)
@@ -179,6 +199,40 @@ def _check_shared(name: str, driver: str, options: Mapping[str, str], *, interna
         raise InvalidArgument(f"network {name}: {parent!r} is not a link whose network containers can share")
     if parent and internal:
         raise InvalidArgument(f"network {name}: with --internal there is no parent: nothing leads out")
+
+
+_OVERLAY = ("peers", "peers_file", "vni", "port", "local")
+
+
+def _list(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _check_overlay(name: str, options: Mapping[str, str]) -> None:
+    """Options of an overlay. Raises InvalidArgument, Unimplemented."""
+    if "encrypted" in options:
+        raise Unimplemented(f"network {name}: encrypted overlays are not supported in this version")
+    for key in options:
+        if key not in (*_OVERLAY, MTU, PREFIX, *_FLAGS):
+            raise InvalidArgument(f"network {name}: {key} is no option of the driver overlay",
+                                  hint=f"known are {', '.join(_OVERLAY)}, {MTU}, {PREFIX}")
+    for key, most in (("vni", (1 << 24) - 1), ("port", 65535)):
+        value = options.get(key)
+        if value is not None and not (value.isascii() and value.isdigit() and 0 < int(value) <= most):
+            raise InvalidArgument(f"network {name}: {key}: {value!r} is not 1 to {most}")
+    for word in (*_list(options.get("peers", "")), *filter(None, [options.get("local")])):
+        if "/" in word:
+            raise InvalidArgument(f"network {name}: {word} is not the address of one host")
+        _address(word, f"network {name}: a host of an overlay")
+    path = options.get("peers_file")
+    if path is not None and not path.startswith("/"):
+        raise InvalidArgument(f"network {name}: peers_file: {path!r} is not an absolute path")
+
+
+def _first_host(subnet: str, within: str) -> str:
+    """Of a host's range: its own gateway."""
+    first = IPv4Network(within).network_address
+    return str(first + 1 if first == IPv4Network(subnet).network_address else first)
 
 
 def _addresses(name: str, ipam: Mapping[str, Any]) -> tuple[str, str, str, dict[str, str]]:

@@ -103,6 +103,11 @@ class Switch:
         self.mtu = mtu
         self._making = threading.Lock()
 
+    @property
+    def indices(self) -> set[int]:
+        """Of all its own links."""
+        return {self.index} if self.index else set()
+
     def link_name(self, container: str) -> str:
         """The host end of a container's pair."""
         if not self.network:

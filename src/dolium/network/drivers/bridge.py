@@ -1,5 +1,5 @@
-"""``bridge``: the default network and those that users make. A container has a veth pair on a network's bridge, an address
-of its subnet, the bridge as its gateway, and published ports by nftables.
+"""``bridge``: the default network and those that users make; ``overlay``: one with a way to other hosts. A container has a
+veth pair on a network's bridge, an address of its subnet, the bridge as its gateway, and published ports by nftables.
 
 What is in use is kept here in memory, and rebuilt from the containers' records when a daemon starts; the database has
 the networks alone. Blocking work runs in this driver's own threads.
@@ -27,6 +27,7 @@ from dolium.network.dns.sandbox import open_sockets
 from dolium.network.drivers.bridge_network import DEFAULT, BridgeNetwork, Held
 from dolium.network.firewall import Firewall, Nft, Publication, udp_ports
 from dolium.network.netlink import Netlink
+from dolium.network.overlay import Overlay
 from dolium.network.pool import LINK, Pool, Slot
 from dolium.network.ports import ANY, Ports, Published
 from dolium.network.records import Record
@@ -38,6 +39,8 @@ faults.register("network.table.made", "network.ports.added", "network.ports.remo
 _THREADS = 4
 _GRACE_SECONDS = 2.0
 """How long a released link may take to go with its namespace, before it is removed."""
+PEERS_SECONDS = 2.0
+"""Between looks at the files that name the hosts of overlays."""
 FILL_PAUSE = 0.03
 """Seconds before a pool that is not empty is filled again: the start that took from it does not share the processor, the
 interpreter and the rtnl lock with that work."""
@@ -58,6 +61,7 @@ class BridgeDriver:
         self._gone: dict[int, str] = {}
         self._reaping: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watcher: asyncio.Task[None] | None = None
         self._threads = ThreadPoolExecutor(_THREADS, "network")
         self._filling = self._closing = self._made = False
         self._mtu = 1500
@@ -95,6 +99,7 @@ class BridgeDriver:
             return
         for warning in self.warnings:
             _log.warning("%s", warning)
+        self._watch()
         self._fill()
 
     async def _start(self, records: Sequence[Record], live: dict[str, list[Endpoint]]) -> None:
@@ -137,6 +142,8 @@ class BridgeDriver:
     def _switch(self, record: Record) -> Switch:
         if record.name == DEFAULT:
             return Switch(self._instance, self._host, mtu=self._mtu)
+        if record.driver == "overlay":
+            return Overlay(self._instance, self._host, record, self._mtu)
         return Switch(self._instance, self._host, record.short, record.link, record.mtu or self._mtu)
 
     def _rules(self) -> list[Any]:
@@ -157,7 +164,7 @@ class BridgeDriver:
 
     async def _adopt(self, live: dict[str, list[Endpoint]]) -> None:
         """What live containers have is theirs; every other link of the instance goes."""
-        kept = {network.switch.index for network in self._networks.values() if network.switch.index}
+        kept = {index for network in self._networks.values() for index in network.switch.indices}
         for name, network in self._networks.items():
             mine = {container: next(one for one in found if one["network"] == name)
                     for container, found in live.items() if any(one["network"] == name for one in found)}
@@ -470,6 +477,7 @@ class BridgeDriver:
             await self._run(network.switch.make, network.subnet, network.addresses.gateway, keep=True)
             network.broken = None
             await self._run(self._firewall.replace, self._rules())
+            self._watch()
             self._fill()
         except BaseException as error:
             del self._networks[name]
@@ -482,6 +490,26 @@ class BridgeDriver:
             if isinstance(error, OSError):
                 raise as_error(error, f"cannot make the network {name}") from error
             raise
+
+    def _watched(self) -> list[BridgeNetwork]:
+        return [network for network in self._networks.values()
+                if isinstance(network.switch, Overlay) and network.switch.peers_file and network.broken is None]
+
+    def _watch(self) -> None:
+        """Begin to look at the files with overlays' hosts: they may be on a file system that tells nobody of changes."""
+        if self._watcher is None and self._watched():
+            self._watcher = asyncio.get_running_loop().create_task(self._watch_files())
+
+    async def _watch_files(self) -> None:
+        while networks := self._watched():
+            await asyncio.sleep(PEERS_SECONDS)
+            for network in networks:
+                try:
+                    if network in self._watched() and isinstance(network.switch, Overlay):
+                        await self._run(network.switch.sync)
+                except OSError as error:
+                    _log.warning("network %s: its hosts cannot be told: %s", network.record.name, error)
+        self._watcher = None
 
     async def remove(self, name: str) -> None:
         """See Driver. No container comes in any more from the moment this is asked for."""
@@ -513,6 +541,9 @@ class BridgeDriver:
         self._closing = True
         if self._reaping is not None:
             self._reaping.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
         while self._tasks:
             await asyncio.gather(*self._tasks)
         try:

@@ -1,0 +1,146 @@
+"""Overlays between hosts, which are network namespaces of the tests, each with a daemon of its own; the wire can be cut."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemon import Daemon, eventually
+
+HOSTS = ("10.216.0.1", "10.216.0.2")
+pytestmark = pytest.mark.leaves("links", "nft")
+
+
+class Host:
+    """A namespace with one link, to the wire; and its daemon."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        self.address, self.number = HOSTS[number], number
+        self.name = f"dhost{number}"
+        subprocess.run(["ip", "netns", "add", self.name], check=True)
+        self.run("ip", "link", "set", "lo", "up")
+        folder.mkdir()
+        self.daemon = Daemon(folder, inside=("nsenter", f"--net=/run/netns/{self.name}"))
+
+    def run(self, *words: str) -> str:
+        return subprocess.run(["nsenter", f"--net=/run/netns/{self.name}", *words], check=True, capture_output=True, text=True).stdout
+
+    def wire(self, *, up: bool) -> None:
+        self.run("ip", "link", "set", "wire", "up" if up else "down")
+
+    def network(self, *options: str) -> None:
+        words = [word for option in options for word in ("-o", option)]
+        self.daemon.docker("network", "create", "-d", "overlay", "--subnet", "10.217.0.0/16", "--ip-range",
+                           f"10.217.{self.number}.0/24", *words, "far")
+
+    def box(self, name: str = "box") -> str:
+        self.daemon.docker("run", "-d", "--name", name, "--network", "far", "base:1", "sleep", "1000")
+        found: str = self.daemon.inspect(name)["NetworkSettings"]["Networks"]["far"]["IPAddress"]
+        return found
+
+    def reaches(self, address: str, name: str = "box") -> bool:
+        return self.daemon.docker("exec", name, "ping", "-c1", "-W1", address, check=False).returncode == 0
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[tuple[Host, Host]]:
+    with contextlib.ExitStack() as undo:
+        two = []
+        for number in range(2):
+            undo.callback(subprocess.run, ["ip", "netns", "del", f"dhost{number}"], check=False)
+            two.append(Host(number, tmp_path / f"host{number}"))
+        one, other = two
+        one.run("ip", "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", other.name)
+        for host in two:
+            host.run("ip", "addr", "add", f"{host.address}/24", "dev", "wire")
+            host.wire(up=True)
+            host.daemon.start()
+            undo.callback(host.daemon.close)
+            host.daemon.import_base()
+        yield one, other
+
+
+def test_containers_of_two_hosts_and_a_cut_wire(hosts: tuple[Host, Host]) -> None:
+    one, other = hosts
+    for host in hosts:
+        host.network(f"peers={','.join(HOSTS)}")  # the same words on every host: its own address is passed over
+    here, there = one.box(), other.box()
+    assert (here, there) == ("10.217.0.2", "10.217.1.1") or (here[:9], there[:9]) == ("10.217.0.", "10.217.1.")
+    assert one.reaches(there)
+    assert other.reaches(here)
+    # a large answer: what VXLAN takes of a packet is in the MTU
+    assert "mtu 1450" in one.daemon.docker("exec", "box", "ip", "link", "show", "eth0").stdout
+    other.daemon.docker("exec", "-d", "box", "sh", "-c", "sleep 60 | nc -l -p 90 > /tmp/got")
+    eventually(lambda: one.daemon.docker("exec", "box", "sh", "-c", f"head -c 300000 /dev/zero | nc {there} 90",
+                                         check=False).returncode == 0, "it listens")
+    eventually(lambda: other.daemon.docker("exec", "box", "stat", "-c", "%s", "/tmp/got").stdout == "300000\n", "all comes through")
+    # the other host vanishes, and comes back
+    other.wire(up=False)
+    assert not one.reaches(there)
+    assert one.reaches("10.217.0.1"), "its own gateway is not concerned"
+    other.wire(up=True)
+    eventually(lambda: one.reaches(there), "it is reached again")
+    # a daemon that dies and comes back leaves the path as it was
+    before = one.run("ip", "-o", "link", "show", "type", "vxlan").split(":")[0]
+    one.daemon.kill()
+    assert other.reaches(here)
+    one.daemon.start()
+    assert one.run("ip", "-o", "link", "show", "type", "vxlan").split(":")[0] == before
+    assert one.reaches(there)
+    # a container that takes an address anew, elsewhere, is found
+    other.daemon.docker("rm", "-f", "box")
+    assert not one.reaches(there)
+    other.daemon.docker("run", "-d", "--name", "box", "--network", "far", "--ip", there, "base:1", "sleep", "1000")
+    assert one.reaches(there)
+
+
+def test_hosts_learned_from_a_file(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    one, other = hosts
+    file = tmp_path / "hosts"
+    file.write_text("# nobody yet\n")
+    for host in hosts:
+        host.network(f"peers_file={file}", "vni=77")
+    assert "vxlan id 77" in one.run("ip", "-d", "link", "show", "type", "vxlan")
+    one.box()
+    there = other.box()
+    assert not one.reaches(there)
+    file.write_text("".join(f"{address}  # a host\n" for address in HOSTS))
+    eventually(lambda: one.reaches(there), "both know each other now")
+    # what cannot be read changes nothing
+    file.write_text("10.216.0.1\nnot an address\n")
+    eventually(lambda: "line 2" in one.daemon.tail(), "it is said")
+    file.unlink()
+    eventually(lambda: "No such file" in one.daemon.tail(), "that, too")
+    assert one.reaches(there)
+    file.write_text("10.216.0.1\n")
+    eventually(lambda: "its other hosts are none" in one.daemon.tail(), "the other one is taken out")
+
+
+def test_options_that_are_wrong(hosts: tuple[Host, Host]) -> None:
+    one, _ = hosts
+
+    def refused(expected: str, *words: str) -> None:
+        done = one.daemon.docker("network", "create", "-d", "overlay", *words, "wrong", check=False)
+        assert done.returncode == 1
+        assert expected in done.stderr, done.stderr
+
+    ranged = ("--subnet", "10.218.0.0/16", "--ip-range", "10.218.1.0/24")
+    refused("range of its own", "-o", "peers=10.0.0.1")
+    refused("range of its own", "--subnet", "10.218.0.0/16")
+    for option, expected in (("peers=10.0.0.1,nobody", "a host of an overlay"), ("peers=10.0.0.0/8", "not the address of one host"),
+                             ("vni=0", "is not 1 to 16777215"), ("port=70000", "is not 1 to 65535"),
+                             ("peers_file=hosts", "not an absolute path"), ("peer=10.0.0.1", "no option of the driver overlay"),
+                             ("encrypted", "encrypted overlays")):
+        refused(expected, *ranged, "-o", option)
+    one.network("vni=5")
+    refused("has a VXLAN 5 on port 4789 already", *ranged, "-o", "vni=5")
+    assert one.daemon.docker("network", "ls", "-q", "--filter", "type=custom").stdout.count("\n") == 1
+    assert one.run("ip", "-o", "link", "show", "type", "vxlan").count("\n") == 1
+    found = json.loads(one.daemon.docker("network", "inspect", "far").stdout)[0]
+    assert found["IPAM"]["Config"][0]["Gateway"] == "10.217.0.1"
+    one.daemon.docker("network", "rm", "far")
+    assert one.run("ip", "-o", "link", "show", "type", "vxlan") == ""
