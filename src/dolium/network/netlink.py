@@ -31,6 +31,8 @@ IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO = 1, 3, 4, 10, 12, 18
 _IFLA_IFALIAS, _IFLA_NET_NS_FD, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 20, 28, 31, 32
 _IFLA_LINK = 5
+UNKNOWN_KIND = "Unknown device type"
+"""What the kernel says of a kind of link that it lacks."""
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 IPVLAN_FLAGS = {"bridge": 0, "private": 1, "vepa": 2}
@@ -89,8 +91,8 @@ def new_veth(name: str, peer: str, namespace: int, mtu: int) -> bytes:
                     _nest(_IFLA_LINKINFO, _text(_INFO_KIND, "veth"), _nest(_INFO_DATA, inside)))
 
 
-def new_child(name: str, parent: int, kind: str, *, data: bytes = b"", namespace: int = -1, mac: str = "", mtu: int = 0,
-              alias: str = "") -> bytes:
+def new_child(name: str, parent: int, kind: str, *, data: bytes = b"", namespace: int = -1, mac: str = "",
+              mtu: int = 0) -> bytes:
     """A link above another one (vlan, macvlan, ipvlan), or above none (dummy); ``namespace``: an fd, of the one it is made
     in; ``data``: the kind's own attributes."""
     parts = [_text(_IFLA_IFNAME, name)]
@@ -100,8 +102,6 @@ def new_child(name: str, parent: int, kind: str, *, data: bytes = b"", namespace
         parts.append(attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", ""))))
     if mtu:
         parts.append(_number(_IFLA_MTU, mtu))
-    if alias:
-        parts.append(attribute(_IFLA_IFALIAS, alias.encode()))
     if namespace >= 0:
         parts.append(_number(_IFLA_NET_NS_FD, namespace))
     return _message(RTM_NEWLINK, _ACK | _CREATE | _EXCL, _ifinfo(), *parts,

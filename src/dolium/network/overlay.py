@@ -19,7 +19,7 @@ from dolium.network import netlink
 from dolium.network.netlink import Netlink
 from dolium.network.pool import write
 from dolium.network.records import VXLAN_PORT, Record
-from dolium.network.switch import Switch
+from dolium.network.switch import Switch, make_marked
 
 _log = logging.getLogger(__name__)
 HEADERS = 50
@@ -57,14 +57,12 @@ class Overlay(Switch):
             port = int(self._record.options.get("port") or VXLAN_PORT)
             data = netlink.vxlan_data(self._record.vni, port, IPv4Address(local) if local else None)
             try:
-                self.host.request(netlink.new_child(self.wire, 0, "vxlan", data=data, alias=self.alias))
+                found = make_marked(self.host, self.instance, lambda name: netlink.new_child(name, 0, "vxlan", data=data),
+                                    self.wire, self.alias)
             except FileExistsError as error:
                 raise FailedPrecondition(f"network {self._record.name}: the host has a VXLAN {self._record.vni} on port "
                                          f"{port} already", hint="another -o vni=, the same on all hosts") from error
             faults.point("network.vxlan.made")
-            found = self.host.link(name=self.wire)
-            if found is None:
-                raise OSError(errno.ENODEV, f"the link {self.wire} is gone")
         if os.path.isdir(f"{_IPV6}/{self.wire}"):
             write(f"{_IPV6}/{self.wire}/disable_ipv6", "1")
         self._wire_index = found.index

@@ -52,6 +52,11 @@ def prefix(instance: str) -> str:
     return f"dp{instance}"
 
 
+def spare_name(instance: str) -> str:
+    """For a link that has no other name yet."""
+    return f"{prefix(instance)}{next(_numbers) & 0xFFFF:04x}x"
+
+
 def open_namespace(namespace: int = -1) -> tuple[int, Netlink]:
     """(an fd, a netlink socket in it) of a new network namespace, or of the one that is given, with its loopback up, and no
     IPv6 on what is made in it from now on. Raises OSError."""
@@ -87,7 +92,7 @@ def make(host: Netlink, instance: str, mtu: int, namespace: int = -1, link: str 
             os.close(namespace)
         raise
     try:
-        name = f"{prefix(instance)}{next(_numbers) & 0xFFFF:04x}x"
+        name = spare_name(instance)
         host.request(netlink.new_veth(name, link, fd, mtu))
         faults.point("network.veth.made")
         outer, inner = host.link(name=name), control.link(name=link)

@@ -16,7 +16,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from dolium import faults
@@ -24,7 +25,7 @@ from dolium.errors import AlreadyExists, DoliumError, FailedPrecondition, Intern
 from dolium.network import netlink
 from dolium.network.addresses import choose_subnet, mac_for
 from dolium.network.netlink import Link, Netlink
-from dolium.network.pool import Slot, prefix, write
+from dolium.network.pool import Slot, prefix, spare_name, write
 
 _log = logging.getLogger(__name__)
 faults.register("network.bridge.made", "network.bridge.ready", "network.link.plugged", "network.link.configured",
@@ -82,6 +83,22 @@ def owner(instance: str, link: Link) -> tuple[str, str] | None:
         container, _, network = rest.partition(":")[2].partition(":")
         return container, network
     return ("", "") if re.fullmatch(f"{prefix(instance)}[0-9a-f]{{4}}x", link.name) else None
+
+
+def make_marked(host: Netlink, instance: str, message: Callable[[str], bytes], name: str, alias: str) -> Link:
+    """A new link of the host, which at no moment is without a sign of whose it is: ``message`` makes one of a name, and name
+    and alias are set in one. Raises OSError; then there is none."""
+    first = spare_name(instance)
+    host.request(message(first))
+    made = host.link(name=first)
+    if made is None:
+        raise OSError(errno.ENODEV, f"the link {name} was removed while it was made")
+    try:
+        host.request(netlink.set_link(made.index, name=name, alias=alias))
+    except OSError:
+        host.request(netlink.delete_link(made.index))
+        raise
+    return replace(made, name=name, alias=alias)
 
 
 def default_mtu(host: Netlink) -> int:
@@ -147,16 +164,14 @@ class Switch:
             self.delete(found.index)
             found = None
         if found is None:
-            self.host.request(netlink.new_bridge(self.name, self.mtu, mac_for(gateway)))
+            found = make_marked(self.host, self.instance, lambda name: netlink.new_bridge(name, self.mtu, mac_for(gateway)),
+                                self.name, self.alias)
             faults.point("network.bridge.made")
-            found = self.host.link(name=self.name)
-            if found is None:
-                raise FailedPrecondition(f"the bridge {self.name} was removed while it was made")
         self.index = found.index
         if os.path.isdir(f"{_IPV6}/{self.name}"):
             write(f"{_IPV6}/{self.name}/disable_ipv6", "1")
         write(f"{_IPV4}/conf/{self.name}/route_localnet", "1")
-        self.host.request(netlink.set_link(self.index, alias=self.alias, mtu=self.mtu, up=True))
+        self.host.request(netlink.set_link(self.index, mtu=self.mtu, up=True))
         try:
             self.host.request(netlink.new_address(self.index, gateway, subnet))
         except FileExistsError:

@@ -37,7 +37,7 @@ from dolium.network.netlink import Link, Netlink
 from dolium.network.pool import open_namespace
 from dolium.network.ports import Published
 from dolium.network.records import Record
-from dolium.network.switch import as_error, choosing
+from dolium.network.switch import as_error, choosing, make_marked
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -148,28 +148,28 @@ class SharedLinkDriver:
             raise as_error(error, f"network {record.name}: the parent {name}") from error
 
     def _make_parent(self, host: Netlink, record: Record, name: str) -> Link:
-        alias = _alias(self._instance, record)
         below, _, number = name.rpartition(".")
+        lower = host.link(name=below) if below else None
+        if record.parent:
+            if lower is None or not number.isdigit():
+                raise NotFound(f"network {record.name}: the host has no link {name}",
+                               hint="LINK, or LINK.NUMBER for a VLAN of one that is there")
+            if not 0 < int(number) < 4095:
+                raise InvalidArgument(f"network {record.name}: {name}: a VLAN's number is 1 to 4094")
+
+        def message(first: str) -> bytes:
+            if lower is None:
+                return netlink.new_child(first, 0, "dummy")
+            return netlink.new_child(first, lower.index, "vlan", data=netlink.vlan_data(int(number)))
+
         try:
-            if not record.parent:
-                host.request(netlink.new_child(name, 0, "dummy", alias=alias))
-            else:
-                lower = host.link(name=below) if below else None
-                if lower is None or not number.isdigit():
-                    raise NotFound(f"network {record.name}: the host has no link {name}",
-                                   hint="LINK, or LINK.NUMBER for a VLAN of one that is there")
-                if not 0 < int(number) < 4095:
-                    raise InvalidArgument(f"network {record.name}: {name}: a VLAN's number is 1 to 4094")
-                host.request(netlink.new_child(name, lower.index, "vlan", data=netlink.vlan_data(int(number)), alias=alias))
+            found = make_marked(host, self._instance, message, name, _alias(self._instance, record))
         except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:
+            if error.errno == errno.EOPNOTSUPP and netlink.UNKNOWN_KIND in (error.strerror or ""):
                 what = "802.1q VLANs" if record.parent else "dummy links, which one without a parent needs"
                 raise Unimplemented(f"network {record.name}: this kernel has no {what}", errno=error.errno) from error
             raise
         faults.point("network.parent.made")
-        found = host.link(name=name)
-        if found is None:
-            raise FailedPrecondition(f"network {record.name}: the link {name} was removed while it was made")
         return found
 
     def _drop_parent(self, record: Record) -> None:
@@ -231,7 +231,7 @@ class SharedLinkDriver:
             await self._run(self._make_link, network, container, endpoint, fd, control, default)
         except OSError as error:
             what = f"cannot put container {container[:12]} on {network.record.parent or network.record.name}"
-            if error.errno == errno.EOPNOTSUPP:
+            if error.errno == errno.EOPNOTSUPP and netlink.UNKNOWN_KIND in (error.strerror or ""):
                 raise Unimplemented(f"{what}: this kernel has no {self.name} links", errno=error.errno) from error
             if error.errno == errno.EADDRINUSE:
                 raise AlreadyExists(f"{what}: another link above it has the MAC address {endpoint['mac']}",
