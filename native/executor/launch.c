@@ -407,7 +407,7 @@ static void __attribute__((noreturn)) joiner_main(struct launch *launch, uint64_
 			continue;
 		if (run_op(launch, i))
 			child_fails(launch);
-		close_fd(&launch->slot[op->a[0].i]);
+		do_close(launch, op);
 		launch->joined_mount |= op->a[1].i == CLONE_NEWNS;
 	}
 	if (launch->joined_mount) /* The host's /proc has no business in a container that is running. */

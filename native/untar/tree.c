@@ -12,6 +12,7 @@
 #define WHITEOUT ".wh."
 #define OPAQUE ".wh..wh..opq"
 #define AUFS_OWN ".wh..wh."
+#define SYS_FCHMODAT2 452 /* Linux 6.6, not in older headers */
 
 struct tree tree;
 static bool chown_always;
@@ -210,6 +211,10 @@ static void set_attributes(int fd, const char *name) {
 	struct timespec times[2] = { entry.atime, entry.mtime };
 	set_owner(fd, name);
 	if (fd >= 0 && (needs_chown() || entry.mode & 07000) && fchmod(fd, entry.mode) < 0)
+		fail("chmod");
+	/* A node loses its set-id bits by a chown; no older call gives them back that would not follow a link. */
+	if (fd < 0 && entry.mode & 06000 && entry.type != TYPE_SYMLINK && needs_chown() &&
+	    syscall(SYS_FCHMODAT2, parent, name, entry.mode, AT_SYMLINK_NOFOLLOW) < 0 && errno != ENOSYS)
 		fail("chmod");
 	set_xattrs(fd, name);
 	must(fd >= 0 ? futimens(fd, times) : utimensat(parent, name, times, AT_SYMLINK_NOFOLLOW), "utimens");

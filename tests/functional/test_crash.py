@@ -262,6 +262,9 @@ def test_a_reboot(tmp_path: Path, run_folder_kept: bool) -> None:
         eventually(lambda: daemon.docker("logs", "always").stdout == "up\nup\n", "the log goes on where it was")
         addresses = [daemon.inspect(name)["NetworkSettings"]["IPAddress"] for name in running]
         assert len(set(addresses)) == len(running)
+        again = daemon.inspect("put-down")["State"]["Pid"]  # it was stopped by a person once; it is as any other now
+        os.kill(again, signal.SIGKILL)
+        eventually(lambda: daemon.inspect("put-down")["State"]["Pid"] not in (0, again), "its policy is kept from then on")
         daemon.docker("start", "no")
     finally:
         daemon.close()

@@ -20,6 +20,7 @@ def test_a_container_lives_on_any_snapshotter(tmp_path: Path, name: str, driver:
     try:
         one.import_base("base:1", 'CMD ["sh"]')
         assert one.docker("info", "--format", "{{.Driver}}").stdout == f"{driver}\n"
+        assert f"storage     {driver}\n" in one.dolium("info").stdout
         write = "cat /data/seed && echo more >> /data/seed && rm /etc/group && cat /etc/hosts > /dev/null && mkdir /made"
         assert one.docker("run", "--name", "box", "base:1", "sh", "-c", write).stdout == "seed\n"
         assert one.inspect("box")["GraphDriver"]["Name"] == driver

@@ -174,6 +174,12 @@ def test_xattrs_and_capabilities_outlive_chown(root: Path) -> None:
     assert xattrs(root / "link") == {"trusted.note": b"on a link"}
 
 
+@pytest.mark.skipif(tuple(map(int, os.uname().release.split(".")[:2])) < (6, 6), reason="needs fchmodat2 (Linux 6.6)")
+def test_set_id_bits_of_nodes_outlive_chown(root: Path) -> None:
+    extract(root, entry("fifo", FIFO, mode=0o6755, uid=5, gid=6), entry("null", tarfile.CHRTYPE, mode=0o2644, uid=7, device=(1, 3)))
+    assert [stat.S_IMODE((root / name).lstat().st_mode) for name in ("fifo", "null")] == [0o6755, 0o2644]
+
+
 def test_layers_do_not_write_overlays_own_xattrs(root: Path) -> None:
     extract(root, entry("dir", DIR, pax={
         "SCHILY.xattr.trusted.overlay.redirect": "/etc", "SCHILY.xattr.trusted.overlay.opaque": "y",

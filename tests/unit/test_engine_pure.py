@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dolium.cli.bodies import ports, size
+from dolium.cli.bodies import ports, restart, size
 from dolium.cli.flags import UsageError
 from dolium.cli.run import EXEC, RUN
 from dolium.engine import changes, id_ranges, request, specs
@@ -280,6 +280,15 @@ def test_lines_of_passwd_that_make_no_sense_are_passed_over() -> None:
 
 def test_read_only_is_recursive() -> None:
     assert specs._user_mount(Mount("bind", "/s", "/t", True), [], "/s")["options"] == ["rbind", "rro", "rprivate"]
+
+
+def test_restart_policies_as_typed() -> None:
+    assert restart("on-failure:3") == {"Name": "on-failure", "MaximumRetryCount": 3}
+    assert restart("always") == {"Name": "always", "MaximumRetryCount": 0}
+    assert restart("on-failure:-1")["MaximumRetryCount"] == -1  # the daemon's to refuse, as for every client
+    for text in (":3", "on-failure:x", "on-failure:", "on-failure:1.5"):
+        with pytest.raises(UsageError, match=f"--restart {text}"):
+            restart(text)
 
 
 def test_restart_rules_and_back_off() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -332,7 +333,21 @@ def test_nobody_there() -> None:
         async with serve(handler) as address:
             pass
         async with client(address) as registry:
-            with pytest.raises(Unavailable, match=address):
+            with pytest.raises(Unavailable, match=rf"^{re.escape(address)}: cannot connect: Connection refused$"):
+                await registry.ping()
+
+    asyncio.run(main())
+
+
+def test_a_server_that_hangs_up_is_named_in_words_of_ours() -> None:
+    async def main() -> None:
+        async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        async with server, client(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") as registry:
+            with pytest.raises(Unavailable, match=r"the connection was closed before an answer came$"):
                 await registry.ping()
 
     asyncio.run(main())

@@ -203,7 +203,7 @@ def checkout(path: Path, tests: str) -> None:
             member.type, member.linkname = tarfile.SYMTYPE, target
             archive.addfile(member)
 
-        for name in ("src", "tests", "native", "pyproject.toml"):
+        for name in ("src", "tests", "native", "packaging", "pyproject.toml"):
             archive.add(CHECKOUT / name, name, filter=keep)
         text("vm-tests", tests)
         text(".venv/pyvenv.cfg", "home = /usr/bin\ninclude-system-site-packages = false\n")

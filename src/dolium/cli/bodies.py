@@ -320,6 +320,17 @@ def _long_network(value: str) -> tuple[str, dict[str, Any]]:
     return name, settings
 
 
+def restart(text: str) -> dict[str, Any]:
+    """``--restart POLICY[:N]`` as the API has it. Raises UsageError; which policies there are, the daemon says."""
+    name, colon, retries = text.partition(":")
+    if not name:
+        raise UsageError(f"--restart {text}: no policy before the colon")
+    try:
+        return {"Name": name, "MaximumRetryCount": int(retries) if colon else 0}
+    except ValueError:
+        raise UsageError(f"--restart {text}: the number of retries must be a whole number") from None
+
+
 def create_body(context: Context, options: dict[str, Any], image: str, command: list[str],
                 window: tuple[int, int]) -> dict[str, Any]:
     """The body of a create request. Raises UsageError."""
@@ -328,7 +339,6 @@ def create_body(context: Context, options: dict[str, Any], image: str, command: 
         text, _, protocol = value.partition("/")
         exposed.update({f"{port}/{protocol or 'tcp'}": {} for port in _range(text, value, "--expose")})
     binds, volumes = _binds(context, options["volume"])
-    policy, _, retries = (options["restart"] or "no").partition(":")
     network, networking = networks(options)
     host: dict[str, Any] = {
         "AutoRemove": options["rm"], "Binds": binds, "Mounts": long_mounts(context, options["mount"]),
@@ -342,7 +352,7 @@ def create_body(context: Context, options: dict[str, Any], image: str, command: 
         "Ulimits": _ulimits(options["ulimit"]), "Sysctls": dict(pair(value, "--sysctl") for value in options["sysctl"]),
         "Init": options["init"], "UsernsMode": options["userns"] or "", "PidMode": options["pid"] or "",
         "IpcMode": options["ipc"] or "", "UTSMode": options["uts"] or "", "CgroupnsMode": options["cgroupns"] or "",
-        "RestartPolicy": {"Name": policy, "MaximumRetryCount": int(retries) if retries.isdigit() else 0},
+        "RestartPolicy": restart(options["restart"] or "no"),
         "ConsoleSize": list(window),
         "LogConfig": {"Type": options["log_driver"] or "json-file",
                       "Config": dict(pair(value, "--log-opt") for value in options["log_opt"])},

@@ -74,7 +74,7 @@ def info(client: Client, context: Context, words: list[str]) -> int:
             ("version", found["ServerVersion"]), ("instance", found["ID"]), ("data folder", found["DockerRootDir"]),
             ("containers", f"{found['Containers']} ({found['ContainersRunning']} running, {found['ContainersPaused']} "
                            f"paused, {found['ContainersStopped']} stopped)"),
-            ("images", found["Images"]), ("storage", "overlay"),
+            ("images", found["Images"]), ("storage", found["Driver"]),
             ("cgroups", f"version {found['CgroupVersion']}, driver {found['CgroupDriver']}"),
             ("kernel", found["KernelVersion"]), ("system", f"{found['OperatingSystem']}, {found['Architecture']}"),
             ("machine", f"{found['NCPU']} CPUs, {output.memory(found['MemTotal'])}")):

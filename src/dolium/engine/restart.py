@@ -74,6 +74,7 @@ class Restarts:
             if container is None or container.live:
                 return
             container.restart_count += 1
+            container.stopped_by_user = False  # what `always` brings back with a new daemon is as any other
             try:
                 await self._containers.launch(container)
             except DoliumError as error:

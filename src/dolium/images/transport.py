@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -63,6 +64,21 @@ class Broken(Exception):
         super().__init__(message)
         self.after = after
         self.final = final
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong with a connection, in words of ours: the library's name its own objects."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not accepted: {error.certificate_error}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+        number = 0 if isinstance(cause, ssl.SSLError) else cause.errno or 0
+        return f"cannot connect: {os.strerror(number) if number > 0 else cause.strerror or cause}"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the connection was closed before an answer came"
+    if isinstance(error, TimeoutError):
+        return "no answer came in time"
+    return str(error) or type(error).__name__
 
 
 class Transport:
@@ -162,7 +178,7 @@ class Transport:
             try:
                 return await once()
             except aiohttp.ClientConnectorError as error:  # nobody there, no such host, a bad certificate
-                raise Unavailable(f"{self._domain}: {error}") from None
+                raise Unavailable(f"{self._domain}: {_reason(error)}") from None
             except (Broken, aiohttp.ClientError, TimeoutError) as error:
                 now = made()
                 attempt = 1 if now > before else attempt + 1
@@ -171,7 +187,7 @@ class Transport:
                 if isinstance(error, Broken):
                     after, final = error.after, error.final
                 if attempt >= ATTEMPTS:
-                    raise final(f"{self._name}: {what}: {str(error) or type(error).__name__}") from None
+                    raise final(f"{self._name}: {what}: {_reason(error)}") from None
             if after or attempt > 1:  # the first cut is resumed at once; later ones spread out
                 await asyncio.sleep(max(after, 0.1 * 2**attempt * (0.5 + random.random()) if attempt > 1 else 0.0))
 

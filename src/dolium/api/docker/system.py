@@ -83,7 +83,7 @@ async def info(request: web.Request) -> web.Response:
         "ContainersPaused": states.count(model.PAUSED),
         "ContainersStopped": sum(1 for state in states if state not in model.LIVE),
         "Images": len(engine.images.images()), "Driver": models.driver_name(engine),
-        "DriverStatus": [["Backing Filesystem", "overlayfs"]],
+        "DriverStatus": [],
         "DockerRootDir": engine.paths.data, "MemoryLimit": True, "SwapLimit": engine.has_swap_limit, "CpuCfsPeriod": True,
         "CpuCfsQuota": True, "CPUShares": True, "CPUSet": True, "PidsLimit": True, "IPv4Forwarding": True,
         "OomKillDisable": not engine.layout.pure_v2, "Debug": False, "NCPU": os.cpu_count() or 1,
