@@ -42,7 +42,8 @@ from dolium.images.records import SqliteImageRecords
 from dolium.images.reference import Reference
 from dolium.images.registry import RegistryClient
 from dolium.images.snapshots.base import MountOptions
-from dolium.images.store import Image, ImageStore
+from dolium.images.store import ImageStore
+from dolium.images.view import Image
 
 pytestmark = [
     pytest.mark.root,

@@ -161,7 +161,7 @@ def test_names_and_strays(tmp_path: Path) -> None:
     engine.start()
     (blob(engine, "sha256:" + "1" * 64)).write_bytes(b"x")
     code, problems = check(engine, "--repair")
-    assert code == 0 and {(one["Kind"], one["Outcome"]) for one in problems} == {("name", "dropped"), ("blob", "removed: nothing needs it")}
+    assert code == 0 and {(one["Kind"], one["Outcome"]) for one in problems} == {("name", "dropped"), ("blob", "removed: no image needs it")}
     assert check(engine) == (0, [])
     engine.close()
 

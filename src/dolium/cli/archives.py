@@ -8,12 +8,14 @@ import os
 from dolium.cli import output
 from dolium.cli.context import Context
 from dolium.cli.flags import Command, Flag, UsageError
+from dolium.cli.images import ALL_PLATFORMS
 from dolium.cli.stream import write_all
 from dolium.cli.transport import Client, Response, query, quote
 
 OUTPUT = Flag("-o --output", "str", "the file, in place of standard output", "FILE")
 SAVE = Command("save", "IMAGE [IMAGE ...]",
-               "Write images to an archive that docker load and everything that reads OCI layouts understand.", [OUTPUT],
+               "Write images to an archive that docker load and everything that reads OCI layouts understand.",
+               [OUTPUT, ALL_PLATFORMS],
                minimum=1, examples=["dolium save -o all.tar debian:12 web:3", "dolium save web:3 | ssh there dolium load"])
 EXPORT = Command("export", "CONTAINER", "Write a container's root file system as a tar.", [OUTPUT], minimum=1, maximum=1)
 COMMIT = Command("commit", "CONTAINER [NAME[:TAG]]", "Make an image of what a container has changed.", [
@@ -61,7 +63,8 @@ def save(client: Client, context: Context, words: list[str]) -> int:
         return 0
     context.own_process()
     _check_output(context, options["output"], "save")
-    _to_output(context, client.open("GET", "/images/get" + query(names=names)), options["output"])
+    _to_output(context, client.open("GET", "/images/get" + query(names=names, allPlatforms=options["all_platforms"])),
+               options["output"])
     return 0
 
 

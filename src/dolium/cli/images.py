@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+ALL_PLATFORMS = Flag("--all-platforms", "bool", "the whole index: the images of all platforms")
 PULL = Command("pull", "IMAGE [IMAGE ...]", "Fetch images from their registries.", [
     Flag("-a --all-tags", "bool", "all tags of the repository"), Flag("-q --quiet", "bool", "no progress"),
-    Flag("--platform", "str", "of an image for another machine", "linux/arm64")],
-    minimum=1, examples=["dolium pull 127.0.0.1:5000/debian:12"])
+    Flag("--platform", "str", "of an image for another machine", "linux/arm64"), ALL_PLATFORMS],
+    minimum=1, examples=["dolium pull 127.0.0.1:5000/debian:12", "dolium pull --all-platforms 127.0.0.1:5000/debian:12"])
 IMAGES = Command("images", "[NAME]", "List images.", [
     Flag("-q --quiet", "bool", "ids only"), Flag("-a --all", "bool", "all"), Flag("--no-trunc", "bool", "whole ids"),
     Flag("--digests", "bool", "digests too"), Flag("-f --filter", "list", "reference=…, dangling=…, label=…", "KEY=VALUE"),
@@ -27,7 +28,7 @@ RMI = Command("rmi", "IMAGE [IMAGE ...]", "Remove images.", [
     Flag("-f --force", "bool", "even when containers were made of it")], minimum=1)
 TAG = Command("tag", "IMAGE NAME[:TAG]", "Give an image another name.", [], minimum=2, maximum=2)
 LOAD = Command("load", "", "Load images from an archive (docker save, OCI layout) on standard input or in a file.", [
-    Flag("-i --input", "str", "the file", "FILE"), Flag("-q --quiet", "bool", "say nothing")], maximum=0)
+    Flag("-i --input", "str", "the file", "FILE"), Flag("-q --quiet", "bool", "say nothing"), ALL_PLATFORMS], maximum=0)
 IMPORT = Command("import", "FILE|- [NAME[:TAG]]", "Make an image of a root file system's tar.", [
     Flag("-c --change", "list", "a Dockerfile instruction", "INSTRUCTION"), Flag("-m --message", "str", "a comment"),
     Flag("--platform", "str", "what it is for", "linux/arm64")], minimum=1, maximum=2)
@@ -84,7 +85,7 @@ def _columns(file: Any) -> int:
         return 80
 
 def pull_image(client: Client, context: Context, image: str, platform: str | None, *, quiet: bool,
-               to_stderr: bool = False, every: bool = False) -> None:
+               to_stderr: bool = False, every: bool = False, all_platforms: bool = False) -> None:
     """Pull (``every``: all tags) with bars where the output is a terminal. Raises ApiError."""
     context.own_process()
     file: Any = context.stderr if to_stderr else context.stdout
@@ -94,7 +95,8 @@ def pull_image(client: Client, context: Context, image: str, platform: str | Non
         tag = last.partition(":")[2] or ("" if every else "latest")
         name = image[: len(image) - len(last)] + last.partition(":")[0]
     bars = Bars(file, os.isatty(file.fileno()))
-    response = client.open("POST", "/images/create" + query(fromImage=name, tag=digest or tag, platform=platform),
+    response = client.open("POST", "/images/create" + query(fromImage=name, tag=digest or tag, platform=platform,
+                                                                allPlatforms=all_platforms),
                            headers=credentials.header(context, image))
     for row in response.lines():
         if not quiet or "error" in row:
@@ -113,7 +115,8 @@ def pull(client: Client, context: Context, words: list[str]) -> int:
         try:
             if options["all_tags"] and ("@" in name or ":" in name.rpartition("/")[2]):
                 raise UsageError("tag can't be used with --all-tags/-a")
-            pull_image(client, context, name, options["platform"], quiet=options["quiet"], every=options["all_tags"])
+            pull_image(client, context, name, options["platform"], quiet=options["quiet"], every=options["all_tags"],
+                       all_platforms=options["all_platforms"])
         except ApiError as error:
             context.complain(str(error))
             failed = 1
@@ -196,7 +199,8 @@ def load(client: Client, context: Context, words: list[str]) -> int:
     source = options["input"]
     if source not in (None, "-") and not os.path.exists(context.path(source)):
         raise UsageError(f"{source}: no such file")
-    for row in client.open("POST", "/images/load" + query(quiet=options["quiet"]), stream=_input(context, source)).lines():
+    target = "/images/load" + query(quiet=options["quiet"], allPlatforms=options["all_platforms"])
+    for row in client.open("POST", target, stream=_input(context, source)).lines():
         if "error" in row:
             raise ApiError(500, row["error"])
         if not options["quiet"]:

@@ -7,7 +7,7 @@ import os
 from dolium.cli import credentials
 from dolium.cli.context import Context
 from dolium.cli.flags import Command, Flag, UsageError
-from dolium.cli.images import Bars
+from dolium.cli.images import ALL_PLATFORMS, Bars
 from dolium.cli.transport import Client, query, quote
 
 TYPE_CHECKING = False
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 PUSH = Command("push", "NAME[:TAG|@DIGEST]", "Send an image to the registry in its name.", [
-    Flag("-a --all-tags", "bool", "all tags of the repository"), Flag("-q --quiet", "bool", "no progress")],
+    Flag("-a --all-tags", "bool", "all tags of the repository"), Flag("-q --quiet", "bool", "no progress"), ALL_PLATFORMS],
     minimum=1, maximum=1, examples=["dolium tag debian:12 127.0.0.1:5000/debian:12", "dolium push 127.0.0.1:5000/debian:12"])
 LOGIN = Command("login", "[SERVER]", "Keep the credentials of a registry, once it has accepted them.", [
     Flag("-u --username", "str", "the user", "NAME"), Flag("-p --password", "str", "the password", "WORD"),
@@ -38,8 +38,8 @@ def push(client: Client, context: Context, words: list[str]) -> int:
     if options["all_tags"] and (tag or at):
         raise UsageError("tag can't be used with --all-tags/-a")
     wanted = digest or tag or ("" if options["all_tags"] else "latest")
-    response = client.open("POST", f"/images/{quote(repository)}/push{query(tag=wanted)}",
-                           headers=credentials.header(context, repository))
+    target = f"/images/{quote(repository)}/push{query(tag=wanted, allPlatforms=options['all_platforms'])}"
+    response = client.open("POST", target, headers=credentials.header(context, repository))
     file: Any = context.stdout
     bars = Bars(file, os.isatty(context.stdout_fd))
     for row in response.lines():

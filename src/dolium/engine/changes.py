@@ -17,7 +17,7 @@ from dolium.errors import FailedPrecondition, NotFound
 from dolium.images.changes import apply_changes
 from dolium.images.difference import Difference, differences, pack
 from dolium.images.flight import settled
-from dolium.images.store import Image
+from dolium.images.view import Image
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NOT_THE_IMAGE_S = ("Image", "Hostname", "Domainname", "AttachStdin", "AttachStdout", "AttachStderr", "Tty", "OpenStdin",

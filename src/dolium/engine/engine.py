@@ -22,7 +22,8 @@ from dolium.errors import DoliumError, InvalidArgument, NotFound, ResourceExhaus
 from dolium.images.names import Removal, Use
 from dolium.images.records import SqliteImageRecords
 from dolium.images.snapshots.drivers import DRIVERS, make_snapshotter
-from dolium.images.store import Image, ImageStore
+from dolium.images.store import ImageStore
+from dolium.images.view import Image
 from dolium.isolation.process import ProcessIsolation
 from dolium.linux.cgroup import manage, tree
 from dolium.network.base import NetworkManager

@@ -19,18 +19,21 @@ from dolium.errors import InvalidArgument
 from dolium.images import decompress
 from dolium.images.content import CHUNK, ContentStore, Ingest
 from dolium.images.decompress import Compression
+from dolium.images.indexes import Tree
 from dolium.images.manifest import (
+    INDEXES,
     MANIFEST_MAX,
-    MANIFESTS,
     OCI_CONFIG,
     OCI_LAYER,
     OCI_MANIFEST,
     Descriptor,
     Index,
     Manifest,
+    parse_artifact,
     parse_manifest,
 )
 from dolium.images.platform import Platform, choose, describe
+from dolium.images.records import IndexRecord
 from dolium.images.reference import Reference, is_digest
 from dolium.images.unpack import Cancelled
 
@@ -41,11 +44,14 @@ _LINKS = 10
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An image of an archive: its manifest, stored already, and the names the archive gives it."""
+    """An image of an archive: its manifest, stored already, and the names the archive gives it. ``index``: what they stand
+    for beside it, all of which is stored.
+    """
 
     manifest: Manifest
     digest: str
     names: tuple[Reference, ...]
+    index: IndexRecord | None = None
 
 
 @dataclass(slots=True)
@@ -64,29 +70,30 @@ class _Files(Protocol):
 
 
 def read_archive(
-    content: ContentStore, source: Path | BinaryIO, platform: Platform, cancel: threading.Event
+    content: ContentStore, source: Path | BinaryIO, platform: Platform, cancel: threading.Event, *, whole: bool = False
 ) -> Archive:
-    """Read a directory, a file or a stream, compressed or not. ``platform`` chooses from nested indexes.
+    """Read a directory, a file or a stream, compressed or not. ``platform`` chooses from nested indexes, which are kept
+    ``whole`` under their names if asked for.
 
     Raises InvalidArgument when it is neither format or damaged, Cancelled. Blobs stored until then are left.
     """
     archive = Archive()
     if isinstance(source, Path) and source.is_dir():
-        _read_files(content, _Directory(content, source, archive, cancel), archive, platform)
+        _read_files(content, _Directory(content, source, archive, cancel), archive, platform, whole)
     elif isinstance(source, Path):
         with open(source, "rb", buffering=0) as file:
-            _read_files(content, _Tar(content, cast(BinaryIO, file), archive, cancel), archive, platform)
+            _read_files(content, _Tar(content, cast(BinaryIO, file), archive, cancel), archive, platform, whole)
     else:
-        _read_files(content, _Tar(content, source, archive, cancel), archive, platform)
+        _read_files(content, _Tar(content, source, archive, cancel), archive, platform, whole)
     return archive
 
 
-def _read_files(content: ContentStore, files: _Files, archive: Archive, platform: Platform) -> None:
+def _read_files(content: ContentStore, files: _Files, archive: Archive, platform: Platform, whole: bool) -> None:
     # Docker writes both since version 25; its manifest.json is the one with the names.
     if (found := files.find("manifest.json")) is not None:
-        _docker_images(content, files, archive, found)
+        _docker_images(content, files, archive, found, whole)
     elif (found := files.find("index.json")) is not None:
-        _layout_images(content, files, archive, found, platform)
+        _layout_images(content, files, archive, found, platform, whole)
     else:
         raise InvalidArgument("no image in the archive: it has neither manifest.json nor index.json")
 
@@ -98,15 +105,18 @@ class _Directory:
     def __init__(self, content: ContentStore, root: Path, archive: Archive, cancel: threading.Event) -> None:
         self._content, self._archive, self._cancel = content, archive, cancel
         self._root = root.resolve()
+        self._found: dict[str, tuple[str, int]] = {}
 
     def find(self, name: str) -> tuple[str, int] | None:
         path = (self._root / _clean(name)).resolve()
         if not path.is_relative_to(self._root):
             raise InvalidArgument(f"{name}: leads out of the image layout")
-        if not path.is_file():
-            return None
-        with open(path, "rb", buffering=0) as file:
-            return _store(self._content, cast(BinaryIO, file), self._archive, self._cancel)
+        if name not in self._found:
+            if not path.is_file():
+                return None
+            with open(path, "rb", buffering=0) as file:
+                self._found[name] = _store(self._content, cast(BinaryIO, file), self._archive, self._cancel)
+        return self._found[name]
 
 
 class _Stream:
@@ -196,9 +206,11 @@ def _document(content: ContentStore, found: tuple[str, int], what: str) -> objec
         raise InvalidArgument(f"{what}: not JSON: {error}") from None
 
 
-def _docker_images(content: ContentStore, files: _Files, archive: Archive, found: tuple[str, int]) -> None:
+def _docker_images(
+    content: ContentStore, files: _Files, archive: Archive, found: tuple[str, int], whole: bool
+) -> None:
     entries = _document(content, found, "manifest.json")
-    known = _layout_manifests(content, files)
+    known, indexes = _layout_manifests(content, files, whole)
     if not isinstance(entries, list):
         raise InvalidArgument("manifest.json: not a list")
     for entry in entries:
@@ -212,35 +224,61 @@ def _docker_images(content: ContentStore, files: _Files, archive: Archive, found
         for layer in layers:
             digest, size = _need(files, layer)
             descriptors.append(Descriptor(layer_type(content, digest), digest, size))
-        whole = known.get((config_digest, tuple(descriptor.digest for descriptor in descriptors)))
-        if whole is not None:  # the archive is an OCI layout, too: the image keeps its digest
-            manifest, digest = whole
+        stated = known.get((config_digest, tuple(descriptor.digest for descriptor in descriptors)))
+        stored = None
+        if stated is not None:  # the archive is an OCI layout, too: the image keeps its digest
+            stored = parse_manifest(content.read(stated.digest, limit=MANIFEST_MAX), stated.media_type)
+        if stated is not None and isinstance(stored, Manifest):
+            manifest, digest = stored, stated.digest
         else:
             manifest = Manifest(OCI_MANIFEST, Descriptor(OCI_CONFIG, config_digest, config_size), tuple(descriptors))
             digest = put_manifest(content, manifest)
         archive.blobs.add(digest)
         names = tuple(Reference.parse(tag).with_default_tag() for tag in tags)
-        archive.images.append(Found(manifest, digest, names))
+        kept: dict[IndexRecord | None, list[Reference]] = {}
+        for name in names:
+            kept.setdefault(indexes.get(str(name)), []).append(name)
+        for of, named in kept.items() or [(None, [])]:
+            archive.images.append(Found(manifest, digest, tuple(named), of))
 
 
 def _layout_manifests(
-    content: ContentStore, files: _Files
-) -> dict[tuple[str, tuple[str, ...]], tuple[Manifest, str]]:
-    """The manifests an archive's index.json names itself, by config and layers."""
+    content: ContentStore, files: _Files, whole: bool
+) -> tuple[dict[tuple[str, tuple[str, ...]], Descriptor], dict[str, IndexRecord]]:
+    """The manifests an archive's index.json leads to, by config and layers; and the indexes it names, if asked for."""
+    known: dict[tuple[str, tuple[str, ...]], Descriptor] = {}
+    indexes: dict[str, IndexRecord] = {}
     found = files.find("index.json")
     if found is None:
-        return {}
+        return known, indexes
     index = parse_manifest(content.read(found[0], limit=MANIFEST_MAX), what="index.json")
-    known = {}
     for entry in index.images if isinstance(index, Index) else ():
-        if entry.media_type not in MANIFESTS or files.find(_blob_path(entry.digest)) is None:
+        names = _layout_names(entry.annotations)
+        if files.find(_blob_path(entry.digest)) is None:
             continue
-        _layout_blob(files, entry)
-        manifest = parse_manifest(content.read(entry.digest, limit=MANIFEST_MAX), entry.media_type)
-        if isinstance(manifest, Manifest):
-            layers = tuple(layer.digest for layer in manifest.layers)
-            known[manifest.config.digest, layers] = manifest, entry.digest
-    return known
+        keep = whole and bool(names) and entry.media_type in INDEXES
+        tree = _layout_tree(content, files, entry, keep)
+        if keep:
+            indexes.update((str(name), tree.record()) for name in names)
+        for each in tree.images():  # some are no images at all: what is in manifest.json tells which
+            found_one = parse_artifact(content.read(each.digest, limit=MANIFEST_MAX), each.media_type)
+            known[found_one.config.digest, tuple(blob.digest for blob in found_one.blobs)] = each
+    return known, indexes
+
+
+def _layout_tree(content: ContentStore, files: _Files, entry: Descriptor, whole: bool) -> Tree:
+    """What an entry of index.json leads to. All of it must be there when it is to be kept ``whole``."""
+    tree = Tree(entry)
+    while (each := tree.next()) is not None:
+        if not whole and files.find(_blob_path(each.digest)) is None:
+            tree.skip()  # Docker saves an index with one platform's image alone
+            continue
+        _layout_blob(files, each)
+        tree.take(content.read(each.digest, limit=MANIFEST_MAX))
+    if whole:
+        for blob in tree.blobs.values():
+            _layout_blob(files, blob)
+    return tree
 
 
 def _blob_path(digest: str) -> str:
@@ -279,17 +317,19 @@ def put_manifest(content: ContentStore, manifest: Manifest) -> str:
 
 
 def _layout_images(
-    content: ContentStore, files: _Files, archive: Archive, found: tuple[str, int], platform: Platform
+    content: ContentStore, files: _Files, archive: Archive, found: tuple[str, int], platform: Platform, whole: bool
 ) -> None:
-    index = parse_manifest(content.read(found[0], limit=MANIFEST_MAX), what="index.json")
-    if not isinstance(index, Index) or not index.images:
+    top = parse_manifest(content.read(found[0], limit=MANIFEST_MAX), what="index.json")
+    if not isinstance(top, Index) or not top.images:
         raise InvalidArgument("index.json: no image in it")
-    for entry in index.images:
+    for entry in top.images:
         names = _layout_names(entry.annotations)
         manifest, digest = _layout_manifest(content, files, entry, platform)
         for descriptor in (manifest.config, *manifest.layers):
             _layout_blob(files, descriptor)
-        archive.images.append(Found(manifest, digest, names))
+        keep = whole and names and entry.media_type in INDEXES
+        index = _layout_tree(content, files, entry, True).record() if keep else None
+        archive.images.append(Found(manifest, digest, names, index))
 
 
 def _layout_blob(files: _Files, descriptor: Descriptor) -> None:

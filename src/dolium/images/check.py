@@ -29,8 +29,8 @@ _MOST = 5  # differing files that are named, of one layer
 
 @dataclass(slots=True)
 class Problem:
-    """``kind``: blob, layer, image, name, artifact, lease or container; ``subject`` its digest or name; ``images`` the IDs
-    that need it. ``outcome`` is what a repair made of it: "" when none was asked for.
+    """``kind``: blob, layer, image, name, artifact, index, lease or container; ``subject`` its digest or name; ``images``
+    the IDs that need it. ``outcome`` is what a repair made of it: "" when none was asked for.
     """
 
     kind: str

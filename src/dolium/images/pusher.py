@@ -30,9 +30,10 @@ def require_blobs(content: ContentStore, blobs: Sequence[Descriptor], what: str)
 async def push(
     client: RegistryClient, content: ContentStore, manifest: Descriptor, blobs: Sequence[Descriptor],
     mounts: Mapping[str, Sequence[str]], tag: str, progress: Progress, *, subject: Descriptor | None = None,
-    quiet: frozenset[str] = frozenset(),
+    quiet: frozenset[str] = frozenset(), children: Sequence[tuple[Descriptor, Descriptor | None]] = (),
 ) -> None:
-    """Send blobs, then the manifest under ``tag`` (and so under its digest), or under its digest alone when ``tag`` is "".
+    """Send blobs, then the manifests an index names (``children``, each with its subject), then the manifest under ``tag``
+    (and so under its digest), or under its digest alone when ``tag`` is "".
 
     ``mounts``: digest to repositories of the same host that have it; ``quiet``: digests without progress of their own
     (Docker shows layers only). On failure the rest is cancelled; what the registry has by then it keeps. Raises as
@@ -68,6 +69,9 @@ async def push(
                 group.create_task(one(blob))
     except BaseExceptionGroup as errors:
         raise first_error(errors) from None
+    for child, about in children:
+        data = await asyncio.to_thread(content.read, child.digest, limit=MANIFEST_MAX)
+        await client.put_manifest(child.digest, data, child.media_type, subject=about)
     data = await asyncio.to_thread(content.read, manifest.digest, limit=MANIFEST_MAX)
     await client.put_manifest(tag or manifest.digest, data, manifest.media_type, subject=subject)
     faults.point("push.manifest.sent")

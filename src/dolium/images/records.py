@@ -10,13 +10,13 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from dolium.errors import FailedPrecondition, Internal, ResourceExhausted
 
 ROOM = "images"
-VERSION = 2  # 1: dolium 0.1, without leases, artifacts and labels
+VERSION = 3  # 1: dolium 0.1, without leases, artifacts and labels; 2: without indexes
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +133,48 @@ class ArtifactRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexRecord:
+    """An index that is here with all its images. ``name`` is canonical; ``manifests`` are digest, bytes and media type, each
+    after those it names, the index itself last; ``blobs`` digest and bytes of all configurations and layers.
+    """
+
+    name: str
+    manifests: tuple[tuple[str, int, str], ...]
+    blobs: tuple[tuple[str, int], ...]
+
+    @property
+    def digest(self) -> str:
+        """The index's own."""
+        return self.manifests[-1][0]
+
+    def digests(self) -> set[str]:
+        """All blobs the index needs."""
+        return {*(manifest[0] for manifest in self.manifests), *(blob[0] for blob in self.blobs)}
+
+    def called(self, name: str) -> IndexRecord:
+        """The same index under another name."""
+        return replace(self, name=name)
+
+    def as_json(self) -> dict[str, object]:
+        """The record as it is stored; ``from_json`` reads it back."""
+        return {"manifests": [list(one) for one in self.manifests], "blobs": [list(one) for one in self.blobs]}
+
+    @classmethod
+    def from_json(cls, name: str, value: Mapping[str, Any]) -> IndexRecord:
+        """Read a stored record. Raises Internal: only this class writes them."""
+        try:
+            manifests = tuple((str(digest), int(size), str(kind)) for digest, size, kind in value["manifests"])
+            if not manifests:
+                raise ValueError("it has no manifest")
+            return cls(name, manifests, tuple((str(digest), int(size)) for digest, size in value["blobs"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise Internal(f"the record of index {name} is damaged: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
-    """What one transaction does. Tags are canonical references; ``layers`` are chain IDs with unpacked bytes; leases and
-    artifacts are deleted by id and name; ``labels`` are (digest, key) with a value, and go with their digest.
+    """What one transaction does. Tags are canonical references; ``layers`` are chain IDs with unpacked bytes; leases,
+    artifacts and indexes are deleted by id and name; ``labels`` are (digest, key) with a value, and go with their digest.
     """
 
     put: Iterable[ImageRecord] = ()
@@ -148,6 +187,8 @@ class Change:
     delete_leases: Iterable[str] = ()
     put_artifacts: Iterable[ArtifactRecord] = ()
     delete_artifacts: Iterable[str] = ()
+    put_indexes: Iterable[IndexRecord] = ()
+    delete_indexes: Iterable[str] = ()
     labels: Mapping[tuple[str, str], str] = field(default_factory=dict)
     delete_labels: Iterable[str] = ()
 
@@ -170,6 +211,9 @@ class Records(Protocol):
     def artifacts(self) -> list[ArtifactRecord]:
         """All artifacts."""
 
+    def indexes(self) -> list[IndexRecord]:
+        """All indexes."""
+
     def labels(self) -> dict[str, dict[str, str]]:
         """Digest of a blob -> its labels."""
 
@@ -185,7 +229,7 @@ def _no_room(error: sqlite3.OperationalError) -> ResourceExhausted:
 
 
 class SqliteImageRecords:
-    """Implements ``Records`` in six tables of a database somebody else opened."""
+    """Implements ``Records`` in seven tables of a database somebody else opened."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         """Make the tables, or add what an older dolium's lack. Raises FailedPrecondition when a newer one wrote them."""
@@ -204,6 +248,7 @@ class SqliteImageRecords:
             connection.execute("CREATE TABLE IF NOT EXISTS snapshots (chain TEXT PRIMARY KEY, size INTEGER NOT NULL)")
             connection.execute("CREATE TABLE IF NOT EXISTS leases (id TEXT PRIMARY KEY, record TEXT NOT NULL)")
             connection.execute("CREATE TABLE IF NOT EXISTS artifacts (name TEXT PRIMARY KEY, record TEXT NOT NULL)")
+            connection.execute("CREATE TABLE IF NOT EXISTS indexes (name TEXT PRIMARY KEY, record TEXT NOT NULL)")
             connection.execute("CREATE TABLE IF NOT EXISTS blob_labels "
                                "(digest TEXT, key TEXT, value TEXT NOT NULL, PRIMARY KEY (digest, key))")
             connection.execute("INSERT OR REPLACE INTO schema_versions VALUES (?, ?)", (ROOM, VERSION))
@@ -248,6 +293,11 @@ class SqliteImageRecords:
         rows = self._connection.execute("SELECT name, record FROM artifacts").fetchall()
         return [ArtifactRecord.from_json(row[0], json.loads(row[1])) for row in rows]
 
+    def indexes(self) -> list[IndexRecord]:
+        """See ``Records``."""
+        rows = self._connection.execute("SELECT name, record FROM indexes").fetchall()
+        return [IndexRecord.from_json(row[0], json.loads(row[1])) for row in rows]
+
     def labels(self) -> dict[str, dict[str, str]]:
         """See ``Records``."""
         found: dict[str, dict[str, str]] = {}
@@ -272,6 +322,9 @@ class SqliteImageRecords:
             run("INSERT OR REPLACE INTO artifacts VALUES (?, ?)",
                 [(artifact.name, json.dumps(artifact.as_json())) for artifact in change.put_artifacts])
             run("DELETE FROM artifacts WHERE name = ?", [(name,) for name in change.delete_artifacts])
+            run("INSERT OR REPLACE INTO indexes VALUES (?, ?)",
+                [(index.name, json.dumps(index.as_json())) for index in change.put_indexes])
+            run("DELETE FROM indexes WHERE name = ?", [(name,) for name in change.delete_indexes])
             run("INSERT OR REPLACE INTO blob_labels VALUES (?, ?, ?)",
                 [(digest, key, value) for (digest, key), value in change.labels.items()])
             run("DELETE FROM blob_labels WHERE digest = ?", [(digest,) for digest in change.delete_labels])

@@ -45,6 +45,9 @@ class Check:
         for artifact in store.artifacts():
             for digest, size in ((artifact.digest, None), *artifact.blobs):
                 needed.setdefault(digest, (size, []))
+        for index in store.indexes():
+            for digest, size in (*(manifest[:2] for manifest in index.manifests), *index.blobs):
+                needed.setdefault(digest, (size, []))
         bad = set()
         for digest in sorted({*needed, *store.content.digests()}):
             size, images = needed.get(digest, (None, []))
@@ -56,6 +59,9 @@ class Check:
         for artifact in store.artifacts():
             if lost := artifact.digests() & bad:
                 self.problems.append(Problem("artifact", artifact.name, f"has lost {', '.join(sorted(lost))}"))
+        for index in store.indexes():
+            if lost := index.digests() & bad:
+                self.problems.append(Problem("index", index.name, f"has lost {', '.join(sorted(lost))}"))
         for record in store.records():
             if not {record.manifest, record.id} & bad and (said := check_record(store.content, record)):
                 self.problems.append(Problem("image", record.id, said, [record.id]))
@@ -74,7 +80,9 @@ class Check:
         if problem.images:
             return any(self._store.find_record(image) is not None for image in problem.images)
         return problem.kind != "blob" or self._store.content.has(problem.subject) or any(
-            problem.subject in artifact.digests() for artifact in self._store.artifacts())
+            problem.subject in digests for digests in (
+                *(artifact.digests() for artifact in self._store.artifacts()),
+                *(index.digests() for index in self._store.indexes())))
 
     async def _layers(self, bad: set[str]) -> None:
         users: dict[str, list[str]] = {}
@@ -118,7 +126,7 @@ class Check:
             if problem.kind == "blob":
                 self._store.content.delete(problem.subject)
                 if not problem.images:
-                    problem.outcome, problem.repaired = "removed: nothing needs it", True
+                    problem.outcome, problem.repaired = "removed: no image needs it", True
         for problem in self.problems:
             if problem.kind == "name":
                 self._store.drop_name(problem.subject)
@@ -128,6 +136,8 @@ class Check:
                 problem.outcome, problem.repaired = "dropped", True
             elif problem.kind == "artifact":
                 await self._artifact(problem)
+            elif problem.kind == "index":
+                await self._index(problem)
         images = dict.fromkeys(image for problem in self.problems for image in problem.images if not problem.repaired)
         for image in images:
             record = self._store.find_record(image)
@@ -207,4 +217,17 @@ class Check:
         except DoliumError as error:
             self._store.drop_artifact(problem.subject)
             problem.outcome = f"dropped: {error}"
+        problem.repaired = True
+
+    async def _index(self, problem: Problem) -> None:
+        domain = Reference.parse(problem.subject).domain
+        for index in self._store.indexes():
+            if index.name != problem.subject:
+                continue
+            try:
+                await self._store.refetch_index(index, credentials_of(self._credentials, domain))
+                problem.outcome = "fetched again"
+            except DoliumError as error:
+                self._store.drop_index(index)
+                problem.outcome = f"dropped, but for the image that is unpacked: {error}"
         problem.repaired = True

@@ -12,15 +12,15 @@ from __future__ import annotations
 import asyncio
 import json
 import tarfile
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from dolium import faults
 from dolium.images.archive import IMAGE_NAME, REF_NAME
 from dolium.images.content import CHUNK, ContentStore
 from dolium.images.manifest import OCI_INDEX
 from dolium.images.platform import Platform
-from dolium.images.records import ImageRecord
+from dolium.images.records import ImageRecord, IndexRecord
 from dolium.images.reference import Reference
 
 faults.register("save.begun")
@@ -28,10 +28,17 @@ faults.register("save.begun")
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """An image to save, and the names it shall have; none when it was asked for by its ID."""
+    """An image to save, and the names it shall have; none when it was asked for by its ID. ``indexes``: of names that shall
+    stand for all of one.
+    """
 
     record: ImageRecord
     names: tuple[Reference, ...]
+    indexes: Mapping[str, IndexRecord] = field(default_factory=dict)
+
+    def blobs(self) -> set[str]:
+        """Digests of all it takes along."""
+        return self.record.blobs().union(*(index.digests() for index in self.indexes.values()))
 
 
 def _file(name: str) -> str:
@@ -50,7 +57,12 @@ def index_json(images: Sequence[Saved], sizes: dict[str, int]) -> bytes:
                  "size": sizes[image.record.manifest], "platform": where}
         for name in image.names or (None,):
             named = {"annotations": {IMAGE_NAME: str(name), REF_NAME: name.tag or ""}} if name is not None else {}
-            entries.append(entry | named)
+            index = image.indexes.get(str(name))
+            if index is not None:
+                digest, size, media_type = index.manifests[-1]
+                entries.append({"mediaType": media_type, "digest": digest, "size": size} | named)
+            else:
+                entries.append(entry | named)
     return _json({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
 
 
@@ -79,7 +91,7 @@ def _json(value: object) -> bytes:
 async def archive(content: ContentStore, images: Sequence[Saved]) -> AsyncGenerator[bytes, None]:
     """The tar, piece by piece. The blobs must be held."""
     sizes = {image.record.manifest: content.size(image.record.manifest) for image in images}
-    digests = sorted({digest for image in images for digest in image.record.blobs()})
+    digests = sorted({digest for image in images for digest in image.blobs()})
     faults.point("save.begun")
     yield _header("oci-layout", len(_LAYOUT)) + _padded(_LAYOUT)
     for folder in ("blobs/", "blobs/sha256/"):

@@ -21,8 +21,9 @@ from dolium.images.auth import Credentials
 from dolium.images.content import Ingest
 from dolium.images.hosts import Settings
 from dolium.images.manifest import Descriptor
-from dolium.images.reference import Reference
+from dolium.images.reference import DEFAULT_DOMAIN, Reference, is_domain
 from dolium.images.registry import JsonObject, RegistryClient
+from dolium.images.transport import Transport
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -101,3 +102,17 @@ class Sources:
             await client.ping()
             self._pinged.add(client)
         return await client.referrers(digest, artifact_type)
+
+
+async def login(server: str, credentials: Credentials, settings: Settings) -> str:
+    """Have the registry at ``server`` (a host, or a URL as Docker keeps them) check credentials; returns an identity token
+    to keep in place of the password, or "". Raises PermissionDenied, Unavailable, InvalidArgument.
+    """
+    host = server.partition("://")[2] or server
+    host = host.partition("/")[0]
+    if not host or host == "index.docker.io":
+        host = DEFAULT_DOMAIN
+    if not is_domain(host):
+        raise InvalidArgument(f"{server!r} names no registry")
+    async with Transport(settings.endpoint(f"{host}/"), credentials) as registry:
+        return await registry.login()

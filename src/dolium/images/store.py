@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from dolium import faults
 from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument, NotFound
 from dolium.images import archive as archives
-from dolium.images import artifacts, saver
+from dolium.images import artifacts, saver, view
 from dolium.images.artifacts import is_image
 from dolium.images.auth import Credentials
 from dolium.images.changes import apply_changes
@@ -29,6 +29,7 @@ from dolium.images.commit import Layer, Write, config_document, new_manifest, wr
 from dolium.images.content import ContentStore
 from dolium.images.flight import settled
 from dolium.images.hosts import read_settings
+from dolium.images.indexes import Indexes, blobs_of, read_tree, to_send
 from dolium.images.installer import Fetch, Installer, no_source
 from dolium.images.keeping import PULL_LEASE, Hold, Keeper, chain_key
 from dolium.images.manifest import (
@@ -49,16 +50,16 @@ from dolium.images.platform import Platform, host
 from dolium.images.progress import Progress, ProgressEvent, silent
 from dolium.images.puller import resolve_manifest
 from dolium.images.pusher import push, require_blobs
-from dolium.images.records import ArtifactRecord, Change, ImageRecord, Lease, Records
-from dolium.images.reference import DEFAULT_DOMAIN, Reference, is_domain
+from dolium.images.records import ArtifactRecord, Change, ImageRecord, IndexRecord, Lease, Records
+from dolium.images.reference import DEFAULT_DOMAIN, Reference
 from dolium.images.registry import JsonObject, RegistryClient
 from dolium.images.saver import Saved
 from dolium.images.snapshots.base import Snapshotter
 from dolium.images.snapshots.layers import FolderLayers
 from dolium.images.snapshots.overlay import OverlaySnapshotter
-from dolium.images.sources import Sources
-from dolium.images.transport import Transport
+from dolium.images.sources import Sources, login
 from dolium.images.trust import enforce, read_policy
+from dolium.images.view import HistoryLine, Image
 from dolium.units import rfc3339
 
 _log = logging.getLogger(__name__)
@@ -69,38 +70,6 @@ READERS = 16
 """Archives that are read and layers that are written at the same time, in threads of their own: a client may be slow."""
 
 faults.register("image.committed", "image.dropped")
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An image at the time of asking.
-
-    ``size`` is the sum of its unpacked files, ``content_size`` that of its blobs, both in bytes and with shared layers
-    counted in full. ``repo_tags`` and ``repo_digests`` are familiar names, sorted. ``digest`` is the manifest's.
-    """
-
-    id: str
-    digest: str
-    platform: Platform
-    created: str
-    size: int
-    content_size: int
-    chain_ids: tuple[str, ...]
-    diff_ids: tuple[str, ...]
-    repo_tags: tuple[str, ...]
-    repo_digests: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryLine:
-    """One line of ``docker history``, newest first: ``id`` is the image's for the first line, else ``<missing>``."""
-
-    id: str
-    created: str
-    created_by: str
-    size: int
-    comment: str
-    tags: tuple[str, ...]
 
 
 def unused(image_id: str) -> Sequence[Use]:
@@ -134,6 +103,7 @@ class ImageStore:
         self._sizes = records.layers()
         self._configs: dict[str, ImageConfig] = {}
         self._artifacts = {artifact.name: artifact for artifact in records.artifacts()}
+        self._indexes = Indexes(records)
         self._keeper = Keeper(self.content, self.snapshots, records, self._referenced, self._sizes)
 
     async def recover(self) -> None:
@@ -176,10 +146,11 @@ class ImageStore:
     # Bringing images in
 
     async def pull(
-        self, name: str, *, platform: str | None = None, credentials: Credentials | None = None,
-        progress: Progress = silent,
+        self, name: str, *, platform: str | None = None, all_platforms: bool = False,
+        credentials: Credentials | None = None, progress: Progress = silent,
     ) -> Image:
-        """Pull an image and name it. With a tag and a digest the digest decides, and no tag is moved.
+        """Pull an image and name it. With a tag and a digest the digest decides, and no tag is moved. ``all_platforms``
+        keeps the whole index beside the image that is chosen from it and unpacked.
 
         Raises NotFound (no such manifest, or none for the platform: the message names those there are),
         PermissionDenied, Unavailable, InvalidArgument (content that does not fit its digest, a layer that leaves its
@@ -194,29 +165,45 @@ class ImageStore:
         with self._keeper.holding(lease) as hold:
             async with self.sources(reference, credentials) as registry:
                 found = await resolve_manifest(registry, reference, wanted)
-                await enforce(read_policy(self._etc), reference, (found.top, found.digest), registry)
-                manifest = found.manifest
+                policy = read_policy(self._etc)
+                await enforce(policy, reference, (found.top, found.digest), registry)
+                manifest, index = found.manifest, None
                 hold.add([found.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)])
                 self.content.put(found.data)
+                others: dict[str, Descriptor] = {}
+                if all_platforms and found.top != found.digest:
+                    tree = await read_tree(registry, self.content, hold, found.top)
+                    for entry in tree.images():  # a signature of the index is one of each, one of ours is not
+                        await enforce(policy, reference, (found.top, entry.digest), registry)
+                    index = tree.record()
+                    hold.add(index.digests())
+                    others = {digest: blob for digest, blob in tree.blobs.items() if digest not in self._blobs(manifest)}
                 self._keeper.lease(lease, life=PULL_LEASE, blobs=hold.items)
                 config = await self._installer.config(manifest, registry.blob)
                 found.check_platform(config.platform, wanted, reference)
+                await self._installer.blobs(others.values(), registry.blob, progress)
                 names = [str(reference.digested(found.top))]
                 if reference.digest is None:
                     names.append(str(reference))
                 known = all(self._names.get(each) == manifest.config.digest for each in names)
-                image = await self._install(hold, manifest, found.digest, config, registry.blob, names, progress)
-                self._keeper.came_from(self._blobs(manifest), reference.domain, reference.path)
+                image = await self._install(hold, manifest, found.digest, config, registry.blob, names, progress,
+                                            index=index or self._indexes.find(found.top))
+                self._keeper.came_from([*self._blobs(manifest), *others], reference.domain, reference.path)
         progress(ProgressEvent("", f"Digest: {found.top}"))
         status = "Image is up to date" if known else "Downloaded newer image"
         progress(ProgressEvent("", f"Status: {status} for {reference.familiar()}"))
         return image
 
-    async def push(self, name: str, *, credentials: Credentials | None = None, progress: Progress = silent) -> str:
-        """Push what a name stands for, to the registry in it: under its tag, or under its digest for ``NAME@DIGEST``.
-        Returns the manifest's digest, which is the one it was pulled or loaded with.
+    async def push(
+        self, name: str, *, all_platforms: bool = False, credentials: Credentials | None = None,
+        progress: Progress = silent,
+    ) -> str:
+        """Push what a name stands for, to the registry in it: under its tag, or under its digest for ``NAME@DIGEST``. With
+        ``all_platforms``, and for an index's digest, the whole index. Returns the digest, which is the one that was
+        pulled or loaded.
 
-        Raises NotFound (no such name here), PermissionDenied, Unavailable, FailedPrecondition when blobs were lost.
+        Raises NotFound (no such name here), PermissionDenied, Unavailable, FailedPrecondition when blobs were lost, or
+        when the name is one of an index of which only one image is here.
         """
         reference = Reference.parse(name).with_default_tag()
         try:
@@ -224,8 +211,15 @@ class ImageStore:
         except NotFound:
             raise NotFound(f"An image does not exist locally with the tag: {reference.familiar()}") from None
         record = self._images[image_id]
-        if reference.digest is not None and reference.digest != record.manifest:
-            raise NotFound(f"{reference.familiar()} is an index: only its image {record.manifest} is here")
+        index = self._indexes.get(str(reference))
+        if reference.digest is not None:
+            all_platforms = reference.digest != record.manifest
+        if all_platforms and index is None and any(
+                each.digest not in (None, record.manifest) for each in self._names.of(image_id)):
+            raise FailedPrecondition(f"{reference.familiar()} is an index: only its image {record.manifest} is here",
+                                     hint="dolium pull --all-platforms brings all of it")
+        if all_platforms and index is not None:
+            return await self._push_index(reference, record.id, index, credentials, progress)
         config = Descriptor("", record.id, record.config_size)
         blobs = [*(Descriptor(layer.media_type, layer.digest, layer.size) for layer in record.layers), config]
         progress(ProgressEvent("", f"The push refers to repository [{reference.name}]"))
@@ -235,22 +229,41 @@ class ImageStore:
             subject = parse_artifact(self.content.read(record.manifest, limit=MANIFEST_MAX), record.media_type).subject
             await self._send(reference, credentials, manifest, blobs, reference.tag or "", progress, subject=subject,
                              quiet=frozenset([record.id]))
-        self._keeper.came_from(record.blobs() - {record.manifest}, reference.domain, reference.path)
-        pushed = str(reference.digested(record.manifest))
-        if record.id in self._images and self._names.get(pushed) is None:
-            self._records.commit(Change(tag={pushed: record.id}))
-            self._names.update({pushed: record.id})
-        return record.manifest
+        return self._pushed(reference, record.id, record.manifest, record.blobs() - {record.manifest})
+
+    async def _push_index(
+        self, reference: Reference, image_id: str, index: IndexRecord, credentials: Credentials | None, progress: Progress
+    ) -> str:
+        digest, size, media_type = index.manifests[-1]
+        blobs = blobs_of(index)
+        progress(ProgressEvent("", f"The push refers to repository [{reference.name}]"))
+        with self._keeper.holding() as hold:
+            hold.add(index.digests())
+            require_blobs(self.content, [Descriptor("", *each[:2]) for each in index.manifests], reference.familiar())
+            children = await asyncio.to_thread(to_send, index, self.content, MANIFEST_MAX)
+            await self._send(reference, credentials, Descriptor(media_type, digest, size), list(blobs.values()),
+                             reference.tag or "", progress, children=children)
+        return self._pushed(reference, image_id, digest, blobs, index)
+
+    def _pushed(
+        self, reference: Reference, image_id: str, digest: str, blobs: Iterable[str], index: IndexRecord | None = None
+    ) -> str:
+        self._keeper.came_from(blobs, reference.domain, reference.path)
+        pushed = str(reference.digested(digest))
+        if image_id in self._images and self._names.get(pushed) is None:
+            self._rename(Change(tag={pushed: image_id}), index)
+        return digest
 
     async def _send(
         self, reference: Reference, credentials: Credentials | None, manifest: Descriptor, blobs: Sequence[Descriptor],
         tag: str, progress: Progress, *, subject: Descriptor | None = None, quiet: frozenset[str] = frozenset(),
+        children: Sequence[tuple[Descriptor, Descriptor | None]] = (),
     ) -> None:
         require_blobs(self.content, [*blobs, manifest], reference.familiar())
         endpoint = read_settings(self._etc).home(reference)
         async with RegistryClient(reference, credentials, endpoint=endpoint, actions="pull,push") as registry:
             await push(registry, self.content, manifest, blobs, self._elsewhere(reference, blobs), tag, progress,
-                       subject=subject, quiet=quiet)
+                       subject=subject, quiet=quiet, children=children)
 
     def _elsewhere(self, reference: Reference, blobs: Iterable[Descriptor]) -> dict[str, list[str]]:
         """Blob to the other repositories of the host it was pulled from or pushed to."""
@@ -258,40 +271,34 @@ class ImageStore:
         return {digest: [path for path in paths if path != reference.path] for digest, paths in found.items()}
 
     async def login(self, server: str, credentials: Credentials) -> str:
-        """Have the registry at ``server`` (a host, or a URL as Docker keeps them) check credentials; returns an identity
-        token to keep in place of the password, or "". Raises PermissionDenied, Unavailable, InvalidArgument.
-        """
-        host = server.partition("://")[2] or server
-        host = host.partition("/")[0]
-        if not host or host == "index.docker.io":
-            host = DEFAULT_DOMAIN
-        if not is_domain(host):
-            raise InvalidArgument(f"{server!r} names no registry")
-        async with Transport(read_settings(self._etc).endpoint(f"{host}/"), credentials) as registry:
-            return await registry.login()
+        """See ``sources.login``."""
+        return await login(server, credentials, read_settings(self._etc))
 
-    async def load(self, source: Path | BinaryIO, *, progress: Progress = silent) -> list[Image]:
+    async def load(
+        self, source: Path | BinaryIO, *, all_platforms: bool = False, progress: Progress = silent
+    ) -> list[Image]:
         """Load an OCI layout (directory or tar) or a ``docker save`` archive; plain or compressed, file or stream.
+        ``all_platforms`` keeps whole the indexes that have a name in it.
 
         Names in the archive move to its images. Raises InvalidArgument and ResourceExhausted; the images before the
         one at fault are then loaded.
         """
-        images: list[Image] = []
+        images: dict[str, Image] = {}
         with self._keeper.holding() as hold:
             read = await self._read(
-                hold, lambda cancel: archives.read_archive(self.content, source, self._platform, cancel)
+                hold, lambda cancel: archives.read_archive(self.content, source, self._platform, cancel, whole=all_platforms)
             )
             hold.add(read.blobs)  # those that were there before, too
             for found in read.images:
                 config = await self._installer.config(found.manifest, no_source)
-                names = [str(name) for name in found.names]
-                images.append(
-                    await self._install(hold, found.manifest, found.digest, config, no_source, names, progress)
-                )
-        for image in images:
+                image = await self._install(
+                    hold, found.manifest, found.digest, config, no_source, map(str, found.names), progress,
+                    index=found.index)
+                images[image.id] = image  # one that is there twice is told of once, with all its names
+        for image in images.values():
             for tag in image.repo_tags or (image.id,):
                 progress(ProgressEvent("", f"Loaded image{'' if image.repo_tags else ' ID'}: {tag}"))
-        return images
+        return list(images.values())
 
     async def import_tar(
         self, source: Path | BinaryIO, *, name: str | None = None, config: Mapping[str, object] | None = None,
@@ -381,7 +388,7 @@ class ImageStore:
 
     async def _install(
         self, hold: Hold, manifest: Manifest, digest: str, config: ImageConfig, fetch: Fetch, names: Iterable[str],
-        progress: Progress,
+        progress: Progress, *, index: IndexRecord | None = None,
     ) -> Image:
         hold.add([digest, *self._blobs(manifest), *map(chain_key, config.chain_ids)])
         self._sizes.update(await self._installer.layers(manifest, config, fetch, progress))
@@ -389,11 +396,17 @@ class ImageStore:
         record = self._installer.record(manifest, digest, config)
         moved = dict.fromkeys(names, record.id)
         sizes = {chain: self._sizes.get(chain, 0) for chain in record.chains()}
-        self._records.commit(Change(put=[record], tag=moved, layers=sizes))
+        self._rename(Change(put=[record], tag=moved, layers=sizes), index)
         self._images[record.id] = record
-        self._names.update(moved)
         faults.point("image.committed")
         return self._view(record)
+
+    def _rename(self, change: Change, index: IndexRecord | None = None) -> None:
+        """Commit what moves or removes names: those that are moved stand for ``index`` as well, or for none any more."""
+        put, gone = self._indexes.follow(change.tag, change.untag, index)
+        self._records.commit(replace(change, put_indexes=put, delete_indexes=gone))
+        self._names.update(change.tag, change.untag)
+        self._keeper.suspect(self._indexes.update(put, gone))
 
     @staticmethod
     def _blobs(manifest: Manifest) -> list[str]:
@@ -538,14 +551,33 @@ class ImageStore:
         """Running containers made from any of these images."""
         return [use.container for image in image_ids for use in self._in_use(image) if use.running]
 
+    def indexes(self) -> list[IndexRecord]:
+        """All indexes that are here whole, by name."""
+        return self._indexes.all()
+
+    async def refetch_index(self, index: IndexRecord, credentials: Credentials | None) -> None:
+        """Have all blobs of an index again, from the registry of its name. Raises as ``pull``."""
+        reference = Reference.parse(index.name)
+        with self._keeper.holding() as hold:
+            hold.add(index.digests())
+            async with self.sources(reference, credentials) as registry:
+                tree = await read_tree(registry, self.content, hold, index.digest)
+                await self._installer.blobs(tree.blobs.values(), registry.blob, silent)
+            await self._installer.sync()
+
+    def drop_index(self, index: IndexRecord) -> None:
+        """Keep no more of an index than the image that its name stands for."""
+        self._records.commit(Change(delete_indexes=[index.name]))
+        self._keeper.suspect(self._indexes.update([], [index.name]))
+        self._keeper.collect()
+
     def lost_names(self) -> list[str]:
         """Canonical names that stand for an image that is not there."""
         return sorted(name for name, image in self._names.all().items() if image not in self._images)
 
     def drop_name(self, name: str) -> None:
         """Forget one canonical name."""
-        self._records.commit(Change(untag=[name]))
-        self._names.update({}, [name])
+        self._rename(Change(untag=[name]))
 
     def drop_image(self, image_id: str) -> None:
         """Forget an image with all its names. Raises NotFound, FailedPrecondition when a container was made from it."""
@@ -572,9 +604,11 @@ class ImageStore:
 
     # Taking images out
 
-    def saving(self, names: Sequence[str]) -> tuple[list[Saved], Callable[[], AsyncGenerator[bytes, None]]]:
+    def saving(
+        self, names: Sequence[str], *, all_platforms: bool = False
+    ) -> tuple[list[Saved], Callable[[], AsyncGenerator[bytes, None]]]:
         """What ``docker save`` of these names would take along, and the archive of it. A repository without a tag stands
-        for all its tags, an ID for an image without a name.
+        for all its tags, an ID for an image without a name. With ``all_platforms``, names of an index stand for all of it.
 
         Raises NotFound, InvalidArgument, FailedPrecondition when blobs were lost; nothing is read before the archive is
         iterated, and then what it needs is held.
@@ -585,15 +619,20 @@ class ImageStore:
                 wanted.setdefault(image_id, {})
                 if reference is not None:
                     wanted[image_id][str(reference)] = reference
-        images = [Saved(self._images[id], tuple(found.values())) for id, found in wanted.items()]
+        images = [
+            Saved(self._images[id], tuple(found.values()), {
+                name: index for name in found if all_platforms and (index := self._indexes.get(name)) is not None})
+            for id, found in wanted.items()
+        ]
         for image in images:
             blobs = [Descriptor("", layer.digest, layer.size) for layer in image.record.layers]
+            blobs += [blob for index in image.indexes.values() for blob in blobs_of(index).values()]
             require_blobs(self.content, blobs, f"image {image.record.id}")
 
         async def read() -> AsyncGenerator[bytes, None]:
             with self._keeper.holding() as hold:
                 for image in images:
-                    hold.add(image.record.blobs())
+                    hold.add(image.blobs())
                 async for data in saver.archive(self.content, images):
                     yield data
 
@@ -633,18 +672,8 @@ class ImageStore:
 
     def history(self, image_id: str) -> list[HistoryLine]:
         """The lines of ``docker history``, newest first. Raises NotFound."""
-        record, config = self._record(image_id), self.config(image_id)
-        chains = iter(record.chains())
-        lines = []
-        for entry in config.history:
-            chain = None if entry.empty_layer else next(chains, None)
-            size = self._sizes.get(chain, 0) if chain else 0
-            lines.append(HistoryLine("<missing>", entry.created, entry.created_by, size, entry.comment, ()))
-        lines += [HistoryLine("<missing>", "", "", self._sizes.get(chain, 0), "", ()) for chain in chains]
-        if lines:
-            tags = self._view(record).repo_tags
-            lines[-1] = replace(lines[-1], id=record.id, tags=tags)
-        return lines[::-1]
+        record = self._record(image_id)
+        return view.history(record, self.config(image_id), self._sizes, self._view(record).repo_tags)
 
     def layer_sizes(self) -> dict[str, int]:
         """Chain ID -> bytes of its files, of every layer once: what ``docker system df`` adds up."""
@@ -658,15 +687,7 @@ class ImageStore:
             raise NotFound(f"No such image: {image_id}") from None
 
     def _view(self, record: ImageRecord) -> Image:
-        names = self._names.of(record.id)
-        return Image(
-            id=record.id, digest=record.manifest, platform=Platform.parse(record.platform), created=record.created,
-            size=sum(self._sizes.get(chain, 0) for chain in record.chains()),
-            content_size=record.config_size + sum(layer.size for layer in record.layers),
-            chain_ids=record.chains(), diff_ids=tuple(layer.diff_id for layer in record.layers),
-            repo_tags=tuple(name.familiar() for name in names if name.tag),
-            repo_digests=tuple(name.familiar() for name in names if name.digest),
-        )
+        return view.image(record, self._names.of(record.id), self._sizes)
 
     # Changing
 
@@ -675,10 +696,9 @@ class ImageStore:
         reference = Reference.parse(target).with_default_tag()
         if reference.digest is not None:
             raise InvalidArgument(f"refusing to create a tag with a digest reference: {target}")
-        image_id, _ = self._names.resolve(source, self._images)
-        moved = {str(reference): image_id}
-        self._records.commit(Change(tag=moved))
-        self._names.update(moved)
+        image_id, known = self._names.resolve(source, self._images)
+        self._rename(Change(tag={str(reference): image_id}), self._indexes.get(str(known)) if known else None)
+        self._keeper.collect()
         return self._view(self._images[image_id])
 
     async def remove(self, name: str, *, force: bool = False) -> Sequence[Removal]:
@@ -697,19 +717,18 @@ class ImageStore:
             gone = {removal.value: removal for removal in self._keeper.collect()}
             removals += [gone[chain] for chain in reversed(record.chains()) if chain in gone]
         else:
-            self._records.commit(Change(untag=plan.untag))
-            self._names.update({}, plan.untag)
+            self._rename(Change(untag=plan.untag))
+            self._keeper.collect()
         return removals
 
     def _drop(self, record: ImageRecord, untag: Sequence[str]) -> None:
         """The record goes before its files: an image that is listed is whole, and recovery finds the rest."""
         others = {chain for image in self._images.values() if image is not record for chain in image.chains()}
-        self._records.commit(
+        self._rename(
             Change(delete=[record.id], untag=untag, delete_layers=[c for c in record.chains() if c not in others])
         )
         del self._images[record.id]
         self._configs.pop(record.id, None)
-        self._names.update({}, untag)
         self._keeper.suspect([*record.blobs(), *map(chain_key, record.chains())])
         faults.point("image.dropped")
 
@@ -756,7 +775,7 @@ class ImageStore:
 
     def _referenced(self) -> set[str]:
         """What the records name: blobs, and layers by their ``chain_key``."""
-        referenced: set[str] = set()
+        referenced = self._indexes.digests()
         for image in self._images.values():
             referenced.update(image.blobs(), map(chain_key, image.chains()))
         for artifact in self._artifacts.values():

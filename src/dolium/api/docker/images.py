@@ -18,7 +18,7 @@ from dolium.errors import DoliumError, InvalidArgument, NotFound
 from dolium.images.auth import Credentials, decode_header
 from dolium.images.progress import Progress, ProgressEvent
 from dolium.images.reference import Reference
-from dolium.images.store import Image
+from dolium.images.view import Image
 from dolium.units import format_size
 
 routes = web.RouteTableDef()
@@ -93,7 +93,7 @@ async def streamed(request: web.Request, work: Callable[[Progress], Awaitable[ob
 
 @routes.post("/images/create")
 async def create(request: web.Request) -> web.StreamResponse:
-    """Pull (``fromImage``) or import (``fromSrc``)."""
+    """Pull (``fromImage``) or import (``fromSrc``). ``allPlatforms`` is dolium's own, here and below."""
     engine = request.app[ENGINE]
     source, name, tag = (request.query.get(key, "") for key in ("fromSrc", "fromImage", "tag"))
     platform = request.query.get("platform") or None
@@ -106,7 +106,8 @@ async def create(request: web.Request) -> web.StreamResponse:
         async def pull(progress: Progress) -> None:
             tags = await engine.images.remote_tags(name, credentials=credentials) if every else []
             for target in [f"{name}:{one}" for one in tags if not one.startswith("sha256-")] if every else [reference]:
-                image = await engine.images.pull(target, platform=platform, credentials=credentials, progress=progress)
+                image = await engine.images.pull(target, platform=platform, all_platforms=flag(request, "allPlatforms"),
+                                                 credentials=credentials, progress=progress)
                 engine.events.publish("image", "pull", target, {"name": name, "id": image.id})
 
         return await streamed(request, pull)
@@ -128,7 +129,7 @@ async def load(request: web.Request) -> web.StreamResponse:
     """``docker load``: an archive in the body."""
     engine = request.app[ENGINE]
     async with uploaded(request) as file:
-        images = await engine.images.load(file)
+        images = await engine.images.load(file, all_platforms=flag(request, "allPlatforms"))
     response = await stream(request)
     for image in images:
         for text in [f"Loaded image: {tag}\n" for tag in image.repo_tags] or [f"Loaded image ID: {image.id}\n"]:
@@ -153,7 +154,7 @@ async def _save(request: web.Request, names: list[str]) -> web.StreamResponse:
     engine = request.app[ENGINE]
     if not names:
         raise InvalidArgument("no image to save was named")
-    images, read = engine.images.saving(names)
+    images, read = engine.images.saving(names, all_platforms=flag(request, "allPlatforms"))
     response = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
     async with contextlib.aclosing(read()) as pieces:
         async for data in pieces:  # held from its first piece on; what is wrong before that is told as a status
@@ -262,7 +263,8 @@ async def push(request: web.Request) -> web.StreamResponse:
 
     async def push_all(progress: Progress) -> None:
         for target in targets:
-            await engine.images.push(target, credentials=credentials, progress=progress)
+            await engine.images.push(target, all_platforms=flag(request, "allPlatforms"), credentials=credentials,
+                                     progress=progress)
             engine.events.publish("image", "push", target, {"name": reference.familiar_name})
 
     return await streamed(request, push_all)

@@ -11,7 +11,7 @@ from dolium.engine.containers import Containers
 from dolium.engine.engine import Engine
 from dolium.engine.model import Container
 from dolium.engine.networks import wished_of
-from dolium.images.store import Image
+from dolium.images.view import Image
 from dolium.network.base import endpoints
 from dolium.units import human_duration, rfc3339
 
