@@ -109,6 +109,9 @@ class Containers:
         request.published(host, done)
         mounts = parse_mounts(done, host, self.volumes.lent(host))
         check_sources(mounts)
+        host["Egress"] = request.egress(host, done)
+        if not host["Egress"]:
+            del host["Egress"]
         networks = wished_networks(engine, host, networking)
         mode = host.get("NetworkMode") or "default"
         for key in JOINING:  # by id: another container may have the name later
@@ -116,6 +119,9 @@ class Containers:
             if kind == "container":
                 try:
                     host[key] = f"container:{engine.find(other).id}"
+                    if key == "NetworkMode" and engine.find(other).host_config.get("Egress"):
+                        request.check_restricted(host)
+                        host["Egress"] = list(engine.find(other).host_config["Egress"])
                 except NotFound as error:  # not as 404: clients take that for a missing image, and pull
                     raise InvalidArgument(f"--{key.removesuffix('Mode').lower()} {kind}:{other}: {error}") from error
         identity = secrets.token_hex(32)

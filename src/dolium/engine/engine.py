@@ -26,7 +26,7 @@ from dolium.images.store import ImageStore
 from dolium.images.view import Image
 from dolium.isolation.process import ProcessIsolation
 from dolium.linux.cgroup import manage, tree
-from dolium.network.base import NetworkManager
+from dolium.network.base import NetworkManager, Refused
 from dolium.trash import Trash, delete
 from dolium.volumes.store import Volumes
 
@@ -89,6 +89,7 @@ class Engine:
         self.volumes = Volumes(f"{paths.data}/volumes", self.store)
         self.shared_memory = SharedMemory(f"{paths.run}/shm")
         self.network = make_network(self.instance, self.store)
+        self.network.on_refused = self._refused
         self.trash, self.run_trash = Trash(f"{paths.data}/trash"), Trash(f"{paths.run}/trash")
         self.isolation = ProcessIsolation(self.layout, f"{paths.data}/cache/seccomp", f"{paths.run}/shims",
                                           self.run_trash.discard)
@@ -209,6 +210,12 @@ class Engine:
         labels = container.config.get("Labels") or {}
         self.events.publish("container", action, container.id,
                             {**labels, "image": container.image, "name": container.name, **attributes})
+
+    def _refused(self, identity: str, refused: Refused) -> None:
+        container = self.containers.get(identity)
+        if container is not None:
+            self.event(container, "egress-refused", address=refused.address, protocol=refused.protocol,
+                       port=str(refused.port))
 
     def container_group(self, identity: str) -> str:
         """The cgroup of a container."""

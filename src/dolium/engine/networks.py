@@ -106,7 +106,7 @@ class ContainerNetworks:
         ports = request.published(container.host_config, container.config)
         wished = container.endpoint_settings
         first = wished.get(mode) or {}
-        servers = container.host_config.get("Dns")
+        servers, egress = container.host_config.get("Dns"), container.host_config.get("Egress")
         loop = asyncio.get_running_loop()
         known: asyncio.Future[Endpoint] = loop.create_future()
         making = loop.create_task(self._engine.network.prepare(
@@ -114,7 +114,8 @@ class ContainerNetworks:
                            first.get("MacAddress") or container.config.get("MacAddress") or "",
                            first.get("IPv4Address") or "", namespace,
                            tuple(_place(container, name, wish) for name, wish in wished.items() if name != mode),
-                           _names(container, first), tuple(servers) if servers else None), known.set_result))
+                           _names(container, first), tuple(servers) if servers else None,
+                           tuple(egress) if egress else None), known.set_result))
         either: set[asyncio.Future[Any]] = {known, making}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -185,11 +186,12 @@ class ContainerNetworks:
                 raise PermissionDenied(f"endpoint with name {container.name} already exists in network {name}")
             if container.live:
                 namespace, before = self._namespace(container), container.network
-                servers = container.host_config.get("Dns")
+                host = container.host_config
+                whole = {key: list(host[name]) for key, name in (("servers", "Dns"), ("egress", "Egress")) if host.get(name)}
                 try:
                     container.network = await engine.network.connect(
                         container.id, _place(container, name, kept), namespace,
-                        {**before, "servers": list(servers)} if servers and before else before,
+                        {**before, **whole} if before else before,
                         tuple(request.published(container.host_config, container.config)))
                 finally:
                     os.close(namespace)

@@ -11,6 +11,7 @@ from dolium.errors import InvalidArgument, Unimplemented
 from dolium.images.manifest import ImageConfig
 from dolium.linux.capabilities import NAMES, NUMBERS
 from dolium.network.base import PortBinding
+from dolium.network.egress import parse as parse_egress
 from dolium.runtime.cli import signal_number
 from dolium.units import parse_size
 
@@ -222,8 +223,36 @@ def _capability(name: str) -> str:
     return upper if upper.startswith("CAP_") else f"CAP_{upper}"
 
 
+EGRESS_LABEL = "dolium.egress"
+_BYPASS = ("CAP_ALL", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN", "CAP_SYS_MODULE", "CAP_SYS_PTRACE")
+"""Capabilities with which a container could take its own rules away, or send past them."""
+
+
+def egress(host: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """What --egress says, or the label for clients that have no such flag (words, with blanks between); [] for no rules.
+    Raises InvalidArgument, also for what would make the rules void."""
+    wished = strings(host.get("Egress"), "Egress") or str((config.get("Labels") or {}).get(EGRESS_LABEL) or "").split()
+    if not wished:
+        return []
+    parse_egress(wished)
+    mode = host.get("NetworkMode") or "default"
+    if mode in ("host", "none") or mode.startswith("container:"):
+        raise InvalidArgument(f"--egress does not go with --network {mode}: the container has no network of its own")
+    check_restricted(host)
+    return wished
+
+
+def check_restricted(host: dict[str, Any]) -> None:
+    """A container in a network namespace with rules of --egress cannot have what makes them void. Raises InvalidArgument."""
+    given = [_capability(name) for name in host.get("CapAdd") or []]
+    void = ["--privileged"] * bool(host.get("Privileged")) + [f"--cap-add {name}" for name in given if name in _BYPASS]
+    if void:
+        raise InvalidArgument(f"--egress does not go with {void[0]}: with that a container takes its own rules away")
+
+
 def capabilities(host: dict[str, Any]) -> list[str]:
-    """The bounding set: Docker's defaults, with CapAdd and CapDrop (ALL among them) applied."""
+    """The bounding set: Docker's defaults, with CapAdd and CapDrop (ALL among them) applied; with rules of --egress none
+    that sends past them."""
     if host.get("Privileged"):
         return list(NAMES)
     add = {_capability(name) for name in host.get("CapAdd") or []}
@@ -234,6 +263,8 @@ def capabilities(host: dict[str, Any]) -> list[str]:
     if "CAP_ALL" in drop:
         base = set()
     chosen = (base | add) - drop - {"CAP_ALL"} if "CAP_ALL" not in drop else add - {"CAP_ALL"}
+    if host.get("Egress"):
+        chosen.discard("CAP_NET_RAW")
     return [name for name in NAMES if name in chosen]
 
 

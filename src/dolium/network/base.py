@@ -43,7 +43,7 @@ class NetworkRequest:
     """``container``: full id; ``mode``, ``mac``, ``address``: the first network, as in ``Place``; ``others``: the further
     ones; ``ports``: what to publish; ``namespace``: an fd of the one to furnish, which stays the caller's, -1 for a new one:
     a user namespace's own is made with it; ``names``: in the first network, as in ``Place``; ``servers``: name servers that
-    are asked about the world, None for the host's."""
+    are asked about the world, None for the host's; ``egress``: what it may reach (network/egress.py), None for all."""
 
     container: str
     mode: str
@@ -54,25 +54,36 @@ class NetworkRequest:
     others: tuple[Place, ...] = ()
     names: tuple[str, ...] = ()
     servers: tuple[str, ...] | None = None
+    egress: tuple[str, ...] | None = None
 
 
 @dataclass(slots=True)
 class Prepared:
     """``fd`` is the network namespace (the receiver closes it); ``endpoint`` goes into the container's record:
     ``network network_id ip prefix gateway mac link ports`` (ports: ``[{container_port, protocol, host_ip, host_port}]``),
-    ``names`` in a network of users' own, and ``others``, a list of such, and ``servers``, when there are. ``gateway`` is ""
-    in an internal network."""
+    ``names`` in a network of users' own, and ``others``, a list of such, ``servers`` and ``egress``, when there are.
+    ``gateway`` is "" in an internal network."""
 
     fd: int
     endpoint: Endpoint = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A packet that was not let out. ``port`` 0: its protocol has none."""
+
+    address: str
+    protocol: str
+    port: int
 
 
 Known: TypeAlias = Callable[[Endpoint], None]
 
 
 def named(first: Endpoint) -> bool:
-    """Is one of its networks a user's own, where containers have names and a name server?"""
-    return any("names" in endpoint for endpoint in endpoints(first))
+    """Has it a name server of ours: is one of its networks a user's own, where containers have names, or may it reach some
+    alone?"""
+    return "egress" in first or any("names" in endpoint for endpoint in endpoints(first))
 
 
 def endpoints(first: Endpoint) -> list[Endpoint]:
@@ -81,7 +92,10 @@ def endpoints(first: Endpoint) -> list[Endpoint]:
 
 
 class NetworkManager(Protocol):
-    """All networks of one instance. Every kernel object it makes carries the instance's id."""
+    """All networks of one instance. Every kernel object it makes carries the instance's id. ``on_refused`` is told, on the
+    loop, what a container was not let reach: its id, and address, protocol and port."""
+
+    on_refused: Callable[[str, Refused], None]
 
     async def start(self, live: dict[str, Endpoint], namespace_of: Callable[[str], int] | None = None) -> None:
         """Bring kernel and records together: ``live`` has the endpoint of every container that still runs; all else

@@ -18,8 +18,18 @@ from typing import Any
 
 from dolium import faults
 from dolium.errors import AlreadyExists, DoliumError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
-from dolium.network import pool
-from dolium.network.base import Endpoint, Known, NetworkRequest, Place, PortBinding, Prepared, endpoints, named
+from dolium.network import egress, pool
+from dolium.network.base import (
+    Endpoint,
+    Known,
+    NetworkRequest,
+    Place,
+    PortBinding,
+    Prepared,
+    Refused,
+    endpoints,
+    named,
+)
 from dolium.network.dns.client import Known as NameServerKnown
 from dolium.network.dns.client import NameServer
 from dolium.network.drivers.base import Driver, Rows
@@ -36,6 +46,8 @@ _log = logging.getLogger(__name__)
 _INSTANCE = re.compile(r"[0-9a-f]{8}")
 _CONTAINER = re.compile(r"[0-9a-f]{12,64}")
 _TABLE = "networks"
+_OF_ALL = ("servers", "egress")
+"""Keys of the first endpoint that are of the container, not of that network."""
 faults.register("network.record.put", "network.record.deleted")
 
 
@@ -56,6 +68,8 @@ class Networks:
         for kind in MODES:
             self._drivers[kind] = SharedLinkDriver(kind, instance, functools.partial(self._subnets_but, kind))
         self._dns = NameServer(run_dir)
+        self._watched: dict[str, socket.socket] = {}  # of restricted containers: what they are refused
+        self.on_refused: Callable[[str, Refused], None] = lambda container, refused: None
         self._row: dict[str, Any] = {}
         self._records: dict[str, Record] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -100,6 +114,8 @@ class Networks:
         for container, first in live.items():
             if named(first) and namespace_of is not None:
                 try:
+                    if "egress" in first:
+                        await self._restrict(container, first, namespace_of(container), rules=False)
                     known[container] = self._known(first, namespace_of(container))
                 except OSError as error:
                     _log.warning("container %s has no name server: %s", container[:12], error)
@@ -153,6 +169,8 @@ class Networks:
                 driver.publish(container, first, request.ports)
             if others:
                 first["others"] = others
+            if request.egress is not None:
+                first["egress"] = list(request.egress)
             if request.servers is not None and named(first):
                 first["servers"] = list(request.servers)
             if known is not None:
@@ -161,16 +179,47 @@ class Networks:
             try:
                 for endpoint in others:
                     await self._must(endpoint).join(container, endpoint, fd, default=False)
+                if "egress" in first:
+                    await self._restrict(container, first, os.dup(fd))
                 if named(first):
                     await self._attach_names(container, first, fd, fresh=True)
             except BaseException:
                 os.close(fd)
                 raise
         except BaseException:
+            self._unwatch(container)
             for endpoint in found:
                 await self._must(endpoint).release(container, endpoint)
             raise
         return Prepared(fd, first)
+
+    # -- what may be reached --
+
+    async def _restrict(self, container: str, first: Endpoint, namespace: int, *, rules: bool = True) -> None:
+        """``namespace`` is this call's."""
+        try:
+            sock = await asyncio.to_thread(egress.restrict, namespace, egress.parse(first["egress"]), rules=rules)
+        except OSError as error:
+            raise as_error(error, f"cannot restrict what container {container[:12]} reaches") from error
+        finally:
+            os.close(namespace)
+        self._watched[container] = sock
+        asyncio.get_running_loop().add_reader(sock, self._refused, container, sock)
+
+    def _refused(self, container: str, sock: socket.socket) -> None:
+        try:
+            for one in egress.refused(sock):
+                self.on_refused(container, one)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            _log.warning("some of what container %s was refused is not told: %s", container[:12], error.strerror)
+
+    def _unwatch(self, container: str) -> None:
+        sock = self._watched.pop(container, None)
+        if sock is not None:
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
 
     def _reserve(self, container: str, place: Place) -> Endpoint:
         name = self._name(place.network)
@@ -191,7 +240,8 @@ class Networks:
         found = endpoints(first)
         return NameServerKnown(namespace, first.get("servers"), {
             endpoint["network_id"]: (endpoint["network"], endpoint["names"], endpoint["ip"])
-            for endpoint in found if "names" in endpoint}, any(endpoint["gateway"] for endpoint in found), fresh, sockets)
+            for endpoint in found if "names" in endpoint}, any(endpoint["gateway"] for endpoint in found), fresh, sockets,
+            egress=first.get("egress"))
 
     async def _attach_names(self, container: str, first: Endpoint, namespace: int, *, fresh: bool) -> None:
         try:
@@ -251,6 +301,7 @@ class Networks:
         await asyncio.shield(self._task(self._release(container, endpoint)))
 
     async def _release(self, container: str, first: Endpoint) -> None:
+        self._unwatch(container)
         await self._dns.gone(container)
         failure: DoliumError | None = None
         for endpoint in endpoints(first):
@@ -447,6 +498,8 @@ class Networks:
         """See NetworkManager. With no live container nothing of the instance is left in the kernel."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+        for container in list(self._watched):
+            self._unwatch(container)
         await self._dns.close()
         for driver in dict.fromkeys(self._drivers.values()):
             await driver.close()
@@ -456,10 +509,10 @@ def _ordered(found: list[Endpoint]) -> Endpoint:
     """The first endpoint with the others in it."""
     if not found:
         return {}
-    servers = next((endpoint["servers"] for endpoint in found if "servers" in endpoint), None)
-    first, *others = [{key: value for key, value in endpoint.items() if key not in ("others", "servers")}
+    whole = {key: endpoint[key] for endpoint in reversed(found) for key in _OF_ALL if key in endpoint}
+    first, *others = [{key: value for key, value in endpoint.items() if key not in ("others", *_OF_ALL)}
                       for endpoint in found]
-    return {**first, **({"others": others} if others else {}), **({"servers": servers} if servers is not None else {})}
+    return {**first, **({"others": others} if others else {}), **whole}
 
 
 def _now() -> str:

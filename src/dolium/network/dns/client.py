@@ -33,7 +33,8 @@ faults.register("dns.started", "dns.sandbox")
 class Known:
     """A container as the server is to know it. ``namespace``: a duplicate fd, kept until the container is gone. ``names``:
     what it is called, by network's id: ``(network_name, names, address)``. ``fresh``: nothing of ours was ever in the
-    namespace; ``sockets``: of it, where they are open already; ``told``: the server that runs has it."""
+    namespace; ``sockets``: of it, where they are open already; ``told``: the server that runs has it; ``egress``: what
+    it may reach, None for everything."""
 
     namespace: int
     servers: list[str] | None
@@ -42,6 +43,7 @@ class Known:
     fresh: bool = False
     sockets: Sequence[socket.socket] = ()
     told: bool = False
+    egress: list[str] | None = None
 
     def close(self) -> None:
         """Let go of the namespace. Idempotent."""
@@ -54,7 +56,8 @@ class Known:
 
     def wish(self, container: str) -> dict[str, Any]:
         """As a command."""
-        return {"op": "sandbox", "container": container, "servers": self.servers, "forward": self.forward, "networks": [
+        return {"op": "sandbox", "container": container, "servers": self.servers, "forward": self.forward,
+                "egress": self.egress, "networks": [
             {"id": network, "name": name, "names": names, "address": address}
             for network, (name, names, address) in self.names.items()]}
 
@@ -230,7 +233,8 @@ class NameServer:
             sockets = known.sockets or await asyncio.to_thread(open_sockets, known.namespace, fresh=known.fresh)
             known.sockets, known.fresh = (), False
             try:
-                await self._ask(known.wish(container), [sock.fileno() for sock in sockets])
+                restricted = [known.namespace] if known.egress is not None else []
+                await self._ask(known.wish(container), [*(sock.fileno() for sock in sockets), *restricted])
             finally:
                 for sock in sockets:
                     sock.close()

@@ -6,7 +6,9 @@ descriptors beside them; each is answered by ``{"ok": true, ...}`` or ``{"error"
 
     {"op": "hello"}                                        -> version, pid, sandboxes (ids)
     {"op": "sandbox", "container", "networks": [{"id", "name", "names": [name ...], "address"} ...],
-     "servers": [address ...] or null, "forward": bool}    with two descriptors, UDP and TCP; without: of one that is there
+     "servers": [address ...] or null, "forward": bool,
+     "egress": [text ...] or null}                         with two descriptors, UDP and TCP, and the namespace when it
+                                                           has "egress"; without: of one that is there
     {"op": "gone", "container"}                            it is forgotten
     {"op": "stop"}
 """
@@ -26,12 +28,14 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from dolium.errors import DoliumError
 from dolium.network.dns import wire
 from dolium.network.dns.forward import Forwarder
 from dolium.network.dns.names import Entry, Names
+from dolium.network.dns.pins import Pins, open_pins
 
 _log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 LARGEST = 1 << 18  # of a command
 TTL = 600  # seconds, as Docker's
 _IDLE_SECONDS = 30.0
@@ -42,13 +46,15 @@ _FDS = 1 << 16
 
 @dataclass(slots=True)
 class Sandbox:
-    """A container as it asks. ``servers``: None for the host's own; ``forward``: may it ask about the world?"""
+    """A container as it asks. ``servers``: None for the host's own; ``forward``: may it ask about the world? ``pins``: when
+    it may reach some names alone."""
 
     networks: list[str]
     servers: list[str] | None
     forward: bool
     udp: asyncio.DatagramTransport | None = None
     tcp: asyncio.Server | None = None
+    pins: Pins | None = None
     talking: set[asyncio.Task[None]] = field(default_factory=set)
     asked: int = 0  # questions passed on that have no answer yet
 
@@ -60,6 +66,8 @@ class Sandbox:
             self.tcp.close()
         for task in list(self.talking):
             task.cancel()
+        if self.pins is not None:
+            self.pins.close()
 
 
 class _Datagrams(asyncio.DatagramProtocol):
@@ -84,7 +92,7 @@ class Server:
 
     def datagram(self, sandbox: Sandbox, data: bytes, address: Any) -> None:
         """One question by UDP; what must be asked elsewhere is answered later."""
-        reply = self._local(sandbox, data, tcp=False)
+        reply = self._local(sandbox, data, tcp=False) if sandbox.pins is None else None
         if reply is None:
             task = asyncio.get_running_loop().create_task(self._pass_on(sandbox, data, address))
             self._tasks.add(task)
@@ -97,7 +105,8 @@ class Server:
             sandbox.udp.sendto(reply, address)
 
     async def _pass_on(self, sandbox: Sandbox, data: bytes, address: Any) -> None:
-        self._send(sandbox, await self._elsewhere(sandbox, data, tcp=False), address)
+        work = self._elsewhere if sandbox.pins is None else self._restricted
+        self._send(sandbox, await work(sandbox, data, tcp=False), address)
 
     def _local(self, sandbox: Sandbox, data: bytes, *, tcp: bool) -> bytes | None:
         """The answer that is known here; None when others must be asked."""
@@ -132,6 +141,31 @@ class Server:
                 sandbox.asked -= 1
         return wire.answer(wire.parse(data), wire.SERVFAIL) if reply is None else reply
 
+    async def _restricted(self, sandbox: Sandbox, data: bytes, *, tcp: bool) -> bytes:
+        """Of one that may reach some names alone: it may reach what it is told, before it is told. About others it is told
+        nothing, and nobody is asked: a name can carry what must not leave, too."""
+        assert sandbox.pins is not None
+        try:
+            query = wire.parse(data)
+        except ValueError:
+            return wire.malformed(data)
+        reverse = bool(wire.reverse_of(query.name))
+        if not reverse and not sandbox.pins.allows(query.name):
+            return wire.answer(query, wire.REFUSED)
+        reply = self._local(sandbox, data, tcp=tcp)
+        if reply is None:
+            if reverse:
+                return wire.answer(query, wire.REFUSED)
+            reply = await self._elsewhere(sandbox, data, tcp=tcp)
+        found = wire.addresses_in(reply)
+        if found:
+            try:
+                await asyncio.to_thread(sandbox.pins.pin, query.name, found)
+            except DoliumError as error:
+                _log.warning("%s cannot be let through: %s", query.name, error)
+                return wire.answer(query, wire.SERVFAIL)
+        return reply
+
     async def _talk(self, sandbox: Sandbox, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -144,8 +178,10 @@ class Server:
                 async with asyncio.timeout(_IDLE_SECONDS):
                     (length,) = struct.unpack("!H", await reader.readexactly(2))
                     data = await reader.readexactly(length)
-                reply = self._local(sandbox, data, tcp=True)
-                if reply is None:
+                reply = None if sandbox.pins is not None else self._local(sandbox, data, tcp=True)
+                if sandbox.pins is not None:
+                    reply = await self._restricted(sandbox, data, tcp=True)
+                elif reply is None:
                     reply = await self._elsewhere(sandbox, data, tcp=True)
                 if not reply:
                     return
@@ -189,11 +225,14 @@ class Server:
             there.networks, there.servers, there.forward = networks, servers, bool(wish["forward"])
             self._rename(container, entries)
             return
-        if len(fds) != 2:
-            raise ValueError("a sandbox has two sockets")
+        egress = wish["egress"]
+        if len(fds) != 2 + (egress is not None):
+            raise ValueError("a sandbox has two sockets, and a namespace where it is restricted")
         sandbox = Sandbox(networks, servers, bool(wish["forward"]))
+        if egress is not None:
+            sandbox.pins = await asyncio.to_thread(open_pins, os.dup(fds[2]), egress)
         loop = asyncio.get_running_loop()
-        udp, tcp = (socket.socket(fileno=os.dup(fd)) for fd in fds)
+        udp, tcp = (socket.socket(fileno=os.dup(fd)) for fd in fds[:2])
         for sock in (udp, tcp):
             sock.setblocking(False)
         sandbox.udp, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(self, sandbox), sock=udp)
@@ -220,12 +259,12 @@ class Server:
                 loop.remove_reader(sock)
             fds: list[int] = []
             try:
-                data, fds, _, _ = socket.recv_fds(sock, LARGEST, 2)
+                data, fds, _, _ = socket.recv_fds(sock, LARGEST, 3)
                 if not data:
                     return
                 try:
                     answer = {"ok": True, **await self.command(json.loads(data), fds)}
-                except (ValueError, KeyError, TypeError, OSError) as error:
+                except (ValueError, KeyError, TypeError, OSError, DoliumError) as error:
                     answer = {"error": f"{type(error).__name__}: {error}"}
             except BlockingIOError:
                 continue

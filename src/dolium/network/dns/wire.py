@@ -126,3 +126,33 @@ def answers_query(reply: bytes, query: bytes) -> bool:
         end += 1 + query[end]
     end += 5
     return reply[12:end].lower() == query[12:end].lower()
+
+
+def addresses_in(reply: bytes) -> list[tuple[str, int]]:
+    """The A records of a reply's answers, each with its time to live in seconds; [] for what cannot be read."""
+    try:
+        _, flags, questions, answers, _, _ = _HEADER.unpack_from(reply)
+        if not flags & _QR or flags & 15:
+            return []
+        at, found = 12, []
+        for _ in range(questions):
+            at = _after_name(reply, at) + 4
+        for _ in range(answers):
+            at = _after_name(reply, at)
+            kind, group, ttl, length = struct.unpack_from("!HHIH", reply, at)
+            at += 10
+            if kind == A and group == IN and length == 4 and at + 4 <= len(reply):
+                found.append((str(IPv4Address(reply[at:at + 4])), ttl))
+            at += length
+        return found
+    except (struct.error, IndexError):
+        return []
+
+
+def _after_name(data: bytes, at: int) -> int:
+    """Where the name at a place ends. Raises IndexError."""
+    while data[at]:
+        if data[at] & 0xC0:
+            return at + 2
+        at += 1 + data[at]
+    return at + 1
