@@ -299,3 +299,32 @@ def test_a_macvlan_by_the_docker_command_line(clean: Daemon) -> None:
         clean.docker("rm", "-f", "box", "peer", check=False)
         clean.docker("network", "rm", "lan", check=False)
         subprocess.run(["ip", "link", "del", "dtmac"], check=True)
+
+
+def test_bandwidth_is_limited_on_every_network(clean: Daemon) -> None:
+    network(clean, "one")
+    clean.dolium("run", "-d", "--name", "slow", "--bandwidth", "up=8mbit,down=16mbit", "base:1", "sleep", "1000")
+    up(clean, "peer", "--network", "one")
+    clean.docker("network", "connect", "one", "slow")
+    pid = clean.inspect("slow")["State"]["Pid"]
+
+    def limits(*inside: str) -> list[str]:
+        text = subprocess.run([*inside, "tc", "-s", "qdisc"], check=True, capture_output=True, text=True).stdout
+        return [line for line in text.split("qdisc ") if line.startswith("tbf")]
+    own = limits("nsenter", f"--net=/proc/{pid}/ns/net")
+    assert len(own) == 2 and all("rate 8Mbit burst 64Kb" in line for line in own)
+    host = [line for line in limits() if "rate 16Mbit" in line]
+    assert len(host) == 2
+    # it counts: what is sent at once is held back
+    clean.docker("exec", "-d", "peer", "sh", "-c", "sleep 60 | nc -l -p 90 > /tmp/got")
+    eventually(lambda: clean.docker("exec", "slow", "sh", "-c", "head -c 300000 /dev/zero | nc peer 90", check=False).returncode == 0,
+               "it listens")
+    eventually(lambda: clean.docker("exec", "peer", "stat", "-c", "%s", "/tmp/got").stdout == "300000\n", "all comes through")
+    assert any(int(line.split("overlimits ")[1].split()[0]) > 0 for line in limits("nsenter", f"--net=/proc/{pid}/ns/net"))
+    clean.docker("restart", "-t0", "slow")
+    pid = clean.inspect("slow")["State"]["Pid"]
+    assert len(limits("nsenter", f"--net=/proc/{pid}/ns/net")) == 2
+    for words, expected in ((("--bandwidth", "fast"), "invalid --bandwidth"), (("--bandwidth", "up=1mbit,up=2mbit"), "invalid"),
+                            (("--bandwidth", "1kbit"), "at least 8kbit"),
+                            (("--bandwidth", "1mbit", "--network", "host"), "does not go with --network host")):
+        assert expected in clean.dolium("run", "--rm", *words, "base:1", "true", check=False).stderr

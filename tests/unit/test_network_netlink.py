@@ -7,12 +7,15 @@ import struct
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from dolium.network import netlink
 
@@ -69,6 +72,46 @@ def test_address_and_route() -> None:
     message = read(rtmsg, netlink.new_default_route(2, IPv4Address("172.18.0.1")))
     assert (message["dst_len"], message["table"], message["type"]) == (0, 254, 1)
     assert (message.get("RTA_GATEWAY"), message.get("RTA_OIF")) == ("172.18.0.1", 2)
+
+
+def test_links_above_others() -> None:
+    def data(message: Any) -> Any:
+        return message.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")
+    message = read(ifinfmsg, netlink.new_child("dc01", 3, "macvlan", data=netlink.macvlan_data("private"), namespace=9,
+                                               mac="02:00:00:00:00:01", mtu=1400))
+    assert (message.get("IFLA_IFNAME"), message.get("IFLA_LINK"), message.get("IFLA_NET_NS_FD")) == ("dc01", 3, 9)
+    assert (message.get("IFLA_ADDRESS"), message.get("IFLA_MTU")) == ("02:00:00:00:00:01", 1400)
+    assert data(message).get("IFLA_MACVLAN_MODE") == "private"
+    message = read(ifinfmsg, netlink.new_child("dc01", 3, "ipvlan", data=netlink.ipvlan_data("l3s", "vepa")))
+    assert data(message).get("IFLA_IPVLAN_MODE") == 2
+    # pyroute2 does not know the flags
+    assert dict(netlink.attributes(netlink.ipvlan_data("l3s", "vepa")))[2][:2] == struct.pack("=H", 2)
+    message = read(ifinfmsg, netlink.new_child("eth0.20", 3, "vlan", data=netlink.vlan_data(20)))
+    assert data(message).get("IFLA_VLAN_ID") == 20
+    message = read(ifinfmsg, netlink.new_child("dw01", 0, "vxlan", data=netlink.vxlan_data(77, 4789, IPv4Address("192.0.2.1"))))
+    assert message.get("IFLA_LINK") is None
+    assert [data(message).get(f"IFLA_VXLAN_{key}") for key in ("ID", "PORT", "LOCAL")] == [77, 4789, "192.0.2.1"]
+    message = read(ifinfmsg, netlink.new_child("ds01", 0, "dummy"))
+    assert message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") == "dummy" and data(message) is None
+
+
+def test_hosts_of_an_overlay() -> None:
+    message = read(ndmsg, netlink.flood_to(5, IPv4Address("192.0.2.2")))
+    assert (message["header"]["type"], message["header"]["flags"] & 0xE00, message["ifindex"]) == (28, 0xC00, 5)
+    assert (message["family"], message["state"], message["flags"]) == (7, 0x80, 0x02)
+    assert (message.get("NDA_DST"), message.get("NDA_LLADDR")) == ("192.0.2.2", "00:00:00:00:00:00")
+    message = read(ndmsg, netlink.flood_to(5, IPv4Address("192.0.2.2"), remove=True))
+    assert (message["header"]["type"], message["header"]["flags"] & 0xE00) == (29, 0)
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(1_000_000, 65536), (125_000_000, 1_250_000), (12_500_000_000, 125_000_000)])
+def test_a_rate(rate: int, burst: int) -> None:
+    message = read(tcmsg, netlink.limit_rate(4, rate))
+    assert (message["index"], message["parent"], message.get("TCA_KIND")) == (4, 0xFFFFFFFF, "tbf")
+    options = dict(netlink.attributes(dict(netlink.attributes(netlink.limit_rate(4, rate)[36:]))[2]))
+    assert struct.unpack_from("=I", options[1], 8)[0] == min(rate, 0xFFFFFFFF)
+    assert struct.unpack("=I", options[6])[0] == burst
+    assert options.get(4) == (struct.pack("=Q", rate) if rate > 0xFFFFFFFF else None)
 
 
 def test_connection_tracking() -> None:

@@ -109,6 +109,9 @@ class Containers:
         request.published(host, done)
         mounts = parse_mounts(done, host, self.volumes.lent(host))
         check_sources(mounts)
+        if any(request.bandwidth(host)) and (host.get("NetworkMode") or "").partition(":")[0] in ("host", "container"):
+            raise InvalidArgument(f"--bandwidth does not go with --network {host['NetworkMode']}: the container has no "
+                                  "network of its own")
         host["Egress"] = request.egress(host, done)
         if not host["Egress"]:
             del host["Egress"]

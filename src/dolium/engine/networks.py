@@ -115,7 +115,7 @@ class ContainerNetworks:
                            first.get("IPv4Address") or "", namespace,
                            tuple(_place(container, name, wish) for name, wish in wished.items() if name != mode),
                            _names(container, first), tuple(servers) if servers else None,
-                           tuple(egress) if egress else None), known.set_result))
+                           tuple(egress) if egress else None, request.bandwidth(container.host_config)), known.set_result))
         either: set[asyncio.Future[Any]] = {known, making}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -250,4 +250,5 @@ def _names(container: Container, wish: Settings) -> tuple[str, ...]:
 
 
 def _place(container: Container, name: str, wish: Settings) -> Place:
-    return Place(name, wish.get("IPv4Address") or "", wish.get("MacAddress") or "", _names(container, wish))
+    return Place(name, wish.get("IPv4Address") or "", wish.get("MacAddress") or "", _names(container, wish),
+                 request.bandwidth(container.host_config))

@@ -242,6 +242,27 @@ def egress(host: dict[str, Any], config: dict[str, Any]) -> list[str]:
     return wished
 
 
+_RATE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(k|m|g)bit\Z", re.ASCII)
+
+
+def bandwidth(host: dict[str, Any]) -> tuple[int, int]:
+    """Bytes a second that a container may send, and be sent, on each of its networks; 0 for no limit. ``10mbit``, or
+    ``up=1mbit,down=10mbit``: bits a second, powers of 1000. Raises InvalidArgument."""
+    text = host.get("Bandwidth") or ""
+    if not text:
+        return 0, 0
+    given: dict[str, int] = {}
+    for part in str(text).split(","):
+        key, equals, rate = part.rpartition("=")
+        match = _RATE.match(rate)
+        value = int(float(match.group(1)) * {"k": 1e3, "m": 1e6, "g": 1e9}[match.group(2)] / 8) if match else 0
+        keys = (key,) if equals else ("up", "down")
+        if value < 1000 or any(one not in ("up", "down") or one in given for one in keys):
+            raise InvalidArgument(f"invalid --bandwidth {text!r}", hint="10mbit, or up=1mbit,down=10mbit; at least 8kbit")
+        given.update(dict.fromkeys(keys, value))
+    return given.get("up", 0), given.get("down", 0)
+
+
 def check_restricted(host: dict[str, Any]) -> None:
     """A container in a network namespace with rules of --egress cannot have what makes them void. Raises InvalidArgument."""
     given = [_capability(name) for name in host.get("CapAdd") or []]

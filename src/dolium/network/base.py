@@ -30,12 +30,14 @@ class PortBinding:
 @dataclass(frozen=True, slots=True)
 class Place:
     """A place in a network as somebody wishes it. ``network``: a name or an id; ``mac``: "" for one made from the address;
-    ``address``: "" for the next free one; ``names``: what the container is called there, its own name first."""
+    ``address``: "" for the next free one; ``names``: what the container is called there, its own name first;
+    ``bandwidth``: bytes a second that it may send, and be sent, by this network; 0 for no limit."""
 
     network: str
     address: str = ""
     mac: str = ""
     names: tuple[str, ...] = ()
+    bandwidth: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class NetworkRequest:
     """``container``: full id; ``mode``, ``mac``, ``address``: the first network, as in ``Place``; ``others``: the further
     ones; ``ports``: what to publish; ``namespace``: an fd of the one to furnish, which stays the caller's, -1 for a new one:
     a user namespace's own is made with it; ``names``: in the first network, as in ``Place``; ``servers``: name servers that
-    are asked about the world, None for the host's; ``egress``: what it may reach (network/egress.py), None for all."""
+    are asked about the world, None for the host's; ``egress``: what it may reach (network/egress.py), None for all;
+    ``bandwidth``: on each of its networks, as in ``Place``."""
 
     container: str
     mode: str
@@ -55,14 +58,15 @@ class NetworkRequest:
     names: tuple[str, ...] = ()
     servers: tuple[str, ...] | None = None
     egress: tuple[str, ...] | None = None
+    bandwidth: tuple[int, int] = (0, 0)
 
 
 @dataclass(slots=True)
 class Prepared:
     """``fd`` is the network namespace (the receiver closes it); ``endpoint`` goes into the container's record:
     ``network network_id ip prefix gateway mac link ports`` (ports: ``[{container_port, protocol, host_ip, host_port}]``),
-    ``names`` in a network of users' own, and ``others``, a list of such, ``servers`` and ``egress``, when there are.
-    ``gateway`` is "" in an internal network."""
+    ``names`` in a network of users' own, and ``others``, a list of such, ``servers``, ``egress`` and ``bandwidth``, when
+    there are. ``gateway`` is "" in an internal network."""
 
     fd: int
     endpoint: Endpoint = field(default_factory=dict)

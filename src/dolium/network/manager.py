@@ -158,7 +158,7 @@ class Networks:
         found: list[Endpoint] = []
         try:
             for place in (Place(request.mode, request.address, request.mac, request.names), *request.others):
-                found.append(self._reserve(container, place))
+                found.append(self._reserve(container, replace(place, bandwidth=request.bandwidth)))
             # what has a way out comes first: it has the default route, and the ports
             found.sort(key=lambda endpoint: not endpoint["gateway"])
             first, *others = found
@@ -231,6 +231,8 @@ class Networks:
         endpoint = driver.reserve(container, replace(place, network=name))
         if name not in PREDEFINED:
             endpoint["names"] = list(place.names)
+        if any(place.bandwidth):
+            endpoint["bandwidth"] = list(place.bandwidth)
         return endpoint
 
     # -- names --

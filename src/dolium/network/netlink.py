@@ -26,6 +26,9 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_NEWROUTE, RTM_GETROUTE = 20, 24, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 _APPEND, _NUD_PERMANENT, _NTF_SELF, _NDA_DST, _NDA_LLADDR = 0x800, 0x80, 0x02, 1, 2
+RTM_NEWQDISC, _REPLACE, _ROOT = 36, 0x100, 0xFFFFFFFF
+_TCA_KIND, _TCA_OPTIONS, _TBF_PARMS, _TBF_RATE64, _TBF_BURST = 1, 2, 1, 4, 6
+_LARGEST_PACKET = 1 << 16
 _AF_BRIDGE = 7
 IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO = 1, 3, 4, 10, 12, 18
@@ -152,6 +155,19 @@ def set_link(index: int, *, name: str = "", alias: str = "", mac: str = "", mtu:
     if master:
         parts.append(_number(_IFLA_MASTER, master))
     return _message(RTM_NEWLINK, _ACK, *parts)
+
+
+def limit_rate(index: int, rate: int) -> bytes:
+    """What a link sends is held to ``rate`` bytes a second, by a token bucket (tbf): a burst of a hundredth of a second, at
+    least of one large packet, and a queue of 50 ms; what does not fit is dropped."""
+    burst = max(_LARGEST_PACKET, rate // 100)
+    # cell_log, linklayer (1: Ethernet, so that the kernel counts itself), overhead, cell_align, mpu, rate
+    spec = struct.pack("=BBHhHI", 0, 1, 0, 0, 0, min(rate, 0xFFFFFFFF))
+    parms = spec + bytes(12) + struct.pack("=III", min(rate // 20 + burst, 0xFFFFFFFF), 0, 0)
+    wide = attribute(_TBF_RATE64, struct.pack("=Q", rate)) if rate > 0xFFFFFFFF else b""
+    return _message(RTM_NEWQDISC, _ACK | _CREATE | _REPLACE, struct.pack("=BxxxiIII", 0, index, 0, _ROOT, 0),
+                    _text(_TCA_KIND, "tbf"),
+                    _nest(_TCA_OPTIONS, attribute(_TBF_PARMS, parms), _number(_TBF_BURST, min(burst, 0xFFFFFFFF)), wide))
 
 
 def set_hairpin(index: int) -> bytes:

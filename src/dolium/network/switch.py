@@ -16,7 +16,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -196,9 +196,11 @@ class Switch:
         return found
 
     def plug(self, slot: Slot, container: str, address: IPv4Address, subnet: IPv4Network, mac: str, *,
-             gateway: IPv4Address | None, hairpin: bool, alone: bool = False, mtu: int = 0) -> None:
+             gateway: IPv4Address | None, hairpin: bool, alone: bool = False, mtu: int = 0,
+             bandwidth: Sequence[int] = (0, 0)) -> None:
         """Join a slot to the bridge and give it its address: two requests, one on each side of the pair. ``gateway``: of its
-        default route, None for none; ``alone``: the other ports of the bridge cannot be reached; ``mtu``: 0 is the slot's.
+        default route, None for none; ``alone``: the other ports of the bridge cannot be reached; ``mtu``: 0 is the slot's;
+        ``bandwidth``: bytes a second that it may send, and be sent.
 
         Raises FailedPrecondition when the link's name is another's.
         """
@@ -209,6 +211,9 @@ class Switch:
             outside.append(netlink.set_isolated(slot.host))
         if hairpin:
             outside.append(netlink.set_hairpin(slot.host))
+        sent, received = bandwidth
+        if received:  # what the host's end sends
+            outside.append(netlink.limit_rate(slot.host, received))
         try:
             self.host.request(*outside)
         except FileExistsError:
@@ -218,7 +223,8 @@ class Switch:
         faults.point("network.link.plugged")
         slot.control.request(netlink.set_link(slot.inside, mac=mac, mtu=mtu, up=True),
                              netlink.new_address(slot.inside, address, subnet),
-                             *([netlink.new_default_route(slot.inside, gateway)] if gateway is not None else []))
+                             *([netlink.new_default_route(slot.inside, gateway)] if gateway is not None else []),
+                             *([netlink.limit_rate(slot.inside, sent)] if sent else []))
         faults.point("network.link.configured")
 
     def _move_aside(self, name: str, container: str) -> None:

@@ -363,7 +363,7 @@ class BridgeDriver:
             switch.plug(slot, container, held.address, network.subnet, held.mac,
                         gateway=IPv4Address(endpoint["gateway"]) if default and endpoint["gateway"] else None,
                         hairpin=bool(held.ports), alone=not network.record.talk,
-                        mtu=switch.mtu if switch.mtu != self._mtu else 0)
+                        mtu=switch.mtu if switch.mtu != self._mtu else 0, bandwidth=endpoint.get("bandwidth") or (0, 0))
         except BaseException:
             # whatever half of it was done goes with it; in a namespace that lives, it is taken away
             slot.close()

@@ -196,6 +196,9 @@ class SharedLinkDriver:
         if place.mac and self.name == "ipvlan":
             raise InvalidArgument(f"network {record.name}: all links of an ipvlan have their parent's MAC address",
                                   hint="leave --mac-address out, or use macvlan")
+        if place.bandwidth[1]:
+            raise InvalidArgument(f"network {record.name}: what a {self.name} is sent does not pass the host: it cannot be "
+                                  "limited", hint="--bandwidth up=10mbit limits what it sends")
         if record.mode == "passthru" and network.held:
             raise FailedPrecondition(f"network {record.name}: with macvlan_mode=passthru one container has the link")
         mac = check_mac(place.mac) if place.mac else ""
@@ -263,7 +266,8 @@ class SharedLinkDriver:
             control.request(netlink.set_link(made.index, name=link))
             _bring_up(control, made.index)
             control.request(netlink.new_address(made.index, IPv4Address(endpoint["ip"]), network.addresses.subnet),
-                            *([netlink.new_default_route(made.index, gateway)] if gateway is not None else []))
+                            *([netlink.new_default_route(made.index, gateway)] if gateway is not None else []),
+                            *([netlink.limit_rate(made.index, endpoint["bandwidth"][0])] if "bandwidth" in endpoint else []))
             endpoint["mac"] = network.held[container].mac = made.mac  # with ipvlan and passthru it is the parent's
             if record.mode not in ("l3", "l3s"):
                 announce(fd, link, made.mac, endpoint["ip"])
