@@ -143,18 +143,21 @@ static int mount_on(struct launch *launch, const char *type, const char *source,
 }
 
 static int mount_new(struct launch *launch, const struct op *op) {
-	const char *target = op->a[4].s.data;
-	mode_t mode = op->a[5].i & 07777;
-	cleanup_fd at = TRY_SAYING(make_in_root(launch, target, 1, mode ? mode : 0755), "target %s", target), mount = -1;
-	return mount_on(launch, op->a[0].s.data, op->a[1].s.data, op->a[2].l, op->a[3].i, at, &mount);
+	const char *type = op->a[0].s.data, *target = op->a[4].s.data;
+	/* Through a link they could lie in a volume, where another container moves them before the masks are laid on. */
+	cleanup_fd plain = strcmp(type, "proc") && strcmp(type, "sysfs") ? -1 :
+		sys_openat2(launch->root, target, O_PATH | O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS);
+	if (plain == -ELOOP)
+		return fail_with(launch, ELOOP, "%s must be an ordinary folder, with no link on the way", target);
+	cleanup_fd at = TRY_SAYING(make_in_root(launch, target, 1, op->a[5].i & 07777 ?: 0755), "target %s", target), mount = -1;
+	return mount_on(launch, type, op->a[1].s.data, op->a[2].l, op->a[3].i, at, &mount);
 }
 
 int do_mount_fs(struct launch *launch, const struct op *op) {
 	if (!(op->a[5].i & MOUNT_COPY_UP))
 		return mount_new(launch, op);
 	cleanup_fd below = open_in_root(launch, op->a[4].s.data, O_RDONLY | O_DIRECTORY);
-	if (below != -ENOENT)
-		TRY(below);
+	TRY(below == -ENOENT ? 0 : below);
 	TRY(mount_new(launch, op));
 	if (below < 0)
 		return 0;
@@ -242,8 +245,7 @@ static int attach_copy(int tree, int target) {
 
 int do_mount_tree(struct launch *launch, const struct op *op) {
 	const char *target = op->a[1].s.data;
-	mode_t mode = op->a[3].i ? (mode_t)op->a[3].i : 0755;
-	cleanup_fd at = TRY_SAYING(make_in_root(launch, target, op->a[2].i == 1, mode), "target %s", target);
+	cleanup_fd at = TRY_SAYING(make_in_root(launch, target, op->a[2].i == 1, op->a[3].i ?: 0755), "target %s", target);
 	return attach(slot_fd(launch, op->a[0].i), at);
 }
 

@@ -14,16 +14,20 @@ from dolium.cli import credentials
 from dolium.cli.context import Context
 from dolium.cli.mirror import parse
 from dolium.cli.transport import ApiError
-from dolium.errors import DoliumError
+from dolium.errors import DoliumError, InvalidArgument
 from dolium.images.auth import Credentials
 from dolium.images.mirror import Mirror
 from dolium.images.platform import Platform
+from dolium.images.reference import is_domain
 from dolium.units import parse_size
 
 
 async def run(context: Context, words: list[str]) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Raises DoliumError, ApiError, OSError."""
     options, names, host, port = parse(words)
+    upstream = options["upstream"] or "docker.io"
+    if not is_domain(upstream):
+        raise InvalidArgument(f"invalid --upstream: {upstream!r}", hint="a registry as names have it: HOST or HOST:PORT")
 
     def find(domain: str) -> Credentials | None:
         return Credentials.parse(credentials.find(context, credentials.key_of(domain)))
@@ -34,7 +38,7 @@ async def run(context: Context, words: list[str]) -> int:
     tls = (context.path(options["tls_cert"]), context.path(options["tls_key"])) if options["tls_cert"] else None
     cache = Mirror(
         Path(context.path(options["store"] or "/var/lib/dolium-mirror")),
-        etc=Path(context.path(options["etc_root"] or "/etc")), upstream=options["upstream"] or "docker.io", credentials=find,
+        etc=Path(context.path(options["etc_root"] or "/etc")), upstream=upstream, credentials=find,
         fresh=60.0 if options["fresh"] is None else float(options["fresh"]),
         limit=parse_size(options["max_size"], name="--max-size") if options["max_size"] else 0)
     if lost := await cache.recover():

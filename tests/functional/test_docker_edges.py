@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import resource
@@ -493,3 +495,51 @@ def test_folders_deeper_than_a_path_may_be(engine: Daemon) -> None:
     finally:
         engine.docker("rm", "-f", "deep")
         engine.docker("rmi", "-f", "deep:1", check=False)
+
+
+@pytest.mark.parametrize(("part", "field"), [
+    ({"Cmd": ["a\0b"]}, "Config.Cmd[0]"), ({"WorkingDir": "/a\0b"}, "Config.WorkingDir"), ({"Volumes": {"/v\0w": {}}}, "a key of Config.Volumes"),
+    ({"Env": ["A=\ud800"]}, "Config.Env"), ({"HostConfig": {"Binds": ["/tmp\0x:/y"]}}, "HostConfig.Binds[0]"),
+    ({"HostConfig": {"Tmpfs": {"/a\0": ""}}}, "a key of HostConfig.Tmpfs")])
+def test_what_no_system_call_takes_is_refused_before_anything_is_made(engine: Daemon, part: dict[str, object], field: str) -> None:
+    before = engine.docker("ps", "-aq").stdout
+    status, body = engine.api("POST", "/containers/create", {"Image": "base:1", **part})
+    message = json.loads(body)["message"]
+    assert (status, message.startswith(field)) == (400, True), message
+    assert engine.docker("ps", "-aq").stdout == before
+
+
+def test_an_image_that_means_harm_by_a_nul(engine: Daemon, tmp_path: Path) -> None:
+    """What is no text for the kernel in an image's configuration is the same error."""
+    engine.docker("save", "-o", str(tmp_path / "saved.tar"), "base:1")
+    with tarfile.open(tmp_path / "saved.tar") as saved:
+        files = {one.name: (saved.extractfile(one) or io.BytesIO()).read() for one in saved if one.isfile()}
+    manifest = json.loads(files["manifest.json"])
+    document = json.loads(files.pop(manifest[0]["Config"]))
+    document["config"]["WorkingDir"] = "/a\0b"
+    data = json.dumps(document).encode()
+    manifest[0].update(Config=f"blobs/sha256/{hashlib.sha256(data).hexdigest()}", RepoTags=["harm:1"])
+    with tarfile.open(tmp_path / "harm.tar", "w") as harm:
+        for name in (manifest[0]["Config"], *manifest[0]["Layers"], "manifest.json"):
+            content = {manifest[0]["Config"]: data, "manifest.json": json.dumps(manifest).encode()}.get(name) or files[name]
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            harm.addfile(info, io.BytesIO(content))
+    engine.docker("load", "-i", str(tmp_path / "harm.tar"))
+    try:
+        done = engine.dolium("run", "--rm", "harm:1", "pwd", check=False)
+        assert (done.returncode, done.stderr) == (125, "dolium: Config.WorkingDir: must not contain a NUL byte\n")
+    finally:
+        engine.docker("rmi", "-f", "harm:1")
+
+
+def test_a_failure_nobody_thought_of_is_no_success(engine: Daemon) -> None:
+    """The native requests answer before they start anything: what goes wrong then, whatever it is, is told by a frame."""
+    engine.docker("run", "-d", "--name", "box", "base:1", "sleep", "60")
+    try:
+        wish = {"container": "box", "exec": {"Cmd": ["true"], "AttachStdout": True, "Tty": True}, "size": ["x", "y"]}
+        status, stream = engine.api("POST", "/dolium/exec", wish)
+        assert status == 200
+        assert b'"message": "OCI runtime exec failed' in stream and b'"code": 0' not in stream
+    finally:
+        engine.docker("rm", "-f", "box")

@@ -195,6 +195,14 @@ def test_images_fetched_beforehand_and_a_limit(registry: Registry, tmp_path: Pat
             assert kept <= 3 << 20
 
 
+def test_an_upstream_that_is_no_registry_is_refused_at_the_start(tmp_path: Path) -> None:
+    done = subprocess.run([DOLIUM, "mirror", "--store", str(tmp_path / "store"), "--listen", "127.0.0.1:0", "--upstream", "http://x/y"],
+                          capture_output=True, text=True, timeout=30, check=False, env={**os.environ, "DOLIUM_WARM": WARM})
+    assert (done.returncode, done.stderr) == (
+        1, "dolium: mirror: invalid --upstream: 'http://x/y' (a registry as names have it: HOST or HOST:PORT)\n")
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_cache_with_tls_in_front_of_a_registry_with_a_password(engine: Daemon, tmp_path: Path) -> None:
     """It logs in with its own credentials, and only who has its certificate talks to it."""
     authority = certificate(tmp_path / "ca", "ca")

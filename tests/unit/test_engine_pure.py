@@ -192,6 +192,15 @@ def test_capabilities_of_a_request() -> None:
     assert "CAP_CHOWN" not in request.capabilities({"CapDrop": ["CHOWN"]})
 
 
+def test_nothing_takes_the_place_of_proc() -> None:
+    for config, host in (({"Volumes": {"/proc": {}}}, {}), ({"Volumes": {"/x/../proc/sys": {}}}, {}), ({}, {"Tmpfs": {"/proc/acpi": ""}}),
+                         ({}, {"Binds": ["/tmp:/proc"]}), ({}, {"Binds": ["/proc/../tmp:/proc"]}), ({}, {"Binds": ["named:/proc/1"]})):
+        with pytest.raises(InvalidArgument, match="inside /proc"):
+            parse_mounts(config, host)
+    kept = parse_mounts({"Volumes": {"/process": {}}}, {"Binds": ["/proc:/proc", "/var/lib/lxcfs/proc/meminfo:/proc/meminfo", "/proc:/host"]})
+    assert [mount.target for mount in kept] == ["/proc", "/host", "/process", "/proc/meminfo"]
+
+
 def test_mounts_of_a_request() -> None:
     mounts = parse_mounts({"Volumes": {"/v": {}}}, {"Binds": ["/a:/b:ro", "n1:/c", "/x"], "Tmpfs": {"/t": "size=1m"}})
     assert {(mount.kind, mount.target, mount.read_only, mount.anonymous) for mount in mounts} == {

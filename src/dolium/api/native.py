@@ -15,7 +15,7 @@ from aiohttp import web
 
 from dolium.api.docker.common import CONTAINERS, EXECS, body
 from dolium.api.docker.containers import split_create
-from dolium.api.docker.errors import status_of
+from dolium.api.docker.errors import known, status_of
 from dolium.api.docker.streams import keys_of
 from dolium.api.hijack import Connection
 from dolium.engine.containers import launch_exit_code
@@ -72,9 +72,9 @@ async def run(request: web.Request) -> web.StreamResponse:
         _send(keep, STREAM_NOTE, container.id.encode())
         await containers.attach(container, Attachment(connection.fd, options))
         await asyncio.shield(containers.start(container.id))
-    except DoliumError as error:
-        text = str(error)
-        _send_failure(keep, error, text, launch_exit_code(text))
+    except Exception as error:  # noqa: BLE001 - a bug is no success: the answer has begun, so the stream tells it
+        text = str(told := known(request, error))
+        _send_failure(keep, told, text, launch_exit_code(text))
     finally:
         os.close(keep)
         response = connection.release()
@@ -100,8 +100,9 @@ async def execute(request: web.Request) -> web.StreamResponse:
     try:
         _send(keep, STREAM_NOTE, one.id.encode())
         await asyncio.shield(execs.start(one, [Attachment(connection.fd, options)], size=(size[0], size[1])))
-    except DoliumError as error:
-        _send_failure(keep, error, f"OCI runtime exec failed: exec failed: {error}", one.exit_code or 126)
+    except Exception as error:  # noqa: BLE001 - as above
+        told = known(request, error)
+        _send_failure(keep, told, f"OCI runtime exec failed: exec failed: {told}", one.exit_code or 126)
     finally:
         os.close(keep)
         response = connection.release()

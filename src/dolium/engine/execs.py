@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dolium import faults
-from dolium.engine import model, specs
+from dolium.engine import model, request, specs
 from dolium.engine.containers import Containers
 from dolium.engine.engine import Engine
 from dolium.engine.model import Container
@@ -47,7 +47,8 @@ class Execs:
         container, _ = self._containers.running(reference)
         if container.status == model.PAUSED:
             raise FailedPrecondition(f"container {container.id} is paused, unpause the container before exec")
-        command = config.get("Cmd") or []
+        request.check_text(config, "ExecConfig")
+        command = request.strings(config.get("Cmd"), "Cmd")
         if not command or not command[0]:
             raise InvalidArgument("No exec command specified")
         made = Exec(secrets.token_hex(32), container.id, config)
@@ -118,7 +119,9 @@ class Execs:
             launched = await self._engine.isolation.exec(
                 shim, container.id, self._containers.specs[container.id], process, one.id, pid=container.pid,
                 start_time=container.start_time, stdio=stdio, attachments=attachments)
-        except DoliumError as error:
+        except BaseException as error:
+            for attachment in attachments:
+                attachment.close()
             one.running, one.exit_code = False, 127 if "not found" in str(error) else 126
             self._containers.on_exec_exit.pop(one.id, None)
             raise

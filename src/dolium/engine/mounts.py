@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from posixpath import normpath
 from typing import Any
 
 from dolium.engine.model import Mount
@@ -20,6 +21,9 @@ _KINDS = {"bind": "BindOptions", "volume": "VolumeOptions", "tmpfs": "TmpfsOptio
 _TMPFS_FLAGS = ("ro", "rw", "exec", "noexec", "suid", "nosuid", "dev", "nodev", "atime", "noatime", "diratime", "nodiratime",
                 "relatime", "norelatime", "strictatime", "nostrictatime", "sync", "async", "dirsync")
 _TMPFS_KEYS = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "huge", "mpol")
+_PROC_FILES = frozenset(f"/proc/{name}" for name in (
+    "cpuinfo", "diskstats", "loadavg", "meminfo", "net/dev", "slabinfo", "stat", "swaps", "uptime",
+    "sys/crypto/fips_enabled", "sys/kernel/ns_last_pid"))
 _IDS = re.compile(r"\d{1,10}-\d{1,10}-\d{1,10}(#\d{1,10}-\d{1,10}-\d{1,10})*\Z", re.ASCII)
 
 
@@ -43,6 +47,8 @@ def parse_mounts(config: dict[str, Any], host: dict[str, Any], lent: Sequence[Mo
         clean = _target(target)
         if clean not in found:
             found[clean] = Mount("volume", "", clean, anonymous=True)
+    for mount in found.values():
+        _spare_proc(mount)
     return sorted(found.values(), key=lambda mount: mount.target.count("/"))
 
 
@@ -103,6 +109,15 @@ def _target(path: str) -> str:
     if not parts:
         raise InvalidArgument("invalid specification: destination can't be '/'")
     return "/" + "/".join(parts)
+
+
+def _spare_proc(mount: Mount) -> None:
+    """Nothing of an image or a volume takes the place of /proc, whose masks would lie on that then; only what is proc
+    itself, or a file of those that tools like lxcfs make (the list is runc's). Raises InvalidArgument."""
+    inside = mount.target == "/proc" or mount.target.startswith("/proc/")
+    of_proc = mount.kind == "bind" and normpath(mount.source).split("/")[:2] == ["", "proc"]
+    if inside and not of_proc and not (mount.kind == "bind" and mount.target in _PROC_FILES):
+        raise InvalidArgument(f"invalid mount: {mount.target!r} cannot be mounted because it is inside /proc")
 
 
 def _tmpfs_words(words: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from dolium.linux.capabilities import NAMES, NUMBERS
 from dolium.network.base import PortBinding
 from dolium.network.egress import parse as parse_egress
 from dolium.runtime.cli import signal_number
+from dolium.runtime.spec import bad_text
 from dolium.units import parse_size
 
 NAME = re.compile(r"^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
@@ -81,6 +82,13 @@ def merge_env(image: list[str], own: list[str]) -> list[str]:
     return [f"{key}={value}" for key, value in merged.items() if value is not None]
 
 
+def check_text(value: Any, field: str) -> None:
+    """Refuse what no system call takes, in any string at any depth. Raises InvalidArgument naming the field."""
+    found = bad_text(value, field)
+    if found:
+        raise InvalidArgument(f"{found[0]!r}: {found[1]}" if not found[0].isprintable() else f"{found[0]}: {found[1]}")
+
+
 def complete(config: dict[str, Any], image: ImageConfig | None) -> tuple[dict[str, Any], list[str]]:
     """(Docker's Config with what the image says where the request is silent, the argument vector).
 
@@ -106,6 +114,7 @@ def complete(config: dict[str, Any], image: ImageConfig | None) -> tuple[dict[st
     else:
         done["Env"] = merge_env([], strings(config.get("Env"), "Env"))
     done["Cmd"], done["Entrypoint"] = command, entry
+    check_text(done, "Config")  # the image's part too: whoever made it may mean harm
     argv = [*entry, *command]
     if not argv:
         raise InvalidArgument("no command specified", hint="the image names none: give one after the image")
@@ -119,6 +128,7 @@ def complete(config: dict[str, Any], image: ImageConfig | None) -> tuple[dict[st
 
 def check_host_config(host: dict[str, Any]) -> None:
     """Refuse values that cannot be run. Raises InvalidArgument, with Docker's words where its users know them."""
+    check_text(host, "HostConfig")
     memory = host.get("Memory") or 0
     swap = host.get("MemorySwap") or 0
     if memory < 0 or 0 < memory < _MIN_MEMORY:

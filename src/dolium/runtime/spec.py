@@ -87,25 +87,32 @@ def load(text: bytes, path: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InvalidArgument(f"{path}: the top level must be an object")
     if b"\\u" in text:  # what no path, name or argument of the kernel's can hold is written as an escape
-        _check_text(config, "")
+        found = bad_text(config, "")
+        if found:
+            raise wrong(*found)
     validate(config)
     return config
 
 
-def _check_text(value: Any, field: str) -> None:
-    """No NUL, which would end a text where it stands, and no half of a surrogate pair in any string."""
+def bad_text(value: Any, field: str) -> tuple[str, str] | None:
+    """(Field, what is wrong) of the first string that a system call would not get as it is: a NUL would end it where it
+    stands, half of a surrogate pair has no bytes. None when all are well."""
+    inside: list[tuple[Any, str]] = []
     if isinstance(value, str):
         if "\0" in value:
-            raise wrong(field or "a key", "must not contain a NUL byte")
+            return field or "a key", "must not contain a NUL byte"
         if any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise wrong(field or "a key", "is not valid Unicode")
+            return field or "a key", "is not valid Unicode"
     elif isinstance(value, dict):
         for key, entry in value.items():
-            _check_text(key, "")
-            _check_text(entry, f"{field}.{key}" if field else key)
+            inside += [(key, f"a key of {field}" if field else ""), (entry, f"{field}.{key}" if field else key)]
     elif isinstance(value, list):
-        for index, entry in enumerate(value):
-            _check_text(entry, f"{field}[{index}]")
+        inside += [(entry, f"{field}[{index}]") for index, entry in enumerate(value)]
+    for entry, place in inside:
+        found = bad_text(entry, place)
+        if found:
+            return found
+    return None
 
 
 def validate(config: dict[str, Any]) -> None:

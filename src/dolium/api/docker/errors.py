@@ -52,6 +52,14 @@ def _answer(request: web.Request, status: int, message: str) -> web.Response:
     return error_response(status, message)
 
 
+def known(request: web.Request, error: Exception) -> errors.DoliumError:
+    """The error itself, or for a bug one that says so; its trace is in the log then."""
+    if isinstance(error, errors.DoliumError):
+        return error
+    _log.error("%s %s", request.method, request.path, exc_info=error)
+    return errors.Internal(f"internal error: {error!r}", hint="a bug in dolium; the daemon's log has the trace")
+
+
 @web.middleware
 async def error_middleware(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -73,5 +81,4 @@ async def error_middleware(
     except RecursionError:  # JSON, or a container's folders
         return _answer(request, 400, f"{request.method} {request.path}: what is asked for is nested too deeply to be read")
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug must not end the daemon
-        _log.exception("%s %s", request.method, request.path)
-        return _answer(request, 500, f"internal error: {error!r} (a bug in dolium; the daemon's log has the trace)")
+        return _answer(request, 500, str(known(request, error)))

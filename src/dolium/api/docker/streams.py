@@ -16,6 +16,7 @@ from aiohttp import web
 
 from dolium import policy
 from dolium.api.docker.common import CONTAINERS, ENGINE, EXECS, body, filters, flag, gone, label_matches, stream
+from dolium.api.docker.errors import known
 from dolium.api.docker.models import moment
 from dolium.api.hijack import Connection, detach_bytes
 from dolium.engine import logs, model
@@ -103,8 +104,8 @@ async def exec_start(request: web.Request) -> web.StreamResponse:
         keep = os.dup(connection.fd)
         try:
             await asyncio.shield(execs.start(one, [Attachment(connection.fd, options)], size=(size[0], size[1])))
-        except DoliumError as error:
-            text = f"OCI runtime exec failed: exec failed: {error}\r\n".encode()
+        except Exception as error:  # noqa: BLE001 - a bug, too, is told where the answer has begun
+            text = f"OCI runtime exec failed: exec failed: {known(request, error)}\r\n".encode()
             with contextlib.suppress(OSError):
                 os.write(keep, text if tty else bytes((2, 0, 0, 0)) + len(text).to_bytes(4, "big") + text)
         finally:
