@@ -28,6 +28,7 @@ from dolium.engine.live_volumes import LiveVolumes
 from dolium.engine.reconcile import reconcile
 from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument
 from dolium.images.snapshots.drivers import DRIVERS
+from dolium.linux.limits import OPEN_FILES
 from dolium.network.manager import Networks
 
 DATA, RUN, SOCKET = "/var/lib/dolium", "/run/dolium", "/run/dolium/dolium.sock"
@@ -180,6 +181,7 @@ def entry() -> int:
         print("doliumd: needs root", file=sys.stderr)
         return 1
     memory.one_heap()
+    OPEN_FILES.raise_own()
     paths = Paths(os.path.abspath(options.data_root), os.path.abspath(options.run_root),
                   os.path.abspath(options.etc_root))
     try:

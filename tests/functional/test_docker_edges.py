@@ -490,11 +490,13 @@ def test_folders_deeper_than_a_path_may_be(engine: Daemon) -> None:
                                 capture_output=True, text=True).stdout
         assert int(copied) == 1901
         engine.docker("commit", "deep", "deep:1")
-        assert engine.docker("run", "--rm", "deep:1", "sh", "-c", "n=0; while cd d 2>/dev/null; do n=$((n+1)); done; echo $n; cat file"
-                             ).stdout == "1900\nend\n"
+        down = "n=0; while cd d 2>/dev/null; do n=$((n+1)); done; echo $n; cat file"
+        assert engine.docker("run", "--rm", "deep:1", "sh", "-c", down).stdout == "1900\nend\n"
+        assert engine.docker("run", "--rm", "-v", "deep:/d", "deep:1", "sh", "-c", "cd /d; " + down).stdout == "1899\nend\n"
     finally:
         engine.docker("rm", "-f", "deep")
         engine.docker("rmi", "-f", "deep:1", check=False)
+        engine.docker("volume", "rm", "-f", "deep")
 
 
 @pytest.mark.parametrize(("part", "field"), [
@@ -543,3 +545,26 @@ def test_a_failure_nobody_thought_of_is_no_success(engine: Daemon) -> None:
         assert b'"message": "OCI runtime exec failed' in stream and b'"code": 0' not in stream
     finally:
         engine.docker("rm", "-f", "box")
+
+
+def test_the_daemon_takes_all_open_files_and_containers_have_what_it_was_given(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    daemon = Daemon(tmp_path)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (777, hard))
+    try:
+        daemon.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        assert daemon.process is not None and resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+        (tmp_path / "root.tar").write_bytes(base_tar())
+        daemon.docker("import", str(tmp_path / "root.tar"), "base:1")
+        limits = "ulimit -Sn; ulimit -Hn"
+        assert daemon.docker("run", "--name", "limits", "-d", "base:1", "sh", "-c", limits + "; sleep 1000").returncode == 0
+        eventually(lambda: daemon.docker("logs", "limits").stdout.split() == ["777", str(hard)], "what it was given is said")
+        assert daemon.docker("exec", "limits", "sh", "-c", limits).stdout.split() == ["777", str(hard)]
+        daemon.docker("rm", "-f", "limits")
+        for _ in range(6):  # more than there are spare shims
+            assert daemon.dolium("run", "--rm", "base:1", "sh", "-c", limits).stdout.split() == ["777", str(hard)]
+    finally:
+        daemon.stop()

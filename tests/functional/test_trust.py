@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from daemon import Daemon, base_tar
-from registry import CONFIG, MANIFEST, ImageFiles, Registry, digest_of, image, index
+from registry import CONFIG, MANIFEST, ImageFiles, Registry, digest_of, image, index, layer
+from test_mirror import Cache
 
 SIGNED = "application/vnd.dev.cosign.simplesigning.v1+json"
 
@@ -60,6 +64,69 @@ def test_a_policy_decides_what_is_pulled(engine: Daemon, tmp_path: Path) -> None
         finally:
             policy.unlink()
         engine.docker("rmi", "-f", f"{repository}:good", registry.reference("open/app:1"))
+
+
+def test_archives_come_in_by_their_own_transport(engine: Daemon, tmp_path: Path) -> None:
+    """As podman and skopeo judge the same archives by the same file."""
+    archive, layout, root = tmp_path / "docker.tar", tmp_path / "oci.tar", tmp_path / "root.tar"
+    engine.docker("tag", "base:1", "archived:1")
+    engine.docker("save", "-o", str(archive), "archived:1")
+    subprocess.run(["skopeo", "copy", "-q", f"docker-archive:{archive}", f"oci-archive:{layout}:archived:1"], check=True, timeout=60)
+    root.write_bytes(base_tar())
+    engine.docker("rmi", "archived:1")
+    before = set((engine.folder / "data/content/blobs/sha256").iterdir())
+    policy = engine.folder / "etc/containers/policy.json"
+    policy.parent.mkdir(parents=True, exist_ok=True)
+    ways = {"docker-archive": ("load", "-i", str(archive)), "oci-archive": ("load", "-i", str(layout)), "tarball": ("import", str(root), "archived:1")}
+    try:
+        for allowed in (*ways, "none"):
+            policy.write_text(json.dumps({"default": [{"type": "reject"}], "transports": {allowed: {"": [{"type": "insecureAcceptAnything"}]}}}))
+            for transport, words in ways.items():
+                done = engine.dolium(*words, check=False)
+                assert (done.returncode == 0) == (transport == allowed), (transport, allowed, done.stderr)
+                assert transport == allowed or f"({transport}) is refused by containers/policy.json, scope 'default'" in done.stderr
+                if transport != "tarball":
+                    judged = subprocess.run(["skopeo", "--policy", str(policy), "copy", "-q", f"{transport}:{words[2]}", f"dir:{tmp_path}/out"],
+                                            capture_output=True, timeout=60, check=False)
+                    assert judged.returncode == (0 if transport == allowed else 1)
+                if transport == allowed:
+                    engine.dolium("rmi", "archived:1")
+                assert set((engine.folder / "data/content/blobs/sha256").iterdir()) == before
+    finally:
+        policy.unlink()
+
+
+def test_a_mirror_fills_itself_with_what_the_policy_lets_through(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "key.pub").write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    (tmp_path / "etc/containers").mkdir(parents=True)
+    with Registry(tmp_path) as registry:
+        files = index({"linux/amd64": image([layer({"a": b"1"})])})
+        for repository in ("signed", "unsigned", "closed", "open"):
+            registry.push(repository, "1", files)
+        registry.push("signed", files.digest.replace(":", "-") + ".sig", signature(files.digest, registry.reference("signed"), key))
+        need = [{"type": "sigstoreSigned", "keyPath": str(tmp_path / "key.pub"), "signedIdentity": {"type": "matchRepository"}}]
+        (tmp_path / "etc/containers/policy.json").write_text(json.dumps({"default": [{"type": "reject"}], "transports": {"docker": {
+            registry.address: need, registry.reference("open"): [{"type": "insecureAcceptAnything"}],
+            registry.reference("closed"): [{"type": "reject"}]}}}))
+        with Cache(tmp_path, "--upstream", registry.address) as cache:
+            def asked(path: str) -> int:
+                connection = http.client.HTTPConnection(cache.address)
+                with contextlib.closing(connection):
+                    connection.request("GET", f"/v2/{path}")
+                    answer = connection.getresponse()
+                    answer.read()
+                    return answer.status
+
+            child, blob = files.children[0].digest, next(iter(files.children[0].blobs))
+            assert asked(f"unsigned/blobs/{blob}") == 403  # no manifest that was let through names it
+            assert asked(f"signed/manifests/{child}") == 403  # nothing is known to name it yet
+            assert [asked(f"closed/manifests/{name}") for name in ("1", files.digest, child)] == [403] * 3
+            assert asked("unsigned/manifests/1") == 200 and asked(f"unsigned/manifests/{child}") == 403  # a list is no image
+            assert [asked(f"open/{path}") for path in ("manifests/1", f"manifests/{child}", f"blobs/{blob}")] == [200] * 3
+            assert [asked(f"signed/{path}") for path in ("manifests/1", f"manifests/{child}", f"blobs/{blob}")] == [200] * 3
+            assert asked(f"signed/manifests/{files.digest.replace(':', '-')}.sig") == 200  # clients judge by it
+            assert asked(f"unsigned/blobs/{blob}") == 403  # though it is here, for others
 
 
 pytestmark = pytest.mark.leaves("links", "nft")

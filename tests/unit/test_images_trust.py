@@ -24,6 +24,7 @@ from dolium.images.trust import (
     SIGNATURE_TYPE,
     Identity,
     enforce,
+    enforce_file,
     parse_policy,
     read_policy,
     scopes_of,
@@ -164,6 +165,8 @@ def test_scopes() -> None:
     '{"default": [{"type": "sigstoreSigned", "keyData": "!"}]}', '{"default": [{"type": "sigstoreSigned", "keyPaths": []}]}',
     '{"default": [{"type": "sigstoreSigned", "keyPath": "a", "signedIdentity": {"type": "x"}}]}',
     '{"default": [{"type": "sigstoreSigned", "keyPath": "a", "signedIdentity": {"type": "remapIdentity", "prefix": "x"}}]}',
+    *(f'{{"default": [{{"type": "reject"}}], "transports": {{"{transport}": {{"{scope}": [{{"type": "reject"}}]}}}}}}'
+      for transport, scope in [("docker-archive", "/x"), ("tarball", "x"), ("oci", "x"), ("oci", "/"), ("oci-archive", "/x/../y"), ("dir", "/x/")]),
     '{"default": [{"type": "reject"}], "transports": {"docker": {"x": []}}}', '{"default": [{"type": "reject"}], "transports": 5}',
 ])
 def test_a_file_that_makes_no_sense_lets_nothing_through(tmp_path: Path, text: str) -> None:
@@ -171,6 +174,30 @@ def test_a_file_that_makes_no_sense_lets_nothing_through(tmp_path: Path, text: s
     (tmp_path / "containers/policy.json").write_text(text)
     with pytest.raises(FailedPrecondition, match=r"policy\.json"):
         read_policy(tmp_path)
+
+
+YES, NO, SIGNED = [{"type": "insecureAcceptAnything"}], [{"type": "reject"}], [requirement()]
+
+
+@pytest.mark.parametrize(("transports", "transport", "path", "label", "said"), [
+    ({}, "tarball", None, "", "import (tarball) is refused by containers/policy.json, scope 'default'"),
+    ({"tarball": {"": YES}}, "tarball", None, "", ""), ({"docker": {"": YES}}, "docker-archive", None, "", "'default'"),
+    ({"docker-archive": {"": YES}}, "docker-archive", "/a/b", "", ""), ({"docker-archive": {"": YES}}, "oci-archive", None, "", "load (oci-archive)"),
+    ({"oci-archive": {"": SIGNED}}, "oci-archive", None, "", "asks for sigstoreSigned, and there is no signature"),
+    ({"oci-archive": {"": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/k"}]}}, "oci-archive", None, "", "asks for signedBy"),
+    ({"oci-archive": {"": NO, "/a": YES}}, "oci-archive", None, "", "'oci-archive'"),  # a stream has no path
+    ({"oci-archive": {"": NO, "/a": YES}}, "oci-archive", "/a/b/c", "", ""), ({"oci": {"/a": YES, "/a/b": NO}}, "oci", "/a/b/c", "1", "'/a/b'"),
+    ({"oci": {"/a/b:1": YES, "/a": NO}}, "oci", "/a/b", "1", ""), ({"oci": {"/a/b:1": YES, "/a": NO}}, "oci", "/a/b", "2", "'/a'"),
+    ({"oci": {"/a/b": YES, "/a/b:1": NO}}, "oci", "/a/b", "1", "'/a/b:1'"),
+])
+def test_archives(transports: dict[str, object], transport: str, path: str | None, label: str, said: str) -> None:
+    policy = parse_policy({"default": NO, "transports": transports})
+    if not said:
+        enforce_file(policy, transport, Path(path) if path else None, label)
+        return
+    with pytest.raises(PermissionDenied) as caught:
+        enforce_file(policy, transport, Path(path) if path else None, label)
+    assert said in str(caught.value)
 
 
 def test_no_file_accepts(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 
@@ -19,6 +20,7 @@ from dolium.linux import syscalls, user_namespaces
 from dolium.linux.user_namespaces import IdMap
 from dolium.runtime.state import alive
 
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 KEPT_MOUNTED = 5.0
 """Seconds for which a created container's root stays mounted for its start."""
 
@@ -227,45 +229,60 @@ def copy_up(root: int, target: str, destination: str, shift: int = 0) -> None:
             return
         raise
     try:
-        info = os.fstat(source)
-        os.chown(destination, info.st_uid - shift, info.st_gid - shift)
-        os.chmod(destination, info.st_mode & 0o7777)
-        depth.run(_copy_tree(source, destination, shift))
+        folder = os.open(destination, _FOLDER)
+        try:
+            depth.run(_copy_tree(source, folder, shift))
+        finally:
+            os.close(folder)
     finally:
         os.close(source)
 
 
-def _copy_tree(source: int, destination: str, shift: int) -> depth.Steps[None]:
-    for entry in os.scandir(source):
-        info = entry.stat(follow_symlinks=False)
-        path = f"{destination}/{entry.name}"
-        if entry.is_symlink():
-            os.symlink(os.readlink(entry.name, dir_fd=source), path)
-        elif entry.is_dir(follow_symlinks=False):
-            os.mkdir(path, info.st_mode & 0o7777)
-            child = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
-            try:
-                yield _copy_tree(child, path, shift)
-            finally:
-                os.close(child)
-        elif entry.is_file(follow_symlinks=False):
-            _copy_file(source, entry.name, path, info.st_mode & 0o7777)
+def _copy_tree(source: int, target: int, shift: int) -> depth.Steps[None]:
+    """By folders' fds: a path has an end (PATH_MAX), and whoever has the volume too cannot lead us out of it."""
+    for name in os.listdir(source):
+        info = os.stat(name, dir_fd=source, follow_symlinks=False)
+        if stat.S_ISDIR(info.st_mode):
+            os.mkdir(name, 0o700, dir_fd=target)
+            with ExitStack() as opened:
+                below = os.open(name, _FOLDER, dir_fd=source)
+                opened.callback(os.close, below)
+                made = os.open(name, _FOLDER, dir_fd=target)
+                opened.callback(os.close, made)
+                yield _copy_tree(below, made, shift)
+        elif stat.S_ISREG(info.st_mode):
+            _copy_file(source, target, name, info, shift)
         else:
-            os.mknod(path, info.st_mode, info.st_rdev)
-        os.chown(path, info.st_uid - shift, info.st_gid - shift, follow_symlinks=False)
-        if not entry.is_symlink():
-            os.chmod(path, info.st_mode & 0o7777)
-        os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
+            if stat.S_ISLNK(info.st_mode):
+                os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+            else:
+                os.mknod(name, info.st_mode, info.st_rdev, dir_fd=target)
+            os.chown(name, info.st_uid - shift, info.st_gid - shift, dir_fd=target, follow_symlinks=False)
+            if not stat.S_ISLNK(info.st_mode):
+                made = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=target)
+                try:
+                    os.chmod(f"/proc/self/fd/{made}", stat.S_IMODE(info.st_mode))  # what is there, were it a link by now
+                finally:
+                    os.close(made)
+            os.utime(name, ns=(info.st_atime_ns, info.st_mtime_ns), dir_fd=target, follow_symlinks=False)
+    _attributes(target, os.fstat(source), shift)
 
 
-def _copy_file(source: int, name: str, path: str, mode: int) -> None:
+def _attributes(fd: int, info: os.stat_result, shift: int) -> None:
+    os.chown(fd, info.st_uid - shift, info.st_gid - shift)
+    os.chmod(fd, stat.S_IMODE(info.st_mode))  # after chown, which takes setuid away
+    os.utime(fd, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def _copy_file(source: int, target: int, name: str, info: os.stat_result, shift: int) -> None:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
     try:
-        out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        out = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
         try:
             at = 0
             while moved := os.sendfile(out, fd, at, 1 << 30):
                 at += moved
+            _attributes(out, info, shift)
         finally:
             os.close(out)
     finally:

@@ -35,6 +35,7 @@ from dolium.images.manifest import (
 from dolium.images.platform import Platform, choose, describe
 from dolium.images.records import IndexRecord
 from dolium.images.reference import Reference, is_digest
+from dolium.images.trust import DOCKER_ARCHIVE, OCI_ARCHIVE, OCI_FOLDER
 from dolium.images.unpack import Cancelled
 
 IMAGE_NAME = "io.containerd.image.name"  # the whole name, by containerd, BuildKit and Docker
@@ -52,14 +53,18 @@ class Found:
     digest: str
     names: tuple[Reference, ...]
     index: IndexRecord | None = None
+    label: str = ""  # its name in an OCI layout, as it is written there
 
 
 @dataclass(slots=True)
 class Archive:
-    """What was read: the images, and every blob that was written for them or found."""
+    """What was read: the images, and every blob that was written for them or found; ``transport``: what containers' tools
+    call the format.
+    """
 
     images: list[Found] = field(default_factory=list)
     blobs: set[str] = field(default_factory=set)
+    transport: str = DOCKER_ARCHIVE
 
 
 class _Files(Protocol):
@@ -93,6 +98,7 @@ def _read_files(content: ContentStore, files: _Files, archive: Archive, platform
     if (found := files.find("manifest.json")) is not None:
         _docker_images(content, files, archive, found, whole)
     elif (found := files.find("index.json")) is not None:
+        archive.transport = OCI_FOLDER if isinstance(files, _Directory) else OCI_ARCHIVE
         _layout_images(content, files, archive, found, platform, whole)
     else:
         raise InvalidArgument("no image in the archive: it has neither manifest.json nor index.json")
@@ -329,7 +335,7 @@ def _layout_images(
             _layout_blob(files, descriptor)
         keep = whole and names and entry.media_type in INDEXES
         index = _layout_tree(content, files, entry, True).record() if keep else None
-        archive.images.append(Found(manifest, digest, names, index))
+        archive.images.append(Found(manifest, digest, names, index, entry.annotations.get(REF_NAME, "")))
 
 
 def _layout_blob(files: _Files, descriptor: Descriptor) -> None:

@@ -22,16 +22,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dolium.errors import DoliumError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from dolium.errors import DoliumError, FailedPrecondition, NotFound, PermissionDenied, ResourceExhausted, Unavailable
 from dolium.images.auth import Credentials
 from dolium.images.content import ContentStore, Ingest
 from dolium.images.flight import SingleFlight
 from dolium.images.hosts import read_settings
-from dolium.images.manifest import MANIFEST_MAX, Descriptor, Index, parse_artifact, parse_manifest
+from dolium.images.manifest import INDEXES, MANIFEST_MAX, Descriptor, Index, parse_artifact, parse_manifest
 from dolium.images.platform import Platform, choose
 from dolium.images.reference import Reference, is_digest
 from dolium.images.registry import JsonObject
 from dolium.images.sources import Sources
+from dolium.images.trust import ACCEPT, enforce_served, read_policy
 
 _log = logging.getLogger(__name__)
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -143,7 +144,9 @@ class Mirror:
     async def manifest(self, repository: Reference, name: str) -> Served:
         """The manifest of a tag or digest. Raises NotFound, Unavailable, and what the registry client raises."""
         if is_digest(name):
-            if self._linked(repository, name) and self.content.has(name):
+            # One that came for another repository is asked for again: here it has passed when what it names is linked.
+            if self._linked(repository, name) is not None and self.content.has(name) and all(
+                    self._linked(repository, digest) is not None for digest in self._children(name)):
                 return self._stored(repository, name)
         else:
             row = self._named(repository, name)
@@ -155,6 +158,7 @@ class Mirror:
         try:
             async with self._sources(repository) as found:
                 data, media_type, digest = await found.manifest(name)
+                await self._enforce(repository, name, Served(data, media_type, digest), found)
         except (Unavailable, ResourceExhausted) as error:
             row = self._named(repository, name)
             if row is None:
@@ -171,6 +175,28 @@ class Mirror:
             self._database.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?, ?)",
                                    (repository.name, name, digest, time.time()))
         return Served(data, media_type, digest)
+
+    async def _enforce(self, repository: Reference, name: str, served: Served, found: Sources) -> None:
+        """The signature policy, for what comes from a registry. Raises as ``trust.enforce``."""
+        policy = read_policy(self._etc)
+        if policy is ACCEPT:
+            return
+        indexes = self._database.execute(
+            f"SELECT digest FROM links WHERE repository = ? AND media_type IN ({', '.join('?' * len(INDEXES))})",
+            (repository.name, *INDEXES))
+        parents = [digest for digest, in indexes.fetchall() if digest != served.digest and self.content.has(digest)
+                   and served.digest in self._children(digest)]
+        if is_digest(name):  # under that, or under any tag that leads to it
+            tags = self._database.execute("SELECT tag, digest FROM names WHERE repository = ?", (repository.name,))
+            words = [f":{tag}" for tag, digest in tags.fetchall() if digest in (served.digest, *parents)]
+            names = [Reference.parse(repository.name + word) for word in (*words, f"@{name}")]
+        else:
+            names = [Reference.parse(f"{repository.name}:{name}")]
+        kind = _kind_of(served.data, served.media_type)
+        await enforce_served(policy, names, [served.digest, *parents], served.data, kind, found)
+
+    def _children(self, digest: str) -> set[str]:
+        return {one.digest for one in _mentioned(self.content.read(digest, limit=MANIFEST_MAX), "")}
 
     def _stored(self, repository: Reference, digest: str) -> Served:
         data = self.content.read(digest, limit=MANIFEST_MAX)
@@ -211,12 +237,17 @@ class Mirror:
     # Blobs
 
     async def blob(self, repository: Reference, digest: str) -> Filling | None:
-        """Have a blob: None when it is in ``content``, else one that is arriving. Raises NotFound, Unavailable."""
+        """Have a blob: None when it is in ``content``, else one that is arriving. Raises NotFound, Unavailable,
+        PermissionDenied.
+        """
         size = self._linked(repository, digest)
         if size is not None and self.content.has(digest, size):
             os.utime(self.content.path(digest))  # read longest ago goes first
             return None
         if size is None:
+            if not read_policy(self._etc).open_to(repository):
+                raise PermissionDenied(
+                    f"{digest} of {repository.name}: no manifest that containers/policy.json lets through names it")
             async with self._sources(repository) as found:
                 size = await found.blob_size(digest)
             self._link(repository, [Descriptor("", digest, size)])
@@ -292,6 +323,14 @@ class Mirror:
             if filling is not None:
                 await asyncio.shield(filling.task)
         return len(blobs)
+
+
+def _kind_of(data: bytes, media_type: str) -> str:
+    """A document's media type: its own word, else the registry's, else what is in it decides. Raises InvalidArgument."""
+    try:
+        return parse_artifact(data, media_type).media_type
+    except DoliumError:
+        return parse_manifest(data, media_type).media_type
 
 
 def _mentioned(data: bytes, media_type: str) -> list[Descriptor]:

@@ -58,7 +58,7 @@ from dolium.images.snapshots.base import Snapshotter
 from dolium.images.snapshots.layers import FolderLayers
 from dolium.images.snapshots.overlay import OverlaySnapshotter
 from dolium.images.sources import Sources, login
-from dolium.images.trust import enforce, read_policy
+from dolium.images.trust import TARBALL, enforce, enforce_file, read_policy
 from dolium.images.view import HistoryLine, Image
 from dolium.units import rfc3339
 
@@ -280,15 +280,18 @@ class ImageStore:
         """Load an OCI layout (directory or tar) or a ``docker save`` archive; plain or compressed, file or stream.
         ``all_platforms`` keeps whole the indexes that have a name in it.
 
-        Names in the archive move to its images. Raises InvalidArgument and ResourceExhausted; the images before the
-        one at fault are then loaded.
+        Names in the archive move to its images. Raises PermissionDenied by the signature policy; InvalidArgument and
+        ResourceExhausted: the images before the one at fault are then loaded.
         """
         images: dict[str, Image] = {}
+        path = source if isinstance(source, Path) else None
         with self._keeper.holding() as hold:
             read = await self._read(
                 hold, lambda cancel: archives.read_archive(self.content, source, self._platform, cancel, whole=all_platforms)
             )
             hold.add(read.blobs)  # those that were there before, too
+            for found in read.images:
+                enforce_file(read_policy(self._etc), read.transport, path, found.label)
             for found in read.images:
                 config = await self._installer.config(found.manifest, no_source)
                 image = await self._install(
@@ -309,6 +312,7 @@ class ImageStore:
         ResourceExhausted.
         """
         names = self._new_name(name)
+        enforce_file(read_policy(self._etc), TARBALL)
         settings = apply_changes(config or {}, changes)
         target = Platform.parse(platform) if platform else self._platform
         with self._keeper.holding() as hold:

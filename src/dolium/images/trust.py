@@ -1,4 +1,5 @@
-"""Which images may be pulled: ``containers/policy.json``, containers-policy.json(5), enforced before a blob is fetched.
+"""Which images may come in: ``containers/policy.json``, containers-policy.json(5), enforced before a blob is fetched or a
+layer of an archive unpacked.
 
     insecureAcceptAnything   yes
     reject                   no
@@ -17,13 +18,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from dolium.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unimplemented
-from dolium.images.manifest import Descriptor, parse_artifact
+from dolium.images.manifest import INDEXES, Descriptor, parse_artifact
 from dolium.images.reference import Reference
 
 SIGNATURE_TYPE = "application/vnd.dev.cosign.simplesigning.v1+json"
@@ -35,6 +37,9 @@ _PAYLOAD_TYPES = ("cosign container image signature", "atomic container signatur
 _KEYS = ("keyPath", "keyPaths", "keyData", "keyDatas")
 _UNSUPPORTED = ("fulcio", "rekorPublicKeyPath", "rekorPublicKeyPaths", "rekorPublicKeyData", "rekorPublicKeyDatas", "pki")
 _TRANSPORT = "docker"
+DOCKER_ARCHIVE, OCI_ARCHIVE, OCI_FOLDER, TARBALL = "docker-archive", "oci-archive", "oci", "tarball"
+_BY_PATH = (OCI_ARCHIVE, OCI_FOLDER, "dir")
+_WITHOUT_SCOPES = (DOCKER_ARCHIVE, TARBALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +86,26 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the file says: requirements by scope of the docker transport, and those for all else."""
+    """What the file says: requirements by transport and scope, and those for all else."""
 
     default: tuple[Requirement, ...]
-    scopes: Mapping[str, tuple[Requirement, ...]]
+    transports: Mapping[str, Mapping[str, tuple[Requirement, ...]]]
 
     def requirements(self, reference: Reference) -> tuple[str, tuple[Requirement, ...]]:
-        """The scope that decides about a name, the most special one, and what it asks for."""
-        for scope in scopes_of(reference):
-            if scope in self.scopes:
-                return scope, self.scopes[scope]
+        """The scope that decides about a registry's name, the most special one, and what it asks for."""
+        return self.of(_TRANSPORT, scopes_of(reference))
+
+    def of(self, transport: str, scopes: Iterable[str]) -> tuple[str, tuple[Requirement, ...]]:
+        """The first of the scopes that the file knows of a transport, and what it asks for."""
+        known = self.transports.get(transport, {})
+        for scope in scopes:
+            if scope in known:
+                return scope or transport, known[scope]
         return "default", self.default
+
+    def open_to(self, reference: Reference) -> bool:
+        """Is everything under this name let through unseen?"""
+        return all(requirement.kind == "insecureAcceptAnything" for requirement in self.requirements(reference)[1])
 
 
 ACCEPT = Policy((Requirement("insecureAcceptAnything"),), {})
@@ -143,13 +157,20 @@ def parse_policy(value: object) -> Policy:
     if "default" not in document:
         raise _Wrong("default is missing")
     transports = _object("transports", document.get("transports") or {}, None)
-    scopes = {}
+    parsed: dict[str, dict[str, tuple[Requirement, ...]]] = {}
     for transport, entries in transports.items():
         for scope, requirements in _object(f"transport {transport}", entries, None).items():
-            parsed = _requirements(f"scope {scope!r} of {transport}", requirements)
-            if transport == _TRANSPORT:
-                scopes[scope] = parsed
-    return Policy(_requirements("default", document["default"]), scopes)
+            _check_scope(transport, scope)
+            parsed.setdefault(transport, {})[scope] = _requirements(f"scope {scope!r} of {transport}", requirements)
+    return Policy(_requirements("default", document["default"]), parsed)
+
+
+def _check_scope(transport: str, scope: str) -> None:
+    """Transports that know no names have one scope; those that are files have absolute paths, written one way."""
+    if scope and transport in _WITHOUT_SCOPES:
+        raise _Wrong(f"transport {transport} has no scope but \"\", not {scope!r}")
+    if scope and transport in _BY_PATH and (not scope.startswith("/") or scope == "/" or posixpath.normpath(scope) != scope):
+        raise _Wrong(f"scope {scope!r} of {transport} is no absolute path")
 
 
 def _object(what: str, value: object, keys: Iterable[str] | None) -> dict[str, Any]:
@@ -252,7 +273,7 @@ async def enforce(policy: Policy, reference: Reference, digests: Sequence[str], 
     for requirement in requirements:
         if requirement.kind == "insecureAcceptAnything":
             continue
-        where = f"pull of {reference.familiar()} is refused by containers/policy.json, scope {scope or 'docker'!r}"
+        where = f"pull of {reference.familiar()} is refused by containers/policy.json, scope {scope!r}"
         if requirement.kind == "reject":
             raise PermissionDenied(where)
         if requirement.refused:
@@ -264,6 +285,50 @@ async def enforce(policy: Policy, reference: Reference, digests: Sequence[str], 
         reasons = [check_signature(one, requirement, reference, digests) for one in signatures]
         if all(reasons):
             raise PermissionDenied(f"{where}: {'; '.join(dict.fromkeys(reasons))}")
+
+
+def enforce_file(policy: Policy, transport: str, path: Path | None = None, label: str = "") -> None:
+    """Let an archive through, or raise PermissionDenied. Archives have no signatures: a requirement of one is not met.
+
+    ``path``: where it lies, None for a stream, which only the transport's own default speaks of; ``label``: the image's
+    name in an OCI layout.
+    """
+    scopes = [""]
+    if path is not None and transport in _BY_PATH:
+        whole = path.resolve()
+        scopes = [f"{whole}:{label}"] if label else []
+        scopes += [*map(str, (whole, *whole.parents[:-1])), ""]
+    scope, requirements = policy.of(transport, scopes)
+    for requirement in requirements:
+        if requirement.kind != "insecureAcceptAnything":
+            why = "" if requirement.kind == "reject" else f": it asks for {requirement.kind}, and there is no signature"
+            verb = "import" if transport == TARBALL else "load"
+            raise PermissionDenied(f"{verb} ({transport}) is refused by containers/policy.json, scope {scope!r}{why}")
+
+
+async def enforce_served(
+    policy: Policy, names: Sequence[Reference], digests: Sequence[str], data: bytes, media_type: str, registry: Registry
+) -> None:
+    """Let a cache take a manifest from a registry, under any of the names it is known by; raises as ``enforce``.
+
+    A list is no image, and a signature is what a client judges images by: they pass where nothing rejects them. ``digests``:
+    the manifest's own, and those of indexes that name it.
+    """
+    listed = media_type in INDEXES or _only_signatures(data, media_type)
+    for name in names:
+        try:
+            _, requirements = policy.requirements(name)
+            if not listed or any(requirement.kind == "reject" for requirement in requirements):
+                await enforce(policy, name, digests, registry)
+            return
+        except PermissionDenied:
+            if name == names[-1]:
+                raise
+
+
+def _only_signatures(data: bytes, media_type: str) -> bool:
+    blobs = parse_artifact(data, media_type).blobs
+    return bool(blobs) and all(blob.media_type == SIGNATURE_TYPE for blob in blobs)
 
 
 async def fetch_signatures(registry: Registry, digest: str) -> list[Signature]:

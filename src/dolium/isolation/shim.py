@@ -33,6 +33,7 @@ from dolium.errors import (
     Unavailable,
     Unimplemented,
 )
+from dolium.linux.limits import OPEN_FILES
 from dolium.native import program as native_program
 from dolium.runtime.wire import FRAME_LIMIT, decode_fields, encode_fields, frame
 
@@ -268,6 +269,8 @@ class Spawner:
             except OSError as error:
                 raise Internal(f"start dolium-shim: {error.strerror}", errno=error.errno) from error
             fails.pop_all()
+        with contextlib.suppress(ProcessLookupError):  # ended already: below it is told why
+            OPEN_FILES.give_to(self.pid)  # before it is asked for a shim
         self._reap_later(os.pidfd_open(self.pid))
         ready = self._expect()
         self._channel = _Channel(ours, self._received, self._closed)
