@@ -298,3 +298,44 @@ def power_cut(daemon: Daemon, instance: str) -> None:
     subprocess.run(["nft", "delete", "table", "ip", f"dolium-{instance}"], check=True)
     subprocess.run(["ip", "link", "del", f"dol{instance}"], check=True)
     Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
+
+
+@pytest.mark.timeout(300)
+def test_a_hundred_at_once_have_a_hundred_addresses_also_when_the_daemon_dies_in_between(daemon: Daemon) -> None:
+    daemon.docker("network", "create", "crowd")
+    wish = {"Image": "base:1", "Cmd": ["sleep", "1000"], "HostConfig": {"NetworkMode": "crowd"}}
+    for number in range(100):
+        assert daemon.api("POST", f"/containers/create?name=one{number}", wish)[0] == 201
+
+    def start_all(half: bool) -> None:
+        begun = threading.Semaphore(0)
+        answers: list[tuple[int, bytes]] = []
+
+        def start(number: int) -> None:
+            with contextlib.suppress(OSError, IndexError):  # the daemon is killed, and gives no answer
+                answers.append(daemon.api("POST", f"/containers/one{number}/start"))
+            begun.release()
+        threads = [threading.Thread(target=start, args=(number,)) for number in range(100)]
+        for thread in threads:
+            thread.start()
+        if half:
+            for _ in range(50):
+                begun.acquire()
+            daemon.kill()
+        for thread in threads:
+            thread.join()
+        assert half or {status for status, _ in answers} <= {204, 304} and len(answers) == 100, answers
+    start_all(half=True)
+    daemon.start()
+    before = {name: daemon.inspect(name)["State"]["Pid"] for name in daemon.docker("ps", "-q").stdout.split()}
+    assert len(before) > 50, "those that were told they run, and the witness"
+    start_all(half=False)
+    (row,) = json.loads(daemon.docker("network", "inspect", "crowd").stdout)
+    assert len({one["IPv4Address"] for one in row["Containers"].values()}) == 100
+    assert {name: daemon.inspect(name)["State"]["Pid"] for name in before} == before
+    ends = [f"one{number}" for number in range(100)]
+    said = daemon.docker("exec", "one0", "sh", "-c", " ".join(
+        f"ping -c1 -W3 {name} > /dev/null && echo {name};" for name in ends[1::9]), check=False).stdout.split()
+    assert said == ends[1::9], "by their names, each"
+    daemon.docker("rm", "-f", *ends)
+    daemon.docker("network", "rm", "crowd")

@@ -21,7 +21,7 @@ from typing import Any
 from dolium import faults, policy
 from dolium.engine import id_ranges, model, names, request, specs
 from dolium.engine.engine import Engine
-from dolium.engine.etc_files import write_etc_files
+from dolium.engine.etc_files import write_endpoint, write_etc_files
 from dolium.engine.model import Container
 from dolium.engine.mounts import parse_mounts
 from dolium.engine.networks import ContainerNetworks, wished_networks
@@ -392,6 +392,8 @@ class Containers:
         oom_files = [path for folder in folders for path in self._oom_files(folder)]
         with timings.step("network"):
             namespace = (await asyncio.shield(network)).fd if network is not None else -1
+            if network is not None:
+                write_endpoint(engine.paths.container(container.id), container)
             faults.point("start.network")
         return await engine.isolation.run(
             shim, engine.paths.shim(container.id), plan, stdio, root=root, network=namespace, user=user,

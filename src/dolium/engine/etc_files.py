@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 
 from dolium.engine.model import Container
@@ -12,6 +13,7 @@ from dolium.network.dns.sandbox import ADDRESS as NAME_SERVER
 
 RESOLV_CONF = "/etc/resolv.conf"
 ETC_FILES = ("hosts", "hostname", "resolv.conf")
+ENDPOINT = "network.json"
 _FALLBACK = ("8.8.8.8", "8.8.4.4")
 
 
@@ -119,6 +121,21 @@ def write_etc_files(folder: str, container: Container) -> None:
         _write(folder, name, content, container)
 
 
+def write_endpoint(folder: str, container: Container) -> None:
+    """The network of a start, until the record has it: a container that was launched when the daemon died keeps it."""
+    _replace(f"{folder}/{ENDPOINT}", json.dumps(container.network).encode(), 0o600)
+
+
+def read_endpoint(folder: str) -> Endpoint:
+    """What ``write_endpoint`` wrote; {} without."""
+    try:
+        with open(f"{folder}/{ENDPOINT}") as file:
+            found = json.load(file)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def update_etc_files(folder: str, container: Container, before: Endpoint) -> None:
     """A container that runs is in other networks than ``before``: its own addresses in hosts change, and its name servers,
     where it has not changed the file itself. Raises OSError."""
@@ -135,17 +152,21 @@ def update_etc_files(folder: str, container: Container, before: Endpoint) -> Non
 
 
 def _write(folder: str, name: str, content: str, container: Container) -> None:
+    owner = container.owner if container.ids else None
+    _replace(f"{folder}/{name}", content.encode("utf-8", "surrogateescape"), 0o644, owner)
+
+
+def _replace(path: str, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
     # Written in place: a running container's bind mount shows the same inode. Cut only where it was longer: ext4 writes
     # a file that was emptied out to the disk when it is closed.
-    fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, mode)
     try:
-        data = content.encode("utf-8", "surrogateescape")
         _write_all(fd, data)
         if os.fstat(fd).st_size != len(data):
             os.truncate(fd, len(data))
-        os.fchmod(fd, 0o644)
-        if container.ids:
-            os.fchown(fd, *container.owner)
+        os.fchmod(fd, mode)
+        if owner is not None:
+            os.fchown(fd, *owner)
     finally:
         os.close(fd)
 

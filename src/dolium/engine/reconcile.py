@@ -16,6 +16,7 @@ from dolium import faults
 from dolium.engine import model, specs
 from dolium.engine.containers import Containers
 from dolium.engine.engine import Engine
+from dolium.engine.etc_files import read_endpoint
 from dolium.engine.live_volumes import LiveVolumes
 from dolium.engine.model import Container
 from dolium.engine.users import User
@@ -95,8 +96,9 @@ async def _adopt(engine: Engine, containers: Containers, container: Container) -
     paused = frozen is not None and _reads(frozen[0], frozen[1])
     container.status = model.PAUSED if paused else model.RUNNING
     container.pid, container.start_time = info.record.pid, info.record.start_time
-    if container.starting:
+    if container.starting:  # it was launched, and that is not on record
         container.started_at, container.starting = info.record.started_at_ns / 1e9, False
+        container.network = read_endpoint(engine.paths.container(identity)) or container.network
     engine.save(container)
     _log.info("adopted container %s, init %d", container.name, container.pid)
     return None

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dolium import faults
-from dolium.engine.etc_files import ETC_FILES
+from dolium.engine.etc_files import ENDPOINT, ETC_FILES
 from dolium.errors import DoliumError
 from dolium.images.snapshots.base import Snapshotter
 
@@ -108,7 +108,7 @@ class SpareRoots:
         key = f"spare-{secrets.token_hex(8)}"
         try:
             os.mkdir(self._folder(key), 0o710)
-            for name in ETC_FILES:
+            for name in (*ETC_FILES, ENDPOINT):
                 os.close(os.open(f"{self._folder(key)}/{name}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
             self._snapshots.prepare(key, kind[0])
             return Spare(key, self._mount(key, kind))
