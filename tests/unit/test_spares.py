@@ -359,7 +359,7 @@ def test_spare_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         await until(SIZE)
         fd = roots.take(kind, "b")
         assert fd is not None and os.readlink(f"/proc/self/fd/{fd}") == str(active / "b")
-        assert sorted(os.listdir(folders / "b")) == ["hostname", "hosts", "resolv.conf"]
+        assert sorted(os.listdir(folders / "b")) == ["hostname", "hosts", "network.json", "resolv.conf"]
         os.close(fd)
         await until(SIZE)
         for number in range(KINDS):  # the kind used longest ago goes
