@@ -292,7 +292,7 @@ def test_a_macvlan_by_the_docker_command_line(clean: Daemon) -> None:
         clean.docker("restart", "-t0", "box")
         assert reaches(clean, "peer", "box")
         done = clean.docker("network", "create", "-d", "overlay9", "no", check=False)
-        assert "the drivers are bridge, ipvlan, macvlan" in done.stderr
+        assert "the drivers are bridge, cni, ipvlan, macvlan, overlay" in done.stderr
         done = clean.dolium("port", "add", "box", "18210:80", check=False)
         assert "no network whose ports can be published" in done.stderr
     finally:

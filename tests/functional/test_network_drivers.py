@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
+import shlex
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -51,6 +53,7 @@ class Kind:
 
 KINDS = [
     Kind("bridge", "bridge", {}),
+    Kind("cni", "cni", {}),
     Kind("macvlan", "macvlan", {}, lan=True),
     Kind("macvlan-private", "macvlan", {"macvlan_mode": "private"}, lan=True),
     Kind("macvlan-vepa", "macvlan", {"macvlan_mode": "vepa"}, lan=True),
@@ -72,11 +75,23 @@ class Outside(Bench):
 
     async def network(self, kind: Kind, name: str = "net", **more: Any) -> str:
         options = dict(kind.options)
+        if kind.driver == "cni":
+            return await self.networks.create({"Name": name, "Driver": "cni", "Options": {"config": self.conflist()}})
         vlan = options.pop("vlan", "")
         if kind.lan:
             options["parent"] = f"{self.host_link}.{vlan}" if vlan else self.host_link
             more.setdefault("IPAM", {"Config": [{"Subnet": str(LAN), "Gateway": ROUTER}]})
         return await self.networks.create({"Name": name, "Driver": kind.driver, "Options": options, **more})
+
+    def conflist(self, name: str = "cni.conflist", **more: Any) -> str:
+        """A bridge with addresses of its own, and published ports, by Debian's plugins."""
+        path = self.folder / name
+        path.write_text(json.dumps({"cniVersion": "1.0.0", "name": f"dolium-{self.instance}", "plugins": [
+            {"type": "bridge", "bridge": f"dn{self.instance}", "isGateway": True, "capabilities": {"mac": True},
+             "ipam": {"type": "host-local", "dataDir": str(self.folder / "leases"), "ranges": [[{"subnet": "10.219.0.0/24"}]],
+                      "routes": [{"dst": "0.0.0.0/0"}]}},
+            {"type": "portmap", "capabilities": {"portMappings": True}}], **more}))
+        return str(path)
 
     def known_to_router(self, kind: Kind, endpoint: Endpoint) -> None:
         """On layer 3 nobody answers ARP for a container: the router has a route, and so has the host to it."""
@@ -102,7 +117,7 @@ def _lacks(kind: Kind) -> str:
     host = Netlink()
     try:
         for what, data in ((kind.driver, b""), *([("vlan", netlink.vlan_data(20))] if "vlan" in kind.options else [])):
-            if what == "bridge":
+            if what in ("bridge", "cni"):
                 continue
             name = f"dq{secrets.token_hex(4)}"
             try:
@@ -169,6 +184,7 @@ def on(kind: Kind, body: Callable[[Outside], Awaitable[None]], folder: Path) -> 
             for container in list(it.prepared):
                 await it.down(container)
             await it.networks.close()
+            subprocess.run(["ip", "link", "del", f"dn{instance}"], check=False, capture_output=True)  # the plugin leaves it
             if it.name_server is not None:
                 it.name_server.wait(SECONDS)  # the earlier daemon, whose child it is, was this process
             assert links(instance) == set()
@@ -177,6 +193,7 @@ def on(kind: Kind, body: Callable[[Outside], Awaitable[None]], folder: Path) -> 
         asyncio.run(run(link, router))
 
 
+addressed_kind = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.driver != "cni"], ids=lambda kind: kind.name)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 talking_kind = pytest.mark.parametrize("kind", TALKING, ids=lambda kind: kind.name)
 
@@ -213,7 +230,7 @@ def test_the_way_out(kind: Kind, tmp_path: Path) -> None:
     on(kind, body, tmp_path)
 
 
-@every_kind
+@addressed_kind
 def test_what_is_in_the_namespace(kind: Kind, tmp_path: Path) -> None:
     async def body(it: Outside) -> None:
         await it.network(kind, Options={**kind.options, "com.docker.network.driver.mtu": "1400",
@@ -230,7 +247,7 @@ def test_what_is_in_the_namespace(kind: Kind, tmp_path: Path) -> None:
     on(kind, body, tmp_path)
 
 
-@every_kind
+@addressed_kind
 def test_addresses_are_given_once_and_come_back(kind: Kind, tmp_path: Path) -> None:
     async def body(it: Outside) -> None:
         await it.network(kind, IPAM={"Config": [{"Subnet": str(LAN), "Gateway": ROUTER, "IPRange": "10.214.80.16/30",
@@ -316,7 +333,7 @@ def test_a_daemon_that_comes_back_knows_it_all(kind: Kind, tmp_path: Path) -> No
         await it.networks.start({container: endpoint}, lambda _: os.dup(fd))
         described = it.networks.find("net")
         assert list(described["Containers"]) == [container]
-        with pytest.raises(AlreadyExists):
+        with pytest.raises(AlreadyExists if kind.driver != "cni" else InvalidArgument):
             await it.into("net", address=endpoint["ip"])
         it.known_to_router(kind, endpoint)
         ping(fd, ROUTER if kind.lan else endpoint["gateway"])
@@ -351,6 +368,93 @@ def test_a_failure_leaves_nothing(kind: Kind, tmp_path: Path) -> None:
 
 
 # -- what is of one kind alone --
+
+def test_cni_publishes_and_gives_its_leases_back(tmp_path: Path) -> None:
+    async def body(it: Outside) -> None:
+        with no_chains_left():
+            await chain(it)
+
+    async def chain(it: Outside) -> None:
+        await it.network(of("cni"))
+        container, fd, endpoint = await it.into("net", mac="02:00:00:00:cc:01", ports=(PortBinding(80, "tcp", "", 18321),))
+        assert endpoint["mac"] == "02:00:00:00:cc:01" and endpoint["gateway"] == "10.219.0.1"
+        with listen(fd, 80) as server:
+            assert talk(server, -1, "10.219.0.1", 18321)
+        leases = tmp_path / "leases" / f"dolium-{it.instance}"
+        assert (leases / endpoint["ip"]).read_text().startswith(container)
+        with pytest.raises(FailedPrecondition, match="no network whose ports"):
+            await it.networks.publish(container, endpoint, (PortBinding(81, "tcp", "", 18322),))
+        await it.down(container)
+        assert not (leases / endpoint["ip"]).exists()
+        # a daemon that died in the middle of a chain: the next one runs it backwards
+        lost = "ab" * 32
+        prepared = await it.networks.prepare(NetworkRequest(lost, "net", (PortBinding(80, "tcp", "", 18321),)))
+        os.close(prepared.fd)
+        it.name_server = it.networks._dns._child
+        await it.networks.close()
+        it.networks = type(it.networks)(it.instance, it.store, run_dir=str(it.folder))
+        await it.networks.start({})
+        assert not (leases / prepared.endpoint["ip"]).exists()
+        assert "18321" not in subprocess.run(["iptables", "-t", "nat", "-S"], capture_output=True, text=True, check=True).stdout
+
+    on(of("cni"), body, tmp_path)
+
+
+def test_cni_says_what_is_wrong(tmp_path: Path) -> None:
+    async def body(it: Outside) -> None:
+        async def refused(error: type[DoliumError], match: str, **options: str) -> None:
+            with pytest.raises(error, match=match):
+                await it.networks.create({"Name": "wrong", "Driver": "cni", "Options": options})
+        await refused(InvalidArgument, "needs a configuration")
+        await refused(NotFound, "No such file", config=str(tmp_path / "absent"))
+        (tmp_path / "bad").write_text("{")
+        await refused(InvalidArgument, "Expecting", config=str(tmp_path / "bad"))
+        await refused(InvalidArgument, "plugins is a list", config=it.conflist("none.conflist", plugins=[]))
+        await refused(InvalidArgument, "cniVersion '0.1.0'", config=it.conflist("old.conflist", cniVersion="0.1.0"))
+        await refused(NotFound, "no CNI plugin absent in", config=it.conflist("absent.conflist", plugins=[{"type": "absent"}]))
+        await refused(InvalidArgument, "not a program's name", config=it.conflist("p.conflist", plugins=[{"type": "../x"}]))
+        full = it.conflist("full.conflist", plugins=[
+            {"type": "bridge", "bridge": f"dn{it.instance}", "ipam": {"type": "host-local", "dataDir": str(tmp_path / "leases"),
+                                                                     "ranges": [[{"subnet": "10.219.1.0/30"}]]}}])
+        await it.networks.create({"Name": "full", "Driver": "cni", "Options": {"config": full}})
+        await it.into("full")
+        with pytest.raises(FailedPrecondition, match=r"CNI plugin bridge ADD: .*no IP addresses available"):
+            await it.into("full")
+        with pytest.raises(InvalidArgument, match="no plugin publishes ports"):
+            await it.into("full", ports=(PortBinding(80, "tcp", "", 18321),))
+        with pytest.raises(InvalidArgument, match="takes a bandwidth"):
+            await it.into("full", bandwidth=(1000, 0))
+        assert len(it.networks.find("full")["Containers"]) == 1
+        assert len(os.listdir(tmp_path / "cni")) == 1
+
+    on(of("cni"), body, tmp_path)
+
+
+@contextlib.contextmanager
+def no_chains_left() -> Iterator[None]:
+    """The plugin portmap leaves its empty chains in the host's own tables, whoever uses it."""
+    tables = [(family, program) for family, program in (("ip", "iptables"), ("ip6", "ip6tables"))]
+
+    def listed(program: str) -> list[list[str]]:
+        text = subprocess.run([program, "-t", "nat", "-S"], capture_output=True, text=True, check=True).stdout
+        return [shlex.split(line) for line in text.splitlines() if "CNI-" in line]
+
+    def there(family: str) -> bool:
+        return subprocess.run(["nft", "list", "table", family, "nat"], capture_output=True, check=False).returncode == 0
+    before = {family: there(family) for family, _ in tables}
+    try:
+        yield
+    finally:
+        for family, program in tables:
+            if not before[family] and there(family):
+                subprocess.run(["nft", "delete", "table", family, "nat"], check=True)
+            elif before[family]:
+                own = listed(program)
+                for line in [line for line in own if line[0] == "-A"]:
+                    subprocess.run([program, "-t", "nat", "-D", *line[1:]], check=True)
+                for line in [line for line in own if line[0] == "-N"]:
+                    subprocess.run([program, "-t", "nat", "-X", line[1]], check=True)
+
 
 def of(name: str) -> Kind:
     return next(kind for kind in KINDS if kind.name == name)

@@ -107,7 +107,7 @@ class NetworkManager(Protocol):
 
     async def prepare(self, request: NetworkRequest, known: Known | None = None) -> Prepared:
         """Make a namespace with its loopback up and its links, addresses, routes and ports in place. ``known`` is called
-        with the endpoint as soon as it is decided, before the kernel is asked for it.
+        with the endpoint as soon as it is decided, before the kernel is asked for it, where it is decided then.
 
         Raises NotFound, ResourceExhausted (no address or port left), AlreadyExists (``port is already allocated``),
         InvalidArgument. A failure leaves nothing behind.

@@ -35,6 +35,7 @@ from dolium.network.dns.client import NameServer
 from dolium.network.drivers.base import Driver, Rows
 from dolium.network.drivers.bridge import BridgeDriver
 from dolium.network.drivers.bridge_network import DEFAULT
+from dolium.network.drivers.cni import CniDriver
 from dolium.network.drivers.none import NoneDriver
 from dolium.network.drivers.shared_link import SharedLinkDriver
 from dolium.network.local import default_route
@@ -64,7 +65,8 @@ class Networks:
         self._bridge = BridgeDriver(instance, self._settled, functools.partial(self._subnets_but, "bridge"),
                                     pool_size=pool_size)
         self._none = NoneDriver()
-        self._drivers: dict[str, Driver] = {"none": self._none, "bridge": self._bridge, "overlay": self._bridge}
+        self._drivers: dict[str, Driver] = {"none": self._none, "bridge": self._bridge, "overlay": self._bridge,
+                                           "cni": CniDriver(run_dir)}
         for kind in MODES:
             self._drivers[kind] = SharedLinkDriver(kind, instance, functools.partial(self._subnets_but, kind))
         self._dns = NameServer(run_dir)
@@ -173,7 +175,7 @@ class Networks:
                 first["egress"] = list(request.egress)
             if request.servers is not None and named(first):
                 first["servers"] = list(request.servers)
-            if known is not None:
+            if known is not None and not any(self._must(endpoint).late for endpoint in found):
                 known(first)
             fd = await driver.make(container, first, request.namespace)
             try:

@@ -14,7 +14,7 @@ from dolium.errors import InvalidArgument, PermissionDenied, Unimplemented
 VERSION = 1
 PREDEFINED = ("bridge", "host", "none")
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
-DRIVERS = ("bridge", "ipvlan", "macvlan", "overlay")
+DRIVERS = ("bridge", "cni", "ipvlan", "macvlan", "overlay")
 VXLAN_PORT = 4789
 MODES = {"macvlan": ("bridge", "private", "vepa", "passthru"), "ipvlan": ("l2", "l3", "l3s")}
 FLAGS = ("bridge", "private", "vepa")
@@ -150,6 +150,10 @@ def wished(doc: Mapping[str, Any], identity: str, created: str) -> Record:
     if driver in MODES:
         _check_shared(name, driver, options, internal=bool(doc.get("Internal")))
     subnet, gateway, within, reserved = _addresses(name, doc.get("IPAM") or {})
+    if driver == "cni":
+        if subnet or doc.get("Internal"):
+            raise InvalidArgument(f"network {name}: a CNI network's addresses are what its plugins say")
+        _check_cni(name, options)
     if driver == "overlay":
         _check_overlay(name, options)
         if not within:
@@ -227,6 +231,19 @@ def _check_overlay(name: str, options: Mapping[str, str]) -> None:
     path = options.get("peers_file")
     if path is not None and not path.startswith("/"):
         raise InvalidArgument(f"network {name}: peers_file: {path!r} is not an absolute path")
+
+
+def _check_cni(name: str, options: Mapping[str, str]) -> None:
+    """Options of a CNI network. Raises InvalidArgument."""
+    for key in options:
+        if key not in ("config", "bin", PREFIX):
+            raise InvalidArgument(f"network {name}: {key} is no option of the driver cni",
+                                  hint=f"known are config, bin, {PREFIX}")
+    if not options.get("config", "").startswith("/"):
+        raise InvalidArgument(f"network {name}: the driver cni needs a configuration",
+                              hint="-o config=/etc/cni/net.d/NAME.conflist")
+    if any(not folder.startswith("/") for folder in options.get("bin", "/").split(":")):
+        raise InvalidArgument(f"network {name}: bin is a list of absolute paths, with : between")
 
 
 def _first_host(subnet: str, within: str) -> str:

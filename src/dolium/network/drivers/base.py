@@ -32,7 +32,9 @@ class Driver(Protocol):
 
     name: str
     publishes: bool
-    """Can ports of the host lead to its containers?"""
+    """Can ports of the host lead to its containers, and change while they run?"""
+    late: bool
+    """Is an endpoint's address known only when it has been made?"""
 
     async def start(self, records: Sequence[Record], live: dict[str, list[Endpoint]]) -> None:
         """Kernel and records are brought together; ``live`` has endpoints of this driver alone."""

@@ -50,7 +50,7 @@ class BridgeDriver:
     """``warnings``: what an administrator should know, a sentence each; set by ``start``. ``settled`` is told the default
     network's record when its subnet is known, before anything of it is made, and whether forwarding was turned on."""
 
-    name, publishes = "bridge", True
+    name, publishes, late = "bridge", True, False
 
     def __init__(self, instance: str, settled: Callable[[Record, bool], None],
                  others: Callable[[], Iterable[IPv4Network]], *, pool_size: int = pool.SIZE) -> None:

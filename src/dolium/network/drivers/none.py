@@ -17,7 +17,7 @@ from dolium.network.records import Record
 class NoneDriver:
     """Keeps nothing: there is nothing to give back."""
 
-    name, publishes = "none", False
+    name, publishes, late = "none", False, False
 
     async def start(self, records: Sequence[Record], live: dict[str, list[Endpoint]]) -> None:
         return None

@@ -76,7 +76,7 @@ class _Network:
 class SharedLinkDriver:
     """One of the two kinds. ``others``: the subnets of networks of other drivers."""
 
-    publishes = False
+    publishes = late = False
 
     def __init__(self, kind: str, instance: str, others: Callable[[], Iterable[IPv4Network]]) -> None:
         self.name = kind
