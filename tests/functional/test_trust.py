@@ -66,6 +66,31 @@ def test_a_policy_decides_what_is_pulled(engine: Daemon, tmp_path: Path) -> None
         engine.docker("rmi", "-f", f"{repository}:good", registry.reference("open/app:1"))
 
 
+def test_a_whole_index_is_signed_itself_or_in_each_image(engine: Daemon, tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "key.pub").write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    policy = engine.folder / "etc/containers/policy.json"
+    policy.parent.mkdir(parents=True, exist_ok=True)
+    policy.write_text(json.dumps({"default": [{"type": "sigstoreSigned", "keyPath": str(tmp_path / "key.pub"),
+                                               "signedIdentity": {"type": "matchRepository"}}]}))
+    with Registry(tmp_path) as registry:
+        files = index({"linux/amd64": image([layer({"a": b"1"})]), "linux/arm64": image([layer({"b": b"2"})], architecture="arm64")})
+        ours, arm = (child.digest for child in files.children)
+        try:
+            for repository, signed in (("index", [files.digest]), ("ours", [ours]), ("each", [ours, arm])):
+                name = registry.reference(repository)
+                registry.push(repository, "1", files)
+                for digest in signed:
+                    registry.push(repository, digest.replace(":", "-") + ".sig", signature(digest, name, key))
+                engine.dolium("pull", "-q", f"{name}:1")
+                done = engine.dolium("pull", "-q", "--all-platforms", f"{name}:1", check=False)
+                assert (done.returncode == 0) == (repository != "ours"), done.stderr
+                assert repository != "ours" or "there is no signature" in done.stderr or "a signature is for" in done.stderr
+                engine.dolium("rmi", f"{name}:1")
+        finally:
+            policy.unlink()
+
+
 def test_archives_come_in_by_their_own_transport(engine: Daemon, tmp_path: Path) -> None:
     """As podman and skopeo judge the same archives by the same file."""
     archive, layout, root = tmp_path / "docker.tar", tmp_path / "oci.tar", tmp_path / "root.tar"
