@@ -20,6 +20,9 @@ import pytest
 from daemon import DEADLINE, DOCKER, DOLIUM, Daemon, eventually
 from terminal import Terminal
 
+from dolium.engine.engine import host_layout
+from dolium.linux.cgroup import manage
+
 pytestmark = pytest.mark.leaves("links", "nft")
 
 
@@ -463,3 +466,32 @@ def test_native_command_line(engine: Daemon) -> None:
         assert done.stderr.startswith("dolium: ")
     for name in ("run", "exec", "ps", "logs", "pull", "daemon"):
         assert engine.dolium(name, "--help").stdout.startswith(f"usage: dolium {name}")
+
+
+def test_a_container_that_a_commit_froze_goes_on_when_the_daemon_died(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.start()
+    try:
+        daemon.import_base()
+        daemon.docker("run", "-d", "--name", "frozen", "base:1", "sleep", "600")
+        daemon.docker("run", "-d", "--name", "paused", "base:1", "sleep", "600")
+        daemon.docker("pause", "paused")
+        instance = json.loads(daemon.api("GET", "/info")[1])["ID"]
+        folders = host_layout().paths(f"/dolium/{instance}/{daemon.inspect('frozen')['Id']}")
+        daemon.kill()
+        manage.freeze(folders, True)  # as commit does, which keeps no record of it
+        daemon.start()
+        states = {name: daemon.inspect(name)["State"]["Status"] for name in ("frozen", "paused")}
+        assert states == {"frozen": "running", "paused": "paused"}
+        daemon.docker("exec", "frozen", "true")
+    finally:
+        daemon.close()
+
+
+def test_small_things_as_docker_says_them(engine: Daemon) -> None:
+    engine.docker("run", "-d", "--name", "small", "--tmpfs", "/t:size=1.5m", "base:1", "sleep", "600")
+    try:
+        assert "size=1536k" in engine.docker("exec", "small", "grep", " /t ", "/proc/mounts").stdout
+        assert "same name as its current name" in engine.docker("rename", "small", "small", check=False).stderr
+    finally:
+        engine.docker("rm", "-f", "small")

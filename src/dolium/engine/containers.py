@@ -634,6 +634,8 @@ class Containers:
         """Give another name. Raises AlreadyExists, InvalidArgument."""
         container = self._engine.find(reference)
         new = request.check_name(name)
+        if new == container.name:
+            raise InvalidArgument("Renaming a container with the same name as its current name")
         if new in self._engine.names:
             raise AlreadyExists(f"Conflict. The container name \"/{new}\" is already in use by container "
                                 f"\"{self._engine.names[new]}\".")

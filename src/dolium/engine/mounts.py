@@ -123,14 +123,16 @@ def _spare_proc(mount: Mount) -> None:
 def _tmpfs_words(words: list[str]) -> list[str]:
     """Raises InvalidArgument for an option no tmpfs has, which the kernel would only name at the start."""
     kept = [word for word in words if word]
-    for word in kept:
+    for number, word in enumerate(kept):
         key, equals, value = word.partition("=")
         if equals == "" and word in (*_TMPFS_FLAGS, *_PROPAGATIONS):
             continue
         if not value or key not in _TMPFS_KEYS:
             raise InvalidArgument(f"invalid tmpfs option [{word!r}]", hint="such as size=64m, mode=1777, uid=1000, noexec")
         if key == "size" and not value.endswith("%"):
-            parse_size(value, name="tmpfs size")
+            size = parse_size(value, name="tmpfs size")
+            if "." in value:  # the kernel reads whole numbers
+                kept[number] = f"size={size}"
         if key == "mode" and not re.fullmatch(r"[0-7]{1,5}", value, re.ASCII):
             raise InvalidArgument(f"invalid tmpfs option [{word!r}]: {value} is no octal mode")
     return kept

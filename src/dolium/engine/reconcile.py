@@ -94,6 +94,10 @@ async def _adopt(engine: Engine, containers: Containers, container: Container) -
     containers.specs[identity] = _spec_for_exec(engine, container)
     frozen = manage.freezer_file(engine.layout.paths(engine.container_group(identity)))
     paused = frozen is not None and _reads(frozen[0], frozen[1])
+    if paused and container.status != model.PAUSED:
+        # a commit, or a pause that nobody was told of, was under way
+        await asyncio.to_thread(manage.freeze, engine.layout.paths(engine.container_group(identity)), False)
+        paused = False
     container.status = model.PAUSED if paused else model.RUNNING
     container.pid, container.start_time = info.record.pid, info.record.start_time
     if container.starting:  # it was launched, and that is not on record
