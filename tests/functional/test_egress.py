@@ -16,7 +16,7 @@ import pytest
 from daemon import DOCKER, Daemon, eventually
 
 pytestmark = pytest.mark.leaves("links", "nft", "children")  # pools fill, and the name server starts, in the background
-SERVER, PORT, OTHER = "127.0.0.54", 18310, 18311
+SERVER, PORT, OTHER = "127.0.0.153", 18310, 18311
 
 
 class World:
