@@ -311,6 +311,20 @@ def test_an_attached_volume_has_the_owners_that_are_seen_inside(engine: Daemon) 
         engine.docker("volume", "rm", "-f", "owned", check=False)
 
 
+def test_a_fresh_volume_takes_what_a_host_s_root_has(engine: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside/f").write_text("there\n")
+    engine.dolium("run", "-d", "--name", "whole", "--rootfs", "/:O", "sleep", "600")
+    try:
+        engine.dolium("volume", "attach", "whole", f"taken:{tmp_path}/inside")
+        engine.docker("exec", "whole", "sh", "-c", f"echo own >> {tmp_path}/inside/f")
+        assert engine.docker("run", "--rm", "-v", "taken:/v", "base:1", "cat", "/v/f").stdout == "there\nown\n"
+        assert (tmp_path / "inside/f").read_text() == "there\n"
+    finally:
+        engine.docker("rm", "-f", "whole", check=False)
+        engine.docker("volume", "rm", "-f", "taken", check=False)
+
+
 def test_links_of_a_container_lead_neither_an_attach_nor_a_detach_astray(engine: Daemon) -> None:
     engine.docker("run", "-d", "--name", "sly", "base:1", "sleep", "600")
     try:

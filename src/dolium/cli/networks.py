@@ -18,7 +18,7 @@ LS = Command("network ls", "", "List networks.", [
     Flag("-q --quiet", "bool", "ids only"), Flag("--no-trunc", "bool", "whole ids"),
     Flag("-f --filter", "list", "name=…, driver=…, label=…, dangling=true, type=custom", "KEY=VALUE"), FORMAT], maximum=0)
 CREATE = Command("network create", "NAME", "Make a network, whose containers reach each other, also by name.", [
-    Flag("-d --driver", "str", "bridge", "DRIVER"),
+    Flag("-d --driver", "str", "bridge, macvlan, ipvlan, overlay or cni", "DRIVER"),
     Flag("--subnet", "list", "its addresses; a free subnet is chosen without", "10.1.0.0/24"),
     Flag("--ip-range", "list", "the part of them that is given to containers that do not ask for one", "10.1.0.128/25"),
     Flag("--gateway", "list", "the host's address in it", "ADDRESS"),

@@ -140,7 +140,13 @@ class LiveVolumes:
                 target = await asyncio.to_thread(_open_target, container, mount, root)
                 held.callback(os.close, target)
                 # not from what is mounted in it: /proc shows the daemon what it does not show the container
-                await self._containers.volumes.mount_one(container, mount, -1)
+                try:
+                    alone = await asyncio.to_thread(live_mounts.root_alone, namespace)
+                except OSError as error:
+                    raise FailedPrecondition(f"{_what(container, mount)}: its root: {error.strerror}",
+                                             errno=error.errno) from error
+                held.callback(os.close, alone)
+                await self._containers.volumes.mount_one(container, mount, alone)
                 await asyncio.to_thread(_attach, container, mount, namespace, target, user)
 
     async def _unmount(self, container: Container, mount: Mount, force: bool) -> bool:

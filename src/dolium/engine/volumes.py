@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -75,20 +74,15 @@ class ContainerVolumes:
                 await self.mount_one(container, mount, root)
 
     async def mount_one(self, container: Container, mount: Mount, root: int) -> None:
-        """As ``mount``, of one of them. ``root`` -1: the root as it is without what is mounted in it."""
+        """As ``mount``, of one of them."""
         volume = self._engine.volumes.get(mount.name)
         if volume.options:
             async with self._locks.setdefault(mount.name, asyncio.Lock()):
                 await asyncio.to_thread(self._engine.volumes.mount, volume)
         if volume.fresh and not mount.no_copy and not mount.subpath:
-            await asyncio.to_thread(self._engine.volumes.fill, volume, partial(self._copy_up, container, mount, root))
+            shift = container.owner[0]
+            await asyncio.to_thread(self._engine.volumes.fill, volume, partial(copy_up, root, mount.target, shift=shift))
         self._engine.volumes.used(volume)
-
-    def _copy_up(self, container: Container, mount: Mount, root: int, destination: str) -> None:
-        with contextlib.ExitStack() as held:
-            if root < 0:
-                root = held.enter_context(self._engine.roots.view(container))
-            copy_up(root, mount.target, destination, shift=container.owner[0])
 
     async def release(self, container: Container) -> None:
         """It has ended, or did not start. What its volumes' options name is unmounted, where no other container has it.

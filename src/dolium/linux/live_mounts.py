@@ -25,6 +25,15 @@ def _enter(namespace: int) -> None:
             raise OSError(number, os.strerror(number), name)
 
 
+def root_alone(namespace: int) -> int:
+    """A detached mount of the namespace's root, as an fd, without anything that is mounted in it. Blocks. Raises OSError."""
+    def inside() -> int:
+        _enter(namespace)
+        return syscalls.open_tree("/")
+
+    return in_thread(inside)
+
+
 def attach(namespace: int, mount: int, target: int) -> None:
     """Mount a detached mount at a folder or file of the namespace. All are fds. Blocks. Raises OSError."""
     def inside() -> None:
