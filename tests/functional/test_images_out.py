@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import tarfile
@@ -191,6 +192,34 @@ def test_diff_commit_and_export(engine: Daemon, tmp_path: Path, running: bool) -
     finally:
         engine.docker("rm", "-fv", "work")
         engine.docker("rmi", "-f", "made:1", "made:2", "imported:1", check=False)
+
+
+def test_what_a_container_of_the_host_s_root_has_changed(engine: Daemon, tmp_path: Path) -> None:
+    """dolium's own state lies in that root: no mount may have both as layers."""
+    for flags in ((), ("--userns", "auto")):
+        engine.dolium("run", "-d", "--name", "whole", *flags, "--rootfs", "/:O", "sh", "-c",
+                      "mkdir /new-here && touch /new-here/f && rm /etc/shells && echo done && sleep 1000")
+        try:
+            eventually(lambda: "done" in engine.docker("logs", "whole").stdout, "the changes are made")
+            found = engine.dolium("diff", "whole").stdout.splitlines()
+            assert {"A /new-here", "A /new-here/f", "D /etc/shells"} <= set(found)
+            for words in (("export", "-o", str(tmp_path / "x.tar"), "whole"), ("commit", "whole")):
+                assert "dolium diff lists what it changed" in engine.dolium(*words, check=False).stderr
+            assert not (tmp_path / "x.tar").exists()
+            engine.docker("kill", "whole")
+            assert engine.dolium("diff", "whole").stdout.splitlines() == found
+        finally:
+            engine.docker("rm", "-f", "whole")
+    # another folder of the host's is exported as any root
+    (tmp_path / "root/bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", tmp_path / "root/bin/sh")
+    engine.dolium("run", "--name", "part", "--rootfs", f"{tmp_path}/root:O", "/bin/sh", "-c", "echo new > /file")
+    try:
+        assert "A /file" in engine.dolium("diff", "part").stdout.splitlines()
+        engine.dolium("export", "-o", str(tmp_path / "part.tar"), "part")
+        assert {"file", "bin/sh"} <= set(files(tmp_path / "part.tar"))
+    finally:
+        engine.docker("rm", "-f", "part")
 
 
 @pytest.mark.parametrize("kind", ["native", "erofs", "userns", "sized"])

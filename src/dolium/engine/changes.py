@@ -64,7 +64,7 @@ async def commit(
     container = engine.find(reference)
     if not container.image_id:
         raise FailedPrecondition(f"container {container.name} has no image: it runs on the host's {container.rootfs}",
-                                 hint="dolium export makes a tar of its root")
+                                 hint="dolium diff lists what it changed, dolium cp fetches it")
     config = settings(container, own, changes)
     frozen = pause and container.status == model.RUNNING
     if frozen:
@@ -95,9 +95,13 @@ async def commit(
 async def export(engine: Engine, reference: str, write: Callable[[bytes], object]) -> None:
     """``docker export``: the root as a tar, without what is mounted in it. ``write`` is called in a thread.
 
-    Raises NotFound, and what ``write`` raises.
+    Raises NotFound, FailedPrecondition (a host's folder with this daemon's own state in it), and what ``write`` raises.
     """
     container = engine.find(reference)
+    state, whole = os.path.realpath(engine.paths.data), os.path.realpath(container.rootfs)
+    if container.rootfs and os.path.commonpath([state, whole]) == whole:
+        raise FailedPrecondition(f"container {container.name} runs on the host's {container.rootfs}, which has dolium's own "
+                                 "state in it", hint="dolium diff lists what it changed, dolium cp fetches it")
     held = contextlib.ExitStack()
 
     def work(root: int) -> None:

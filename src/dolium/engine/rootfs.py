@@ -153,12 +153,28 @@ class Roots:
     @contextmanager
     def lower(self, container: Container) -> Iterator[int]:
         """What is below what ``written`` gives, as a folder's fd. Blocks. Raises NotFound, Internal."""
-        with self._view(container, self.ids_written(container), "") as root:
+        if container.rootfs:
+            root = syscalls.open_tree(container.rootfs)
+        else:
+            with self._view(container, self.ids_written(container), "") as root:
+                yield root
+            return
+        try:
+            if self.ids_written(container):
+                maps = maps_of(container)
+                user = user_namespaces.make(maps, maps)[0]
+                try:
+                    syscalls.set_idmap(root, user)
+                finally:
+                    os.close(user)
             yield root
+        finally:
+            os.close(root)
 
     @contextmanager
     def view(self, container: Container) -> Iterator[int]:
-        """The root, without what is mounted in it, whether the container runs or not; owners are the host's. Blocks."""
+        """The root, without what is mounted in it, whether the container runs or not; owners are the host's. Not that of a
+        host's folder, whose writable layer may lie below it. Blocks."""
         with self._view(container, container.ids, container.id) as root:
             yield root
 
