@@ -232,6 +232,10 @@ def test_options_of_a_volume_that_are_wrong_change_nothing(engine: Daemon, tmp_p
     assert "invalid volume size" in create("size=much")
     assert "needs o=bind" in create("type=none", "device=/tmp", "o=ro")
     assert "size is for a volume without a type" in create("size=8m", "type=tmpfs", "device=tmpfs")
+    for body, expected in (({"Name": 5}, "Name must be a text"), ({"DriverOpts": [1]}, "DriverOpts must be an object"),
+                           ({"DriverOpts": {"size": 5}}, "objects of texts"), ({"Name": "a" * 256}, "more than 255 characters")):
+        status, said = engine.api("POST", "/volumes/create", body)
+        assert (status, expected in said.decode()) == (400, True), said
     assert engine.docker("volume", "ls", "-q").stdout == ""
     try:
         engine.docker("volume", "create", "--opt", "type=none", "--opt", f"device={tmp_path}/absent", "--opt", "o=bind", "gone")

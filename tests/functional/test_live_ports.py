@@ -140,8 +140,9 @@ def test_what_cannot_be_published_is_said(engine: Daemon) -> None:
             done = engine.dolium("port", *words, check=False)
             assert done.returncode != 0
             assert expected in done.stderr, done.stderr
-        body = {"PortBindings": {"80/tcp": "8080"}}
-        assert engine.api("POST", "/dolium/containers/inside/ports", body)[0] == 400
+        for bindings in ({"80/tcp": "8080"}, {"80/tcp": [{"HostPort": 8080}]}, {"80/tcp": [{"HostIp": 5}]}, {"80/tcp": [5]}, None, {},
+                         {"x": [{}]}):
+            assert engine.api("POST", "/dolium/containers/inside/ports", {"PortBindings": bindings})[0] == 400
         assert json.loads(engine.docker("inspect", "-f", "{{json .HostConfig.PortBindings}}", "inside").stdout) == {}
     finally:
         engine.docker("rm", "-f", "hosts", "lonely", "inside", check=False)

@@ -216,6 +216,9 @@ def published(host: dict[str, Any], config: dict[str, Any]) -> list[PortBinding]
     for spec, bindings in (host.get("PortBindings") or {}).items():
         number, _, protocol = spec.partition("/")
         for binding in bindings or [{}]:
+            if not isinstance(binding, dict) or not all(isinstance(binding.get(key) or "", str)
+                                                        for key in ("HostIp", "HostPort")):
+                raise InvalidArgument(f"PortBindings: {spec}: a list of objects whose HostIp and HostPort are texts")
             first, last = _port_range(binding.get("HostPort") or "0")
             ports.append(PortBinding(_port_range(number)[0], protocol or "tcp", binding.get("HostIp") or "", first, last))
     if host.get("PublishAllPorts"):

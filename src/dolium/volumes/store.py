@@ -24,6 +24,7 @@ from dolium.trash import delete
 from dolium.volumes import local
 
 _log = logging.getLogger(__name__)
+LONGEST_NAME = 255
 NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 _FILLING, _FILLED = ".dolium-filling", ".dolium-filled"
 faults.register("volume.made", "volume.recorded", "volume.mounted", "volume.filled", "volume.removed")
@@ -86,6 +87,8 @@ class Volumes:
             raise InvalidArgument(f"volume driver {driver!r} is not available", hint="this version has the driver local")
         options = dict(options or {})
         local.check(options)
+        if len(name) > LONGEST_NAME:
+            raise InvalidArgument(f"the volume name {name[:40]}… has more than {LONGEST_NAME} characters")
         if name and name not in self._volumes and not NAME.match(name):
             raise InvalidArgument(f"{name!r} includes invalid characters for a local volume name, only "
                                   "[a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")

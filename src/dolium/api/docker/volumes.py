@@ -62,6 +62,11 @@ async def listing(request: web.Request) -> web.Response:
 async def create(request: web.Request) -> web.Response:
     """``docker volume create``."""
     engine, wish = request.app[ENGINE], await body(request)
+    for key, kind in (("Name", str), ("Driver", str), ("DriverOpts", dict), ("Labels", dict)):
+        if not isinstance(wish.get(key) or kind(), kind):
+            raise InvalidArgument(f"{key} must be {'a text' if kind is str else 'an object of texts'}")
+    if not all(isinstance(text, str) for key in ("DriverOpts", "Labels") for text in (wish.get(key) or {}).values()):
+        raise InvalidArgument("DriverOpts and Labels must be objects of texts")
     made = await engine.volumes.ensure(wish.get("Name") or "", labels=wish.get("Labels"),
                                        driver=wish.get("Driver") or "local", options=wish.get("DriverOpts"))
     engine.events.publish("volume", "create", made.name, {"driver": "local"})
