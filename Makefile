@@ -17,10 +17,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3
 
-.PHONY: test-crash control bench bench-images bench-packages help build native packages test-packages run check test-unit test-functional test-sanitize test test-vm fuzz clean
+.PHONY: test-crash control bench bench-images bench-network bench-storage bench-packages help build native packages test-packages run check test-unit test-functional test-sanitize test test-vm fuzz clean
 
 help:
-	@echo "make build | run | test | bench | bench-images | test-crash | test-vm | control | fuzz | clean; parts of test: check test-unit test-sanitize test-functional"
+	@echo "make build | run | test | bench | bench-images | bench-network | bench-storage | test-crash | test-vm | control | fuzz | clean; parts of test: check test-unit test-sanitize test-functional"
 
 # $(1): lists of packages. A package that dpkg knows is not asked for again.
 define install_packages
@@ -121,6 +121,10 @@ bench: build bench-packages
 # networks beside docker's; writes docs/benchmarks-network.md
 bench-network: build bench-packages
 	@$(BIN)/python bench/network.py
+
+# volumes, bind mounts, tmpfs and layers beside docker's; writes docs/benchmarks-storage.md
+bench-storage: build bench-packages
+	@$(BIN)/python bench/storage.py
 
 # pull and unpack of a Debian image beside the peers; writes docs/benchmarks-images.md
 bench-images: build bench-packages

@@ -8,73 +8,38 @@ so is doliumd, for both to have the same neighbours.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
-import shutil
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests" / "functional"), str(ROOT / "bench")]
-from daemon import DOLIUM, WARM, base_tar, eventually  # noqa: E402
-from spine import DOCKER, Dockerd, Report, hugetlb, interleaved, timed  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from beside import DOLIUM_CLI, Engine, Env, both, compared, docker, page, waited
+from daemon import DOLIUM, base_tar
+from spine import DOCKER, Report, interleaved, timed
 
-from dolium.network.local import enter_network, in_thread  # noqa: E402
+from dolium.network.local import enter_network, in_thread
 
 N = int(os.environ.get("BENCH_N", "15"))
 SECONDS = 2  # of one iperf3 run
 TRIPS = 3000
 PORT = 18300
-DOLIUM_CLI = "dolium, by its own command line"
-SETUP_BUDGET, BRIDGE_BUDGET = 0.2, 3.0
-Env = dict[str, str]
+BRIDGE_BUDGET = 3.0
 
 
-class Doliumd:
-    """doliumd in a network namespace of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.env = {**os.environ, "DOCKER_HOST": f"unix://{folder}/d.sock", "DOCKER_CONFIG": str(folder / "config"),
-                    "DOLIUM_HOST": f"unix://{folder}/d.sock", "DOLIUM_WARM": WARM}
-        self.process = subprocess.Popen(
-            ["unshare", "-n", "sh", "-c", 'ip link set lo up; exec "$@"', "doliumd", sys.executable, "-I", "-m", "dolium.daemon",
-             "-H", f"unix://{folder}/d.sock", "--data-root", str(folder / "data"), "--run-root", str(folder / "run"),
-             "--etc-root", str(folder / "etc")],
-            stdin=subprocess.DEVNULL, stdout=open(folder / "log", "wb"), stderr=subprocess.STDOUT, start_new_session=True)
-
-    def wait(self) -> None:
-        """Until it answers."""
-        eventually(lambda: subprocess.run([DOCKER, "version"], env=self.env, capture_output=True, check=False).returncode == 0,
-                   "doliumd answers")
-
-    def close(self) -> None:
-        """End it."""
-        self.process.terminate()
-        self.process.wait(30)
-
-
-def docker(engine: Doliumd | Dockerd, *words: str) -> str:
-    """Standard output of docker. Raises CalledProcessError."""
-    done = subprocess.run([DOCKER, *words], env=engine.env, check=True, capture_output=True, text=True, timeout=120)
-    return done.stdout.strip()
-
-
-def init(engine: Doliumd | Dockerd, name: str) -> int:
+def init(engine: Engine, name: str) -> int:
     """A container's init."""
     return int(docker(engine, "inspect", name, "-f", "{{.State.Pid}}"))
 
 
-def address(engine: Doliumd | Dockerd, name: str, network: str) -> str:
+def address(engine: Engine, name: str, network: str) -> str:
     """A container's address in a network."""
     return docker(engine, "inspect", name, "-f", f"{{{{(index .NetworkSettings.Networks \"{network}\").IPAddress}}}}")
 
@@ -202,15 +167,7 @@ def connections(server: int, client: int, target: str, port: int, count: int = 2
         return found
 
 
-def interval(ours: list[float], theirs: list[float], *, rounds: int = 4000) -> tuple[float, float, float]:
-    """The ratio of the medians, and its bootstrap interval of 95 %."""
-    dice = random.Random(1)
-    ratios = sorted(statistics.median(dice.choices(ours, k=len(ours))) / statistics.median(dice.choices(theirs, k=len(theirs)))
-                    for _ in range(rounds))
-    return statistics.median(ours) / statistics.median(theirs), ratios[rounds // 40], ratios[-rounds // 40]
-
-
-def paths(report: Report, engines: dict[str, Doliumd | Dockerd]) -> None:
+def paths(report: Report, engines: dict[str, Engine]) -> None:
     """Container to container in one network, and from outside by a published port."""
     spots: dict[str, dict[str, tuple[int, int, str, int]]] = {}
     for name, engine in engines.items():
@@ -237,30 +194,13 @@ def paths(report: Report, engines: dict[str, Doliumd | Dockerd]) -> None:
                 for key, value in taken.items():
                     if turn:
                         figures.setdefault(key, {}).setdefault(name, []).append(value)
-        report.say(f"\n## {title}\n")
-        report.say(f"| what | {' | '.join(engines)} | ratio (95 %) | |")
-        report.say("|---|---|---|---|---|")
-        for key, found in figures.items():
-            ours, theirs = found["dolium"], found["docker"]
-            ratio, low, high = interval(ours, theirs)
-            better = low if key.startswith(("latency", "CPU")) else 1 / high  # how much worse it is at least
-            cells = " | ".join(f"{statistics.median(one):.3g} ({min(one):.3g} to {max(one):.3g}, n={len(one)})"
-                               for one in (ours, theirs))
-            report.say(f"| {key} | {cells} | {ratio:.3f} ({low:.3f} to {high:.3f}) | not slower: "
-                       f"**{'met' if better <= 1 else 'missed'}** |")
+        compared(report, title, figures, ("latency", "CPU"))
 
 
 def measure(report: Report, folder: Path) -> None:
     """Both engines, all figures."""
-    engines: dict[str, Doliumd | Dockerd] = {}
-    try:
-        for name, kind in (("dolium", Doliumd), ("docker", Dockerd)):
-            (folder / name).mkdir()
-            engines[name] = kind(folder / name)
+    with both(folder, base_tar()) as engines:
         for engine in engines.values():
-            engine.wait()
-            (folder / "base.tar").write_bytes(base_tar())
-            docker(engine, "import", str(folder / "base.tar"), "base:1")
             for network in ("lab", "other"):
                 docker(engine, "network", "create", network)
             docker(engine, "run", "-d", "--name", "still", "--network", "lab", "base:1", "sleep", "3600")
@@ -269,10 +209,7 @@ def measure(report: Report, folder: Path) -> None:
         shown = {}
         for what in jobs["dolium"]:
             figures = interleaved({name: jobs[name][what] for name in jobs}, N)
-            report.table(f"`{what}`, whole process, milliseconds", figures)
-            if what.startswith("network"):
-                for ours in (DOLIUM_CLI, "dolium"):
-                    report.budget(figures, ours, "docker", SETUP_BUDGET, f"{what}: {ours} against docker")
+            waited(report, what, figures, setup=what.startswith("network"))
             shown[what] = figures["dolium"].median
         extra = shown["run --rm, default bridge"] - shown["run --rm --network none"]
         report.say(f"\n- a bridge adds {extra:.1f} ms to a start on dolium, budget {BRIDGE_BUDGET:.0f} ms: "
@@ -281,31 +218,11 @@ def measure(report: Report, folder: Path) -> None:
         report.say(f"- a network with names adds {more:.1f} ms, budget {BRIDGE_BUDGET:.0f} ms: "
                    f"**{'met' if more <= BRIDGE_BUDGET else 'missed'}**")
         paths(report, engines)
-    finally:
-        for engine in engines.values():
-            with contextlib.suppress(subprocess.SubprocessError):
-                found = docker(engine, "ps", "-aq").split()
-                if found:
-                    docker(engine, "rm", "-f", *found)
-                docker(engine, "network", "prune", "-f")
-            engine.close()
 
 
 def main() -> int:
     """Run all; write docs/benchmarks-network.md."""
-    report = Report()
-    report.say("# Benchmarks of networks\n")
-    report.say("Written by `make bench-network`; `dolium` and `docker` are the docker command line on each engine, in turn in one "
-               f"run, each engine in a network namespace of its own. Linux {os.uname().release}, {os.cpu_count()} CPUs, load "
-               f"{os.getloadavg()[0]:.1f} at the start, {time.strftime('%Y-%m-%d')}.")
-    folder = Path(tempfile.mkdtemp(prefix="dolium-bench-network-"))
-    try:
-        with hugetlb():
-            measure(report, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    (ROOT / "docs" / "benchmarks-network.md").write_text("\n".join(report.lines) + "\n")
-    return 0
+    return page("network", "Benchmarks of networks", measure)
 
 
 if __name__ == "__main__":

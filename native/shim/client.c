@@ -169,9 +169,9 @@ void stream_ready(struct source *source) {
 void drain_streams(struct process *process) {
 	for (int i = 0; i < 2; i++) {
 		struct source *source = &process->out[i].source;
-		int room = fcntl(source->fd, F_GETPIPE_SZ);
-		if (room <= 0)
-			room = SCRATCH_SIZE; /* a pty, or closed already */
+		int room = SCRATCH_SIZE; /* of a pty, which does not count what is on its way; it holds less */
+		if (!process->tty && ioctl(source->fd, FIONREAD, &room))
+			room = 0; /* closed already */
 		for (ssize_t n; room > 0 && (n = read(source->fd, shim.scratch, SCRATCH_SIZE)) > 0; room -= (int)n)
 			deliver(&process->out[i], shim.scratch, (size_t)n);
 		source_close(source);
@@ -179,12 +179,6 @@ void drain_streams(struct process *process) {
 }
 
 /* ---- from the client ---- */
-
-static void input_close(struct process *process) {
-	process->input_ending = process->pending.used > 0;
-	if (!process->input_ending)
-		source_close(&process->input);
-}
 
 /* What the container has no room for: so many bytes at the end. */
 static size_t write_input(struct process *p, const char *data, size_t len) {
@@ -263,7 +257,9 @@ static void input_ended(struct client *c) {
 	EACH_CLIENT(other, p)
 		if (p->stdin_end == STDIN_LAST_EOF && other->in && !other->eof)
 			return;
-	input_close(p);
+	p->input_ending = p->pending.used > 0;
+	if (!p->input_ending)
+		source_close(&p->input);
 }
 
 static void take_input(struct client *c) {

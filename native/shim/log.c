@@ -38,11 +38,8 @@ struct log *log_open(const char *path, uint64_t max_size, unsigned max_files) {
 
 static void rotate(struct log *log) {
 	char from[PATH_MAX + 16], to[PATH_MAX + 16];
-	if (log->max_files == 1) {
-		if (ftruncate(log->fd, 0) == 0)
-			log->size = 0;
+	if (log->max_files == 1 && ftruncate(log->fd, 0))
 		return;
-	}
 	for (unsigned i = log->max_files - 1; i; i--) {
 		snprintf(from, sizeof from, i == 1 ? "%s" : "%s.%u", log->path, i - 1);
 		snprintf(to, sizeof to, "%s.%u", log->path, i);

@@ -7,6 +7,7 @@
 
 #define DAEMON_FD 3
 #define QUIET_MS 1000
+#define COMPLAINTS_LIMIT (256 << 10)
 #define STACK_KEPT 1024
 #define STACK_DROPPED (512u << 10)
 
@@ -37,8 +38,8 @@ void source_close(struct source *source) {
 
 void complain(const char *format, ...) {
 	cleanup_fd fd = open("shim.log", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (fd < 0)
-		return; /* no one is left to tell */
+	if (fd < 0 || lseek(fd, 0, SEEK_END) > COMPLAINTS_LIMIT)
+		return; /* no one is left to tell; and a container must not fill the host's memory by what it provokes */
 	dprintf(fd, "%lld ", (long long)clock_ns(CLOCK_REALTIME));
 	va_list args;
 	va_start(args, format);
@@ -57,7 +58,9 @@ static void children_ready(struct source *source) {
 	struct signalfd_siginfo info;
 	if (read(source->fd, &info, sizeof info) < 0 && errno != EAGAIN)
 		complain("read signals: %s", strerror(errno));
-	for (int pid, status; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+	/* One at a time, for others to be heard: with the host's pids a container can make orphans without end. */
+	int status, pid = waitpid(-1, &status, WNOHANG);
+	if (pid > 0 && !kill(shim.pid, SIGCHLD))
 		process_reaped(pid, status);
 }
 
@@ -79,7 +82,7 @@ static void loop(void) {
 	while (!shim.ending || unsent_answers() || unread_clients()) {
 		struct epoll_event event;
 		int n = epoll_wait(shim.epoll, &event, 1, shim.dirty || shim.unrecorded ? QUIET_MS : -1);
-		if (n == 0)
+		if (n == 0 || (shim.unrecorded && clock_ns(CLOCK_MONOTONIC) > shim.retry_at))
 			quiet();
 		if (n != 1)
 			continue;

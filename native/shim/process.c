@@ -112,6 +112,7 @@ int remove_exit(struct request *r, const struct process *p, const char *which) {
 
 void write_exit_records(void) {
 	shim.unrecorded = 0;
+	shim.retry_at = clock_ns(CLOCK_MONOTONIC) + 1000000000;
 	for (struct process *p = shim.processes; p; p = p->next) {
 		cleanup_buffer b = { 0 };
 		if (p->state < PROCESS_EXITING || p->recorded)

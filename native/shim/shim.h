@@ -84,6 +84,7 @@ struct shim {
 	int epoll, ending;
 	int dirty;      /* memory was touched since the last quiet second */
 	int unrecorded; /* there is an exit record that could not be written */
+	int64_t retry_at; /* CLOCK_MONOTONIC, ns: also when a container always has something to say */
 	pid_t pid;
 	uint64_t start_time;
 	char *nonce;

@@ -539,6 +539,7 @@ def test_exit_record_waits_for_room_on_the_disk(run: Run, tmp_path: Path) -> Non
         shim = await it.spawn()
         client = await attach(shim, "init", stdin=True)
         await shim.launch("init", it.sh("cat; exit 31"), stdin=True, stdin_once=1)
+        await shim.launch("noise", container(it.rootfs, ["yes"]).encode())  # the shim is never without something to do
         with contextlib.suppress(OSError), open(folder / "filler", "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
@@ -547,6 +548,8 @@ def test_exit_record_waits_for_room_on_the_disk(run: Run, tmp_path: Path) -> Non
         assert record.exit_code == 31 and read_exit(str(folder), "init") is None
         (folder / "filler").unlink()
         await until(lambda: read_exit(str(folder), "init") == record)
+        await shim.signal("noise", signal.SIGKILL)
+        await it.exited("noise")
         await shim.end()
         await it.event(lambda event: isinstance(event, Closed))
 
@@ -571,8 +574,72 @@ def test_orphans_are_reaped(run: Run) -> None:
         await until(lambda: children.read_text().split() == [str(orphan)])
         (it.rootfs / "tmp/orphan").write_text("go\n")
         await until(lambda: children.read_text() == "")
+        many = "read x < /tmp/orphan; i=0; while [ $i -lt 100 ]; do (true &); i=$((i + 1)); done; exec sleep 1000"
+        await shim.launch("many", it.sh(many, pidns=False))
+        os.kill(shim.handle.pid, signal.SIGSTOP)  # their deaths become one signal
+        (it.rootfs / "tmp/orphan").write_text("go\n")
+        await until(lambda: len(children.read_text().split()) == 101)
+        os.kill(shim.handle.pid, signal.SIGCONT)
+        await until(lambda: len(children.read_text().split()) == 1)
+        await shim.signal("many", signal.SIGKILL)
+        await it.exited("many")
 
     run(body)
+
+
+def test_a_grandchild_that_writes_on_does_not_hold_up_an_exit(run: Run, tmp_path: Path) -> None:
+    """The largest pipe, a byte in each of its places, and someone who fills it again as fast as it is read."""
+    script = """if True:
+        import fcntl, os, struct, sys, termios
+        fcntl.fcntl(1, 1031, 1 << 20)  # F_SETPIPE_SZ
+        fcntl.fcntl(1, fcntl.F_SETFL, os.O_DIRECT)  # each write is one read
+        open(sys.argv[1]).read()
+        if not os.fork():
+            while True:
+                os.write(1, b"\\n")
+        while struct.unpack("i", fcntl.ioctl(1, termios.FIONREAD, bytes(4)))[0] < 200:
+            pass
+        os._exit(5)
+    """
+    go = tmp_path / "go"
+    os.mkfifo(go)
+
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        out = await attach(shim, "init", stderr=False)
+        plan = container(Path("/"), [sys.executable, "-I", "-S", "-c", script, str(go)], pidns=False)
+        await shim.launch("init", plan.encode(), log=str(tmp_path / "log"))  # which takes longer than writing a byte
+        pid = (await status(shim))["init"].record.pid
+        os.kill(shim.handle.pid, signal.SIGSTOP)
+        go.write_text("")
+        await until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z")
+        os.kill(shim.handle.pid, signal.SIGCONT)
+        assert (await it.exited("init")).exit_code == 5
+        assert 200 <= len(await out.rest()) <= 300  # 256 places
+
+    run(body)
+
+
+def test_complaints_do_not_fill_the_host(run: Run, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(small)], check=True)
+    (small / "filler").write_bytes(bytes(4096))
+
+    async def body(it: Bench) -> None:
+        shim = await it.spawn()
+        complaints = it.base / "s1" / "shim.log"
+        for number, before in enumerate((100, 300 << 10)):
+            complaints.write_bytes(b"." * before)
+            await shim.launch(f"p{number}", it.sh("echo lost"), log=f"{small}/{number}.log")
+            assert (await it.exited(f"p{number}")).exit_code == 0
+            assert (complaints.stat().st_size > before) is (number == 0)
+        complaints.unlink()
+
+    try:
+        run(body)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_newer_connection_replaces_the_older(run: Run) -> None:
