@@ -80,6 +80,7 @@ def both(folder: Path, base: bytes) -> Iterator[dict[str, Engine]]:
                 docker(engine, "network", "prune", "-f")
                 docker(engine, "volume", "prune", "-af")
             engine.close()
+        shutil.rmtree(WARM, ignore_errors=True)  # the warm compiler ends with its socket
 
 
 def interval(ours: list[float], theirs: list[float], *, rounds: int = 4000) -> tuple[float, float, float]:
