@@ -390,7 +390,7 @@ def test_export_holds_the_container_while_its_root_is_mounted_and_not_while_it_i
     locked: list[bool] = []
 
     async def run() -> None:
-        lock, container = asyncio.Lock(), types.SimpleNamespace(id="c" * 64, ids=[])
+        lock, container = asyncio.Lock(), types.SimpleNamespace(id="c" * 64, ids=[], rootfs="")
 
         @contextlib.contextmanager
         def view(_: object) -> Iterator[int]:
@@ -402,7 +402,8 @@ def test_export_holds_the_container_while_its_root_is_mounted_and_not_while_it_i
                 os.close(fd)
 
         engine: Any = types.SimpleNamespace(find=lambda _: container, lock=lambda _: lock, roots=types.SimpleNamespace(view=view),
-                                            containers={container.id: container})
+                                            containers={container.id: container},
+                                            paths=types.SimpleNamespace(data="/none"))
         await changes.export(engine, "name", lambda data: locked.append(lock.locked()))
         engine.containers.clear()
         with pytest.raises(NotFound):
