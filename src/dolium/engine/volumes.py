@@ -62,7 +62,7 @@ class ContainerVolumes:
                 _make_source(mount.source)
             elif mount.kind == "volume":
                 mount.name = (await self._engine.volumes.ensure(mount.name, labels=mount.labels,
-                                                                options=mount.driver_options)).name
+                                                                options=mount.driver_options, owner=container.id)).name
                 mount.source = self._engine.volumes.path(mount.name)
 
     async def mount(self, container: Container, root: int) -> None:

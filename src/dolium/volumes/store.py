@@ -45,7 +45,8 @@ class Rows(Protocol):
 
 @dataclass(slots=True)
 class Volume:
-    """``created``: seconds since 1970; ``fresh``: nothing was ever mounted from it, so an image may fill it."""
+    """``created``: seconds since 1970; ``fresh``: nothing was ever mounted from it, so an image may fill it; ``owner``: the
+    container that it was made for."""
 
     name: str
     created: float
@@ -53,6 +54,7 @@ class Volume:
     fresh: bool = True
     labels: dict[str, str] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
+    owner: str = ""
 
 
 class Volumes:
@@ -80,8 +82,8 @@ class Volumes:
         return [self._volumes[name] for name in sorted(self._volumes)]
 
     async def ensure(self, name: str = "", *, labels: dict[str, str] | None = None, driver: str = "local",
-                     options: dict[str, str] | None = None) -> Volume:
-        """The volume of a name, made when it is absent; "" makes an anonymous one. Raises InvalidArgument,
+                     options: dict[str, str] | None = None, owner: str = "") -> Volume:
+        """The volume of a name, made when it is absent; "" makes an anonymous one, ``owner``'s. Raises InvalidArgument,
         FailedPrecondition, ResourceExhausted."""
         if driver not in ("", "local"):
             raise InvalidArgument(f"volume driver {driver!r} is not available", hint="this version has the driver local")
@@ -96,7 +98,7 @@ class Volumes:
             if name in self._volumes:
                 return self._volumes[name]
             volume = Volume(name or secrets.token_hex(32), time.time(), anonymous=not name, labels=labels or {},
-                            options=options)
+                            options=options, owner="" if name else owner)
             try:
                 if "size" in options:
                     await asyncio.to_thread(self._make_sized, volume)
@@ -252,8 +254,11 @@ class Volumes:
             os.rmdir(f"{self._root}/{name}")
 
     def recover(self, users: Callable[[str], bool]) -> None:
-        """Drop what a dead daemon left: half removed volumes, and folders that have no record yet. What no container has any
-        more (``users`` tells) is unmounted."""
+        """Drop what a dead daemon left: half removed volumes, folders that have no record yet, and nameless volumes of
+        containers that were not made after all. What no container has any more (``users`` tells) is unmounted."""
+        for volume in self.all():
+            if volume.owner and volume.fresh and not users(volume.name):
+                self.remove(volume.name, ())  # to the trash, which is emptied below
         for name in os.listdir(self._root):
             if name not in self._volumes or not users(name):
                 try:
