@@ -22,10 +22,11 @@ static void write_log(const char *path, int json, const char *level, const char 
 		const char *format = *p == '"' || *p == '\\' ? "\\%c" : (unsigned char)*p < 0x20 ? "\\u%04x" : "%c";
 		n += (size_t)sprintf(line + n, format, *p);
 	}
-	if (!json)
-		dprintf(fd, "time=\"%s\" level=%s msg=\"%.*s\"\n", stamp, level, (int)n, line);
-	else
-		dprintf(fd, "{\"level\":\"%s\",\"msg\":\"%.*s\",\"time\":\"%s\"}\n", level, (int)n, line, stamp);
+	char whole[sizeof line + 96]; /* in one write: others may write to the same log, and musl's dprintf takes several */
+	int length = json ? snprintf(whole, sizeof whole, "{\"level\":\"%s\",\"msg\":\"%.*s\",\"time\":\"%s\"}\n", level, (int)n, line, stamp)
+			  : snprintf(whole, sizeof whole, "time=\"%s\" level=%s msg=\"%.*s\"\n", stamp, level, (int)n, line);
+	if (write(fd, whole, (size_t)length) < 0)
+		return;
 }
 
 static void __attribute__((format(printf, 3, 4))) report(const char *log_path, int json, const char *format, ...) {
