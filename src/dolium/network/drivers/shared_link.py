@@ -107,8 +107,10 @@ class SharedLinkDriver:
         for container, endpoints in live.items():
             for endpoint in endpoints:
                 self._adopt(container, endpoint)
-        if records:
+        try:
             await self._run(self._sweep)
+        except OSError as error:
+            _log.warning("links that a dead daemon made for %s networks may remain: %s", self.name, error)
 
     def _adopt(self, container: str, endpoint: Endpoint) -> None:
         network = self._networks.get(endpoint["network"])
