@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from dolium.engine.engine import Engine, cleanup_step
 from dolium.engine.model import Container, Mount
@@ -41,7 +42,8 @@ class ContainerVolumes:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._holding: set[str] = set()  # ids of containers whose volumes are mounted, besides those that run
-        self._locks: dict[str, asyncio.Lock] = {}  # by volume: it is mounted or unmounted
+        # by volume: it is mounted, filled or unmounted
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def lent(self, host: dict[str, Any]) -> list[Mount]:
         """The mounts of --volumes-from. Raises InvalidArgument."""
@@ -76,13 +78,16 @@ class ContainerVolumes:
     async def mount_one(self, container: Container, mount: Mount, root: int) -> None:
         """As ``mount``, of one of them."""
         volume = self._engine.volumes.get(mount.name)
-        if volume.options:
-            async with self._locks.setdefault(mount.name, asyncio.Lock()):
+        if not volume.options and not volume.fresh:
+            return
+        async with self._locks.setdefault(mount.name, asyncio.Lock()):
+            if volume.options:
                 await asyncio.to_thread(self._engine.volumes.mount, volume)
-        if volume.fresh and not mount.no_copy and not mount.subpath:
-            shift = container.owner[0]
-            await asyncio.to_thread(self._engine.volumes.fill, volume, partial(copy_up, root, mount.target, shift=shift))
-        self._engine.volumes.used(volume)
+            if volume.fresh and not mount.no_copy and not mount.subpath:  # others that start meanwhile wait for its content
+                shift = container.owner[0]
+                await asyncio.to_thread(self._engine.volumes.fill, volume,
+                                        partial(copy_up, root, mount.target, shift=shift))
+            self._engine.volumes.used(volume)
 
     async def release(self, container: Container) -> None:
         """It has ended, or did not start. What its volumes' options name is unmounted, where no other container has it.
