@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,7 +211,7 @@ def test_what_would_make_the_rules_void_is_refused(clean: Daemon) -> None:
         assert expected in done.stderr, done.stderr
     one = ("--egress", "allow=a.test:1")
     for words in (("--privileged",), ("--cap-add", "NET_ADMIN"), ("--cap-add", "CAP_NET_RAW"), ("--cap-add", "all"),
-                  ("--network", "host"), ("--network", "none")):
+                  ("--security-opt", "seccomp=unconfined"), ("--network", "host"), ("--network", "none")):
         refused("--egress does not go with", *one, *words)
     refused("invalid --egress", "--egress", "a.test")
     restricted(clean, "box", *one)
@@ -221,3 +222,33 @@ def test_what_would_make_the_rules_void_is_refused(clean: Daemon) -> None:
     refused("--egress does not go with --cap-add CAP_NET_ADMIN", "--network", "container:box", "--cap-add", "NET_ADMIN")
     joined = clean.docker("run", "--rm", "--network", "container:box", "base:1", "grep", "CapBnd", "/proc/self/status").stdout.split()[1]
     assert not int(joined, 16) & 1 << 13
+
+
+def test_sockets_that_pass_by_the_packet_filter_are_not_to_be_had(clean: Daemon) -> None:
+    places = {sys.base_prefix: sys.base_prefix, "/usr/lib": "/lib", "/usr/lib64": "/lib64"}
+    binds = [word for here, there in places.items() if os.path.exists(here) for word in ("-v", f"{here}:{there}:ro")]
+    code = """
+import ctypes, errno, socket
+def made(family, kind=socket.SOCK_DGRAM):
+    try:
+        socket.socket(family, kind).close()
+        return "made"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+libc = ctypes.CDLL(None, use_errno=True)
+print(*(made(family) for family in (1, 2, 16)), *(made(family) for family in (40, 38, 30)),
+      made(40, socket.SOCK_STREAM), libc.syscall(425, 1, None), errno.errorcode[ctypes.get_errno()])
+"""
+    program = os.path.join(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
+    done = clean.dolium("run", "--rm", "--egress", "none", *binds, "base:1", program, "-c", code)
+    told = [word.replace("ENOSYS", "EPERM") for word in done.stdout.split()]  # a profile's default is either
+    assert told == ["made"] * 3 + ["EPERM"] * 4 + ["-1", "EPERM"]
+
+
+def test_a_container_that_had_no_network_for_a_while_is_restricted_as_before(clean: Daemon, world: World) -> None:
+    here = world.names["again.test"] = gateway(clean)
+    restricted(clean, "box", "--egress", f"allow=again.test:{PORT}")
+    clean.docker("network", "disconnect", "bridge", "box")
+    clean.docker("network", "connect", "bridge", "box")
+    assert hears(clean, "box", "again.test", PORT)
+    assert not hears(clean, "box", here, OTHER)

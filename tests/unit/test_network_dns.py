@@ -12,11 +12,13 @@ from pathlib import Path
 
 import dns.flags
 import dns.message
+import dns.name
 import dns.rcode
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dolium.network import egress
 from dolium.network.dns import forward, wire
 from dolium.network.dns.forward import Forwarder
 from dolium.network.dns.names import Entry, Names
@@ -97,6 +99,12 @@ def test_names_are_read_as_dnspython_writes_them(labels: list[str]) -> None:
     if len(name) < 250:
         assert wire.parse(dns.message.make_query(name, "A").to_wire()).name == name.lower()
         assert wire.encode(name)[-1] == 0
+
+
+def test_a_label_with_a_dot_is_no_name_of_several() -> None:
+    for labels in ([b"pypi.org", b""], [b"x.pypi", b"org", b""], [b"x.pypi.org", b""]):
+        name = wire.parse(dns.message.make_query(dns.name.Name(labels), "A").to_wire()).name
+        assert not any(one.covers(name) for one in egress.parse(["allow=pypi.org", "allow=*.pypi.org"])), name
 
 
 def test_names_that_cannot_be() -> None:

@@ -191,7 +191,7 @@ class ContainerNetworks:
                 try:
                     container.network = await engine.network.connect(
                         container.id, _place(container, name, kept), namespace,
-                        {**before, **whole} if before else before,
+                        {**before, **whole},
                         tuple(request.published(container.host_config, container.config)))
                 finally:
                     os.close(namespace)

@@ -280,8 +280,12 @@ def check_restricted(host: dict[str, Any]) -> None:
     """A container in a network namespace with rules of --egress cannot have what makes them void. Raises InvalidArgument."""
     given = [_capability(name) for name in host.get("CapAdd") or []]
     void = ["--privileged"] * bool(host.get("Privileged")) + [f"--cap-add {name}" for name in given if name in _BYPASS]
+    for key, value in map(security_option, host.get("SecurityOpt") or []):
+        if key == "seccomp" and value not in ("builtin", ""):
+            void.append("--security-opt seccomp=" + ("unconfined" if value == "unconfined" else "PROFILE"))
     if void:
-        raise InvalidArgument(f"--egress does not go with {void[0]}: with that a container takes its own rules away")
+        raise InvalidArgument(f"--egress does not go with {void[0]}: with that a container takes its own rules away, "
+                              "or sends past them")
 
 
 def capabilities(host: dict[str, Any]) -> list[str]:

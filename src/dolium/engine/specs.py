@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import socket
 import stat
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,6 +24,8 @@ from dolium.linux.seccomp import resolve_profile
 from dolium.runtime.default_spec import default_mounts
 from dolium.runtime.spec import OCI_VERSION
 
+_UNCHECKED = ("socket", "socketcall", "io_uring_setup", "io_uring_enter", "io_uring_register")
+_NETLINK_AUDIT = 9
 PROFILE_PATHS = (os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "data", "seccomp.json"),
                  "/usr/share/containers/seccomp.json")
 INIT_TARGET = "/sbin/docker-init"
@@ -71,10 +74,28 @@ def default_profile() -> dict[str, Any]:
                    hint="apt-get install golang-github-containers-common, or --security-opt seccomp=unconfined")
 
 
+def _internet_alone(resolved: dict[str, Any], *, audit: bool) -> dict[str, Any]:
+    """A resolved profile that denies by default, where no socket is made but the host's own (unix, netlink) and those of the
+    Internet protocols: others (vsock) pass by the packet filter. Nor is there what makes sockets that no filter of system
+    calls sees: socketcall's argument lies in memory, io_uring's in a ring. ``audit``: netlink's audit, too."""
+    rules = []
+    for rule in resolved["syscalls"]:
+        names = [name for name in rule["names"] if name not in _UNCHECKED]
+        if names:
+            rules.append(rule | {"names": names})
+    for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK):
+        tests = [{"index": 0, "value": int(family), "op": "SCMP_CMP_EQ"}]
+        if family == socket.AF_NETLINK and not audit:
+            tests.append({"index": 2, "value": _NETLINK_AUDIT, "op": "SCMP_CMP_NE"})
+        rules.append({"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": tests})
+    return resolved | {"syscalls": rules}
+
+
 @lru_cache(maxsize=64)
-def _resolved(text: str, caps: frozenset[str], kernel: tuple[int, int]) -> dict[str, Any]:
+def _resolved(text: str, caps: frozenset[str], kernel: tuple[int, int], restricted: bool) -> dict[str, Any]:
     profile = json.loads(text) if text else default_profile()
-    return resolve_profile(profile, set(caps), _ARCHITECTURES[platform.machine()], kernel)
+    resolved = resolve_profile(profile, set(caps), _ARCHITECTURES[platform.machine()], kernel)
+    return _internet_alone(resolved, audit="CAP_AUDIT_WRITE" in caps) if restricted else resolved
 
 
 def seccomp_for(host: dict[str, Any], caps: list[str], kernel: tuple[int, int]) -> dict[str, Any] | None:
@@ -91,7 +112,7 @@ def seccomp_for(host: dict[str, Any], caps: list[str], kernel: tuple[int, int]) 
     if host.get("Privileged"):
         return None
     try:
-        return _resolved(text, frozenset(caps), kernel)
+        return _resolved(text, frozenset(caps), kernel, bool(host.get("Egress")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidArgument(f"--security-opt seccomp: the profile is not valid: {error!r}") from error
 

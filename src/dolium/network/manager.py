@@ -117,7 +117,7 @@ class Networks:
             if named(first) and namespace_of is not None:
                 try:
                     if "egress" in first:
-                        await self._restrict(container, first, namespace_of(container), rules=False)
+                        await self._watch_again(container, first, namespace_of(container))
                     known[container] = self._known(first, namespace_of(container))
                 except OSError as error:
                     _log.warning("container %s has no name server: %s", container[:12], error)
@@ -207,6 +207,13 @@ class Networks:
             os.close(namespace)
         self._watched[container] = sock
         asyncio.get_running_loop().add_reader(sock, self._refused, container, sock)
+
+    async def _watch_again(self, container: str, first: Endpoint, namespace: int) -> None:
+        """Its rules are there; without events it goes on. ``namespace`` is this call's."""
+        try:
+            await self._restrict(container, first, namespace, rules=False)
+        except DoliumError as error:
+            _log.warning("what container %s is refused is not told: %s", container[:12], error)
 
     def _refused(self, container: str, sock: socket.socket) -> None:
         try:
@@ -338,6 +345,9 @@ class Networks:
                 driver.publish(container, new, ports)
             await driver.join(container, new, namespace, default=first_way_out)
             after = _ordered([new, *found] if first_way_out else [*found, new])
+            after |= {key: first[key] for key in _OF_ALL if key in first}  # also of one that had no network any more
+            if "egress" in after and container not in self._watched:
+                await self._watch_again(container, after, os.dup(namespace))
             await self._renamed(container, after, namespace)
         except BaseException:
             await driver.leave(container, new, namespace)

@@ -50,7 +50,8 @@ def parse(data: bytes) -> Query:
             break
         if length > 63 or at + 1 + length > len(data) or at - 12 + length > 253:
             raise ValueError("not a name")
-        labels.append(data[at + 1 : at + 1 + length])
+        # a dot in a label does not part names: as it is, it would make the text that of another one
+        labels.append(data[at + 1 : at + 1 + length].replace(b".", rb"\046"))
         at += 1 + length
     end = at + 5
     if end > len(data):
