@@ -141,12 +141,24 @@ def test_what_cannot_be_published_is_said(engine: Daemon) -> None:
             assert done.returncode != 0
             assert expected in done.stderr, done.stderr
         for bindings in ({"80/tcp": "8080"}, {"80/tcp": [{"HostPort": 8080}]}, {"80/tcp": [{"HostIp": 5}]}, {"80/tcp": [5]}, None, {},
-                         {"x": [{}]}):
+                         {"x": [{}]}, {"80-90/tcp": [{"HostPort": "18207"}]}, {"80/": [{}]}, {"80/sctp": [{}]}):
             assert engine.api("POST", "/dolium/containers/inside/ports", {"PortBindings": bindings})[0] == 400
         assert json.loads(engine.docker("inspect", "-f", "{{json .HostConfig.PortBindings}}", "inside").stdout) == {}
     finally:
         engine.docker("rm", "-f", "hosts", "lonely", "inside", check=False)
         engine.docker("network", "rm", "inner", check=False)
+
+
+def test_a_port_of_another_address_stays(engine: Daemon) -> None:
+    engine.docker("create", "--name", "still", "-p", "18208:80", "-p", "127.0.0.1:18209:80", "base:1")
+    try:
+        assert "does not publish" in engine.dolium("port", "rm", "still", "127.0.0.1:18208:80", check=False).stderr
+        engine.dolium("port", "rm", "still", "127.0.0.1::80")
+        kept = json.loads(engine.docker("inspect", "-f", "{{json .HostConfig.PortBindings}}", "still").stdout)
+        assert [one["HostPort"] for one in kept["80/tcp"]] == ["18208"]
+        engine.dolium("port", "rm", "still", "0.0.0.0:18208:80")
+    finally:
+        engine.docker("rm", "still")
 
 
 def test_ports_of_a_container_outlive_the_daemon(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dolium.engine.model import Container
 from dolium.engine.networks import mode_of
 from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from dolium.network.base import PortBinding
+from dolium.network.ports import ANY
 
 Bindings = dict[str, list[dict[str, str]]]
 
@@ -78,6 +79,11 @@ def _parsed(bindings: Any) -> list[PortBinding]:
             isinstance(entries or [], list) and all(isinstance(entry, dict) for entry in entries or [])
             for entries in bindings.values()):
         raise InvalidArgument("PortBindings must be an object of lists of HostIp and HostPort")
+    for spec in bindings:  # it is to be found again by this key
+        number, slash, protocol = spec.partition("/")
+        request.port_number(number)
+        if slash and protocol not in ("tcp", "udp"):
+            raise InvalidArgument(f"cannot publish {spec}: only tcp and udp")
     return request.published({"PortBindings": bindings}, {})
 
 
@@ -114,7 +120,7 @@ def _explicit(container: Container) -> dict[str, Any]:
 def _matches(entry: dict[str, str], port: PortBinding, container: Container) -> bool:
     """Is that the wish for a port that goes? One of a port the kernel chose is known by what it got."""
     wished, address = entry.get("HostPort") or "", entry.get("HostIp") or ""
-    if port.host_ip and address not in ("", port.host_ip):
+    if port.host_ip and (address or ANY) != port.host_ip:
         return False
     if not port.host_port or wished == str(port.host_port):
         return True
