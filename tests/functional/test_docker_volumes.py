@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,18 @@ def test_idmapped_bind_mounts(engine: Daemon, tmp_path: Path) -> None:
 def mounts_below(engine: Daemon) -> list[str]:
     with open("/proc/self/mountinfo") as file:
         return [line.split()[4] for line in file if line.split()[4].startswith(f"{engine.folder}/data/volumes/")]
+
+
+def test_containers_that_start_together_find_a_new_volume_filled(engine: Daemon) -> None:
+    engine.docker("run", "--name", "source", "base:1", "sh", "-c", "for i in $(seq 2000); do : >/data/$i; done")
+    engine.docker("commit", "source", "many:1")
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: engine.docker("run", "--rm", "-v", "together:/data", "many:1", "sh", "-c", "ls /data | wc -l",
+                                                     check=False), range(4)))
+    assert [(one.returncode, one.stdout.strip()) for one in done] == [(0, "2001")] * 4, [one.stderr for one in done]
+    engine.docker("rm", "source")
+    engine.docker("volume", "rm", "together")
+    engine.docker("rmi", "many:1")
 
 
 def test_a_tmpfs_volume_lives_as_long_as_a_container_has_it(engine: Daemon) -> None:
@@ -313,6 +326,15 @@ def test_an_attached_volume_has_the_owners_that_are_seen_inside(engine: Daemon) 
     finally:
         engine.docker("rm", "-f", "mapped", check=False)
         engine.docker("volume", "rm", "-f", "owned", check=False)
+
+
+def test_a_zero_byte_is_in_no_place(engine: Daemon) -> None:
+    engine.docker("create", "--name", "zero", "base:1")
+    try:
+        assert engine.api("POST", "/dolium/containers/zero/volumes", {"Volume": "zeros:/a\0b"})[0] == 400
+        assert "zeros" not in engine.docker("volume", "ls", "-q").stdout
+    finally:
+        engine.docker("rm", "zero")
 
 
 def test_a_fresh_volume_takes_what_a_host_s_root_has(engine: Daemon, tmp_path: Path) -> None:

@@ -82,9 +82,9 @@ class LiveVolumes:
             mount = _chosen(container, which)
             if container.live:
                 mount.pending = DETACH
-                engine.save(container)
-                faults.point("volume.detach.intent")
                 try:
+                    engine.save(container)
+                    faults.point("volume.detach.intent")
                     if not await self._unmount(container, mount, force) and not force:
                         raise FailedPrecondition(
                             f"detach {mount.name} of container {container.name}: it is not at {mount.target} any more",
@@ -154,8 +154,9 @@ class LiveVolumes:
         async with self._engine.roots.opened(container) as root:
             namespace = _namespace(container)
             try:
-                return await asyncio.to_thread(live_mounts.detach, namespace, root, mount.target, _identity(mount),
-                                               force=force)
+                # in the thread: a server of files that hangs holds up this one alone
+                return await asyncio.to_thread(lambda: live_mounts.detach(namespace, root, mount.target, _identity(mount),
+                                                                          force=force))
             except OSError as error:
                 raise FailedPrecondition(
                     f"detach {mount.name} from {mount.target} of container {container.name}: {error.strerror}",

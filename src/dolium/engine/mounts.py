@@ -168,6 +168,8 @@ def _bind(text: str) -> Mount:
 
 def parse_volume(text: str) -> Mount:
     """``NAME:/target[:ro]``: what -v takes, of a volume with a name. Raises InvalidArgument."""
+    if "\0" in text:
+        raise InvalidArgument(f"{text!r}: a zero byte is in no path")
     if ":" not in text:
         raise InvalidArgument(f"{text!r} names no volume and its place", hint="NAME:/target, or NAME:/target:ro")
     mount = _bind(text)
