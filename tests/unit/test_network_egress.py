@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from ipaddress import IPv4Address, IPv4Network
+from types import SimpleNamespace
 
 import dns.message
 import dns.rrset
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from dolium.errors import InvalidArgument
 from dolium.network.base import Refused
-from dolium.network.dns import wire
-from dolium.network.egress import Allow, _payload, _told, parse, pin_text, table_text
+from dolium.network.dns import pins, wire
+from dolium.network.egress import Allow, _payload, _told, parse, pin_text, pinned, table_text
 
 
 def test_what_is_allowed() -> None:
@@ -38,7 +39,7 @@ def test_nothing_a_user_wrote_comes_into_the_text_as_it_is(text: str) -> None:
         allowed = parse([f"allow={text}"])
     except InvalidArgument:
         return
-    made = table_text(allowed) + pin_text(allowed, text.lower(), [("192.0.2.1", 5)])
+    made = table_text(allowed) + pin_text(pinned(allowed, text.lower(), [("192.0.2.1", 5)]))
     plain = table_text([]) + "".join(str(one.network or "") + one.protocol + str(one.port or "") for one in allowed)
     assert set(made) <= set(plain) | set("add delete element inet dolium-egress ports whole {} ip daddr dport accept timeout 0123456789./,;s\n")
 
@@ -51,15 +52,26 @@ def test_a_name_covers_itself_and_a_star_what_is_below() -> None:
 
 def test_pins_are_of_the_ports_of_their_name() -> None:
     allowed = parse(["allow=a.test:443", "allow=a.test:53/udp", "allow=b.test", "allow=192.0.2.0/24:80"])
-    text = pin_text(allowed, "a.test", [("192.0.2.1", 300), ("192.0.2.2", 1 << 30)])
+    text = pin_text(pinned(allowed, "a.test", [("192.0.2.1", 300), ("192.0.2.2", 1 << 30)]))
     assert "192.0.2.1 . tcp . 443 timeout 310s" in text
     assert "192.0.2.1 . udp . 53 timeout 310s" in text
     assert "192.0.2.2 . tcp . 443 timeout 86410s" in text
     assert "whole" not in text
-    assert "add element inet dolium-egress whole { 192.0.2.9 timeout 10s }" in pin_text(allowed, "b.test", [("192.0.2.9", 0)])
-    assert pin_text(allowed, "c.test", [("192.0.2.9", 5)]) == ""
-    assert pin_text(allowed, "b.test", []) == ""
+    assert "add element inet dolium-egress whole { 192.0.2.9 timeout 10s }" in pin_text(
+        pinned(allowed, "b.test", [("192.0.2.9", 0)]))
+    assert pin_text(pinned(allowed, "c.test", [("192.0.2.9", 5)])) == ""
+    assert pin_text(pinned(allowed, "b.test", [])) == ""
     assert "ip daddr 192.0.2.0/24 tcp dport 80 accept" in table_text(allowed)
+
+
+def test_names_that_share_an_address_do_not_shorten_each_others_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(pins, "in_thread", lambda work: SimpleNamespace(run=texts.append))
+    made = pins.Pins(-1, ["allow=long.test:443", "allow=short.test:443"])
+    for name, ttl in (("long.test", 300), ("short.test", 5), ("other.test", 5)):
+        made.pin(name, [("192.0.2.1", ttl)])
+    assert len(texts) == 2
+    assert all("192.0.2.1 . tcp . 443 timeout 310s" in text for text in texts)
 
 
 def test_addresses_of_an_answer() -> None:

@@ -12,7 +12,7 @@ import errno
 import re
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -28,6 +28,8 @@ NONE = "none"
 GRACE = 10
 """Seconds for which an address is allowed beyond its time to live: who was told of it last still has to connect."""
 LONGEST = 86400
+MOST = 65536
+"""Addresses at once: a name's owner fills the kernel's memory no further."""
 _NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*\Z")
 _GROUP, _SNAP = 1, 64
 _NETLINK_NETFILTER = 12
@@ -103,10 +105,12 @@ table inet {TABLE} {{
     set ports {{
         type ipv4_addr . inet_proto . inet_service
         flags timeout
+        size {MOST}
     }}
     set whole {{
         type ipv4_addr
         flags timeout
+        size {MOST}
     }}
     chain output {{
         type filter hook output priority filter; policy drop;
@@ -122,17 +126,23 @@ table inet {TABLE} {{
 """
 
 
-def pin_text(allowed: Sequence[Allow], name: str, addresses: Sequence[tuple[str, int]]) -> str:
-    """nft's text: a name's addresses, each with its time to live in seconds, may be reached at the ports that are allowed
-    for the name; "" when none is. An element that is there gets the new time (``add`` alone would leave its own)."""
-    elements: dict[str, dict[str, int]] = {"ports": {}, "whole": {}}
+def pinned(allowed: Sequence[Allow], name: str, addresses: Sequence[tuple[str, int]]) -> dict[tuple[str, str], int]:
+    """For how many seconds a name's addresses, each with its time to live, may be reached at the ports that are allowed for
+    the name; by set and element."""
+    found = {}
     for one in allowed:
         if one.covers(name):
             for address, ttl in addresses:
                 key = f"{IPv4Address(address)}" + (f" . {one.protocol} . {one.port}" if one.port else "")
-                elements["ports" if one.port else "whole"][key] = min(max(ttl, 0), LONGEST) + GRACE
+                found["ports" if one.port else "whole", key] = min(max(ttl, 0), LONGEST) + GRACE
+    return found
+
+
+def pin_text(elements: Mapping[tuple[str, str], int]) -> str:
+    """nft's text of them; "" for none. An element that is there gets the new time (``add`` alone would leave its own)."""
     text = ""
-    for name_of_set, keys in elements.items():
+    for name_of_set in ("ports", "whole"):
+        keys = {key: seconds for (where, key), seconds in elements.items() if where == name_of_set}
         if keys:
             plain = ", ".join(keys)
             timed = ", ".join(f"{key} timeout {seconds}s" for key, seconds in keys.items())
