@@ -253,14 +253,17 @@ def test_options_of_a_volume_that_are_wrong_change_nothing(engine: Daemon, tmp_p
     try:
         engine.docker("volume", "create", "--opt", "type=none", "--opt", f"device={tmp_path}/absent", "--opt", "o=bind", "gone")
         engine.docker("volume", "create", "--opt", "type=ext4", "--opt", f"device={tmp_path}", "--opt", "o=frobnicate", "odd")
-        for name, reason, code in (("gone", "no such file or directory", 127), ("odd", "frobnicate", 125)):
+        engine.docker("volume", "create", "--opt", "type=cifs", "--opt", "device=//127.0.0.1/x", "--opt",
+                      "o=addr=absent..test,username=u,password=secret", "far")
+        for name, reason, code in (("gone", "no such file or directory", 127), ("odd", "frobnicate", 125),
+                                   ("far", "absent..test,username=u,password=****", 125)):
             done = engine.docker("run", "--rm", "-v", f"{name}:/v", "base:1", "true", check=False)
             assert done.returncode == code
             assert "failed to mount local volume" in done.stderr
             assert reason in done.stderr
         assert mounts_below(engine) == []
     finally:
-        engine.docker("volume", "rm", "-f", "gone", "odd", check=False)
+        engine.docker("volume", "rm", "-f", "gone", "odd", "far", check=False)
 
 
 def test_a_volume_is_attached_to_a_container_that_runs_and_detached(engine: Daemon) -> None:

@@ -5,8 +5,10 @@ What they name is mounted at the volume's folder while a container has it, and g
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterable, Mapping
 
 from dolium.errors import FailedPrecondition, InvalidArgument
 from dolium.linux import syscalls
@@ -50,6 +52,23 @@ def kept(options: Mapping[str, str]) -> bool:
     return options.get("type") not in ("tmpfs", "ramfs")
 
 
+def _resolved(kind: str, data: Iterable[str]) -> list[str]:
+    """A file system's own options, where the kernel wants a number for a server's name. Blocks. Raises OSError."""
+    found = list(data)
+    for place, option in enumerate(found):
+        if kind in ("nfs", "nfs4", "cifs") and option.startswith("addr="):
+            try:
+                found[place] = "addr=" + str(socket.getaddrinfo(option[5:], None, type=socket.SOCK_STREAM)[0][4][0])
+            except (socket.gaierror, UnicodeError) as error:
+                raise OSError(errno.ENOENT, f"{option[5:]} is not found: {error.args[-1]}") from error
+    return found
+
+
+def _told(options: str) -> str:
+    """As an error says them: nobody's password."""
+    return ",".join("password=****" if one.startswith(("password=", "pass=")) else one for one in options.split(","))
+
+
 def mount(options: Mapping[str, str], target: str) -> None:
     """Mount what ``type``, ``device`` and ``o`` say. Blocks. Raises FailedPrecondition."""
     given = Options(options.get("o", "").split(","))
@@ -63,7 +82,7 @@ def mount(options: Mapping[str, str], target: str) -> None:
                 syscalls.set_attributes(fd, given.recursive_set, given.recursive_clear, recursive=True)
         else:
             fd = syscalls.mount_file_system(kind, device, read_only=bool(given.set & syscalls.ATTR_READ_ONLY),
-                                            options=given.data, attributes=given.set)
+                                            options=_resolved(kind, given.data), attributes=given.set)
         syscalls.move_mount(fd, target)
         try:  # below a shared mount it is one, too
             syscalls.set_attributes(fd, 0, 0, propagation=given.propagation & ~MS_REC or MS_PRIVATE,
@@ -74,7 +93,8 @@ def mount(options: Mapping[str, str], target: str) -> None:
     except OSError as error:
         raise FailedPrecondition(
             f"error while mounting volume '{target}': failed to mount local volume: mount {device}:{target}, "
-            f"type: {kind}, o: {options.get('o', '')}: {(error.strerror or '').lower()}", errno=error.errno) from error
+            f"type: {kind}, o: {_told(options.get('o', ''))}: {(error.strerror or '').lower()}", errno=error.errno,
+            hint=f"the kernel has no file system {kind}" if error.errno == errno.ENODEV else "") from error
     finally:
         if fd >= 0:
             os.close(fd)
