@@ -367,6 +367,8 @@ def test_a_network_that_cannot_be_resumed_keeps_its_containers_links(tmp_path: P
         await asyncio.wait(later._tasks)  # the name server is made ready
         await later._dns.close()
         await later._bridge._clear_quietly(keep=True)
+        for driver in {*later._drivers.values()} - {later._bridge}:
+            await driver.close()
         switch.host.request(netlink.set_link(switch.index, alias=switch.alias))
 
     on_bench(body, tmp_path)
