@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from dolium.errors import InvalidArgument
 from dolium.network.base import Refused
 from dolium.network.dns import pins, wire
-from dolium.network.egress import Allow, _payload, _told, parse, pin_text, pinned, table_text
+from dolium.network.egress import Allow, parse, pin_text, pinned, table_text
+from dolium.network.refusals import _parts, _told
 
 
 def test_what_is_allowed() -> None:
@@ -89,13 +90,15 @@ def test_addresses_of_an_answer() -> None:
 def test_whatever_comes_is_read_to_its_end(data: bytes) -> None:
     wire.addresses_in(data)
     wire.addresses_in(b"\0\1\x81\x80\0\1\0\2\0\0\0\0" + data)
-    _payload(data)
+    _parts(data)
 
 
 def test_what_a_refused_packet_tells() -> None:
     def packet(protocol: int, rest: bytes) -> bytes:
         return bytes([0x45]) + bytes(8) + bytes([protocol]) + bytes(2) + bytes(4) + IPv4Address("192.0.2.7").packed + rest
-    assert _told(packet(6, struct.pack("!HH", 5, 443))) == Refused("192.0.2.7", "tcp", 443)
-    assert _told(packet(17, struct.pack("!HH", 5, 53))) == Refused("192.0.2.7", "udp", 53)
-    assert _told(packet(1, b"\x08\0")) == Refused("192.0.2.7", "icmp", 0)
-    assert _told(packet(6, b"\0")) == Refused("192.0.2.7", "tcp", 0)
+    assert _told(packet(6, struct.pack("!HH", 5, 443)), incoming=False) == Refused("192.0.2.7", "tcp", 443)
+    assert _told(packet(17, struct.pack("!HH", 5, 53)), incoming=False) == Refused("192.0.2.7", "udp", 53)
+    assert _told(packet(1, b"\x08\0"), incoming=False) == Refused("192.0.2.7", "icmp", 0)
+    assert _told(packet(6, b"\0"), incoming=False) == Refused("192.0.2.7", "tcp", 0)
+    incoming = packet(6, struct.pack("!HH", 5, 80))[:12] + IPv4Address("192.0.2.8").packed + packet(6, struct.pack("!HH", 5, 80))[16:]
+    assert _told(incoming, incoming=True) == Refused("192.0.2.8", "tcp", 80, True)

@@ -112,9 +112,8 @@ class Containers:
         if any(request.bandwidth(host)) and (host.get("NetworkMode") or "").partition(":")[0] in ("host", "container"):
             raise InvalidArgument(f"--bandwidth does not go with --network {host['NetworkMode']}: the container has no "
                                   "network of its own")
-        host["Egress"] = request.egress(host, done)
-        if not host["Egress"]:
-            del host["Egress"]
+        rules = request.rules(host, done)
+        host = {key: value for key, value in host.items() if key not in request.RULES} | rules
         networks = wished_networks(engine, host, networking)
         mode = host.get("NetworkMode") or "default"
         for key in JOINING:  # by id: another container may have the name later
@@ -122,9 +121,11 @@ class Containers:
             if kind == "container":
                 try:
                     host[key] = f"container:{engine.find(other).id}"
-                    if key == "NetworkMode" and engine.find(other).host_config.get("Egress"):
-                        request.check_restricted(host)
-                        host["Egress"] = list(engine.find(other).host_config["Egress"])
+                    if key == "NetworkMode":  # who joins is bound by the rules of the namespace
+                        theirs = engine.find(other).host_config
+                        bound = {name: list(theirs[name]) for name in request.RULES if theirs.get(name)}
+                        request.check_restricted(host, bound)
+                        host |= bound
                 except NotFound as error:  # not as 404: clients take that for a missing image, and pull
                     raise InvalidArgument(f"--{key.removesuffix('Mode').lower()} {kind}:{other}: {error}") from error
         identity = secrets.token_hex(32)

@@ -26,7 +26,7 @@ from dolium.images.store import ImageStore
 from dolium.images.view import Image
 from dolium.isolation.process import ProcessIsolation
 from dolium.linux.cgroup import manage, tree
-from dolium.network.base import NetworkManager, Refused
+from dolium.network.base import NetworkManager, Peer, Refused
 from dolium.trash import Trash, delete
 from dolium.volumes.store import Volumes
 
@@ -90,6 +90,7 @@ class Engine:
         self.shared_memory = SharedMemory(f"{paths.run}/shm")
         self.network = make_network(self.instance, self.store)
         self.network.on_refused = self._refused
+        self.network.peer_of = self._peer
         self.trash, self.run_trash = Trash(f"{paths.data}/trash"), Trash(f"{paths.run}/trash")
         self.isolation = ProcessIsolation(self.layout, f"{paths.data}/cache/seccomp", f"{paths.run}/shims",
                                           self.run_trash.discard)
@@ -214,8 +215,12 @@ class Engine:
     def _refused(self, identity: str, refused: Refused) -> None:
         container = self.containers.get(identity)
         if container is not None:
-            self.event(container, "egress-refused", address=refused.address, protocol=refused.protocol,
-                       port=str(refused.port))
+            self.event(container, "ingress-refused" if refused.incoming else "egress-refused", address=refused.address,
+                       protocol=refused.protocol, port=str(refused.port))
+
+    def _peer(self, identity: str) -> Peer:
+        container = self.containers.get(identity)
+        return Peer(container.name, container.config.get("Labels") or {}) if container is not None else Peer()
 
     def container_group(self, identity: str) -> str:
         """The cgroup of a container."""

@@ -97,9 +97,10 @@ class Execs:
             if config.get("Tty") and not any(entry.startswith("TERM=") for entry in env):
                 env.append("TERM=xterm")
             privileged = bool(config.get("Privileged") or container.host_config.get("Privileged"))
-            if privileged and container.host_config.get("Egress"):
-                raise InvalidArgument(f"container {container.name} has rules of --egress: a privileged process could take "
-                                      "them away")
+            bound = [key.lower() for key in request.RULES if container.host_config.get(key)]
+            if privileged and bound:
+                raise InvalidArgument(f"container {container.name} has rules of --{bound[0]}: a privileged process could "
+                                      "take them away")
             process = specs.process_for(container, user, list(config["Cmd"]), env, terminal=bool(config.get("Tty")),
                                         cwd=config.get("WorkingDir") or container.config.get("WorkingDir") or "/",
                                         privileged=privileged)

@@ -106,7 +106,7 @@ class ContainerNetworks:
         ports = request.published(container.host_config, container.config)
         wished = container.endpoint_settings
         first = wished.get(mode) or {}
-        servers, egress = container.host_config.get("Dns"), container.host_config.get("Egress")
+        servers, egress, ingress = (container.host_config.get(key) for key in ("Dns", "Egress", "Ingress"))
         loop = asyncio.get_running_loop()
         known: asyncio.Future[Endpoint] = loop.create_future()
         making = loop.create_task(self._engine.network.prepare(
@@ -115,7 +115,8 @@ class ContainerNetworks:
                            first.get("IPv4Address") or "", namespace,
                            tuple(_place(container, name, wish) for name, wish in wished.items() if name != mode),
                            _names(container, first), tuple(servers) if servers else None,
-                           tuple(egress) if egress else None, request.bandwidth(container.host_config)), known.set_result))
+                           tuple(egress) if egress else None, tuple(ingress) if ingress else None,
+                           request.bandwidth(container.host_config)), known.set_result))
         either: set[asyncio.Future[Any]] = {known, making}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -187,7 +188,8 @@ class ContainerNetworks:
             if container.live:
                 namespace, before = self._namespace(container), container.network
                 host = container.host_config
-                whole = {key: list(host[name]) for key, name in (("servers", "Dns"), ("egress", "Egress")) if host.get(name)}
+                of_all = (("servers", "Dns"), ("egress", "Egress"), ("ingress", "Ingress"))
+                whole = {key: list(host[name]) for key, name in of_all if host.get(name)}
                 try:
                     container.network = await engine.network.connect(
                         container.id, _place(container, name, kept), namespace,

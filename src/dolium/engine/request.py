@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from typing import Any
 
 from dolium import policy
@@ -12,6 +13,7 @@ from dolium.images.manifest import ImageConfig
 from dolium.linux.capabilities import NAMES, NUMBERS
 from dolium.network.base import PortBinding
 from dolium.network.egress import parse as parse_egress
+from dolium.network.ingress import parse as parse_ingress
 from dolium.runtime.cli import signal_number
 from dolium.runtime.spec import bad_text
 from dolium.units import parse_size
@@ -236,23 +238,30 @@ def _capability(name: str) -> str:
     return upper if upper.startswith("CAP_") else f"CAP_{upper}"
 
 
-EGRESS_LABEL = "dolium.egress"
-_BYPASS = ("CAP_ALL", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN", "CAP_SYS_MODULE", "CAP_SYS_PTRACE")
-"""Capabilities with which a container could take its own rules away, or send past them."""
+RULES = {"Egress": parse_egress, "Ingress": parse_ingress}
+_UNDO = ("CAP_ALL", "CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_MODULE", "CAP_SYS_PTRACE")
+"""Capabilities with which a container could take its own rules away."""
+_BYPASS = "CAP_NET_RAW"
+"""And that with which it could send past them."""
 
 
-def egress(host: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    """What --egress says, or the label for clients that have no such flag (words, with blanks between); [] for no rules.
-    Raises InvalidArgument, also for what would make the rules void."""
-    wished = strings(host.get("Egress"), "Egress") or str((config.get("Labels") or {}).get(EGRESS_LABEL) or "").split()
-    if not wished:
-        return []
-    parse_egress(wished)
+def rules(host: dict[str, Any], config: dict[str, Any]) -> dict[str, list[str]]:
+    """What --egress and --ingress say, or the labels ``dolium.egress`` and ``dolium.ingress`` for clients that have no such
+    flags (words, with blanks between), by the names they have in the record; without those that are not given. Raises
+    InvalidArgument, also for what would make the rules void."""
+    found = {}
+    labels = config.get("Labels") or {}
+    for key, parse in RULES.items():
+        wished = strings(host.get(key), key) or str(labels.get(f"dolium.{key.lower()}") or "").split()
+        if wished:
+            parse(wished)
+            found[key] = wished
     mode = host.get("NetworkMode") or "default"
-    if mode in ("host", "none") or mode.startswith("container:"):
-        raise InvalidArgument(f"--egress does not go with --network {mode}: the container has no network of its own")
-    check_restricted(host)
-    return wished
+    if found and (mode in ("host", "none") or mode.startswith("container:")):
+        raise InvalidArgument(f"--{next(iter(found)).lower()} does not go with --network {mode}: the container has no "
+                              "network of its own")
+    check_restricted(host, found)
+    return found
 
 
 _RATE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)(k|m|g)bit\Z", re.ASCII)
@@ -276,15 +285,20 @@ def bandwidth(host: dict[str, Any]) -> tuple[int, int]:
     return given.get("up", 0), given.get("down", 0)
 
 
-def check_restricted(host: dict[str, Any]) -> None:
-    """A container in a network namespace with rules of --egress cannot have what makes them void. Raises InvalidArgument."""
+def check_restricted(host: dict[str, Any], rules: Collection[str]) -> None:
+    """A container in a network namespace with rules (``Egress``, ``Ingress``) cannot have what makes them void. Raises
+    InvalidArgument."""
+    if not rules:
+        return
+    undo = (*_UNDO, _BYPASS) if "Egress" in rules else _UNDO
     given = [_capability(name) for name in host.get("CapAdd") or []]
-    void = ["--privileged"] * bool(host.get("Privileged")) + [f"--cap-add {name}" for name in given if name in _BYPASS]
+    void = ["--privileged"] * bool(host.get("Privileged")) + [f"--cap-add {name}" for name in given if name in undo]
     for key, value in map(security_option, host.get("SecurityOpt") or []):
-        if key == "seccomp" and value not in ("builtin", ""):
+        if "Egress" in rules and key == "seccomp" and value not in ("builtin", ""):
             void.append("--security-opt seccomp=" + ("unconfined" if value == "unconfined" else "PROFILE"))
     if void:
-        raise InvalidArgument(f"--egress does not go with {void[0]}: with that a container takes its own rules away, "
+        flag = "egress" if "Egress" in rules else "ingress"
+        raise InvalidArgument(f"--{flag} does not go with {void[0]}: with that a container takes its own rules away, "
                               "or sends past them")
 
 
@@ -302,7 +316,7 @@ def capabilities(host: dict[str, Any]) -> list[str]:
         base = set()
     chosen = (base | add) - drop - {"CAP_ALL"} if "CAP_ALL" not in drop else add - {"CAP_ALL"}
     if host.get("Egress"):
-        chosen.discard("CAP_NET_RAW")
+        chosen.discard(_BYPASS)
     return [name for name in NAMES if name in chosen]
 
 

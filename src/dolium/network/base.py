@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -46,6 +46,7 @@ class NetworkRequest:
     ones; ``ports``: what to publish; ``namespace``: an fd of the one to furnish, which stays the caller's, -1 for a new one:
     a user namespace's own is made with it; ``names``: in the first network, as in ``Place``; ``servers``: name servers that
     are asked about the world, None for the host's; ``egress``: what it may reach (network/egress.py), None for all;
+    ``ingress``: what may reach it (network/ingress.py), None for all;
     ``bandwidth``: on each of its networks, as in ``Place``."""
 
     container: str
@@ -58,6 +59,7 @@ class NetworkRequest:
     names: tuple[str, ...] = ()
     servers: tuple[str, ...] | None = None
     egress: tuple[str, ...] | None = None
+    ingress: tuple[str, ...] | None = None
     bandwidth: tuple[int, int] = (0, 0)
 
 
@@ -65,8 +67,8 @@ class NetworkRequest:
 class Prepared:
     """``fd`` is the network namespace (the receiver closes it); ``endpoint`` goes into the container's record:
     ``network network_id ip prefix gateway mac link ports`` (ports: ``[{container_port, protocol, host_ip, host_port}]``),
-    ``names`` in a network of users' own, and ``others``, a list of such, ``servers``, ``egress`` and ``bandwidth``, when
-    there are. ``gateway`` is "" in an internal network."""
+    ``names`` in a network of users' own, and ``others``, a list of such, ``servers``, ``egress``, ``ingress`` and
+    ``bandwidth``, when there are. ``gateway`` is "" in an internal network."""
 
     fd: int
     endpoint: Endpoint = field(default_factory=dict)
@@ -74,11 +76,21 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A packet that was not let out. ``port`` 0: its protocol has none."""
+    """A packet that was not let out, to that address; ``incoming``: not let in, from it. ``port`` is the one it was for; 0:
+    its protocol has none."""
 
     address: str
     protocol: str
     port: int
+    incoming: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What rules on who may reach a container know another one by."""
+
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 Known: TypeAlias = Callable[[Endpoint], None]
@@ -97,9 +109,11 @@ def endpoints(first: Endpoint) -> list[Endpoint]:
 
 class NetworkManager(Protocol):
     """All networks of one instance. Every kernel object it makes carries the instance's id. ``on_refused`` is told, on the
-    loop, what a container was not let reach: its id, and address, protocol and port."""
+    loop, of a packet that a container was not let send or receive; ``peer_of`` says what a container, by its id, is called,
+    and its labels."""
 
     on_refused: Callable[[str, Refused], None]
+    peer_of: Callable[[str], Peer]
 
     async def start(self, live: dict[str, Endpoint], namespace_of: Callable[[str], int] | None = None) -> None:
         """Bring kernel and records together: ``live`` has the endpoint of every container that still runs; all else

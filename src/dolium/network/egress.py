@@ -3,25 +3,18 @@
 The rules are a table of the container's own network namespace, on what it sends: they hold on every network it is in, and
 when the daemon is dead. The container cannot change them without CAP_NET_ADMIN nor pass them by without CAP_NET_RAW, and has
 neither. A name stands for the addresses that our name server answered for it, for as long as it said; nothing else resolves,
-so a name is no way out of its own. What is refused is told to a netlink socket in the namespace (nfnetlink_log).
+so a name is no way out of its own. What is refused is told as an event (refusals.py).
 """
 
 from __future__ import annotations
 
-import errno
 import re
-import socket
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from dolium.errors import InvalidArgument
-from dolium.linux.threads import in_thread
-from dolium.network.base import Refused
-from dolium.network.firewall import Nft
-from dolium.network.local import enter_network
-from dolium.network.netlink import attribute
+from dolium.network.refusals import REFUSE
 
 TABLE = "dolium-egress"
 NONE = "none"
@@ -31,13 +24,6 @@ LONGEST = 86400
 MOST = 65536
 """Addresses at once: a name's owner fills the kernel's memory no further."""
 _NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*\Z")
-_GROUP, _SNAP = 1, 64
-_NETLINK_NETFILTER = 12
-_ULOG = 4 << 8
-_MSG_PACKET, _MSG_CONFIG = _ULOG, _ULOG | 1
-_CFG_CMD, _CFG_MODE, _PAYLOAD = 1, 2, 9
-_BIND, _COPY_PACKET = 1, 2
-_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +104,7 @@ table inet {TABLE} {{
         ct state established,related accept
 {lines}        ip daddr . meta l4proto . th dport @ports accept
         ip daddr @whole accept
-        limit rate 20/second burst 50 packets log group {_GROUP} snaplen {_SNAP}
-        meta l4proto tcp reject with tcp reset
-        reject with icmpx admin-prohibited
-    }}
+{REFUSE}    }}
 }}
 """
 
@@ -150,73 +133,3 @@ def pin_text(elements: Mapping[tuple[str, str], int]) -> str:
             text += (f"add element {where} {{ {plain} }}\ndelete element {where} {{ {plain} }}\n"
                      f"add element {where} {{ {timed} }}\n")
     return text
-
-
-def restrict(namespace: int, allowed: Sequence[Allow], *, rules: bool = True) -> socket.socket:
-    """Put the rules into a namespace (an fd); with ``rules`` False they are there. A socket from which ``refused`` reads.
-    Blocks. Raises OSError, DoliumError."""
-    def inside() -> socket.socket:
-        enter_network(namespace)
-        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-        try:
-            sock.bind((0, 0))
-            sock.settimeout(5)
-            _configure(sock, attribute(_CFG_CMD, struct.pack("=B", _BIND)))
-            _configure(sock, attribute(_CFG_MODE, struct.pack("!IBx", _SNAP, _COPY_PACKET)))
-            sock.setblocking(False)
-            if rules:
-                nft = Nft()
-                try:
-                    nft.run(table_text(allowed))
-                finally:
-                    nft.close()
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    return in_thread(inside)
-
-
-def _configure(sock: socket.socket, part: bytes) -> None:
-    body = struct.pack("!BBH", 0, 0, _GROUP) + part
-    sock.send(struct.pack("=IHHII", 16 + len(body), _MSG_CONFIG, 0x5, 0, 0) + body)
-    answer = sock.recv(4096)
-    number = -struct.unpack_from("=i", answer, 16)[0]
-    if number:
-        raise OSError(number, f"nfnetlink_log: {errno.errorcode.get(number, number)}")
-
-
-def refused(sock: socket.socket) -> list[Refused]:
-    """What was refused since the last look. Raises BlockingIOError when nothing was, OSError (ENOBUFS: some are lost)."""
-    data, found, at = sock.recv(1 << 16), [], 0
-    while at + 20 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, at)
-        if length < 20:
-            break
-        if kind == _MSG_PACKET:
-            packet = _payload(data[at + 20:at + length])
-            if len(packet) >= 20 and packet[0] >> 4 == 4:
-                found.append(_told(packet))
-        at += (length + 3) & ~3
-    return found
-
-
-def _payload(data: bytes) -> bytes:
-    at = 0
-    while at + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, at)
-        if length < 4:
-            break
-        if kind & 0x3FFF == _PAYLOAD:
-            return data[at + 4:at + length]
-        at += (length + 3) & ~3
-    return b""
-
-
-def _told(packet: bytes) -> Refused:
-    header, protocol = (packet[0] & 15) * 4, packet[9]
-    port = 0
-    if protocol in (6, 17, 132) and len(packet) >= header + 4:
-        (port,) = struct.unpack_from("!H", packet, header + 2)
-    return Refused(str(IPv4Address(packet[16:20])), _PROTOCOLS.get(protocol, str(protocol)), port)

@@ -18,11 +18,13 @@ from typing import Any
 
 from dolium import faults
 from dolium.errors import AlreadyExists, DoliumError, FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
-from dolium.network import egress, pool
+from dolium.network import pool
+from dolium.network.antispoof import Sources
 from dolium.network.base import (
     Endpoint,
     Known,
     NetworkRequest,
+    Peer,
     Place,
     PortBinding,
     Prepared,
@@ -39,6 +41,7 @@ from dolium.network.drivers.cni import CniDriver
 from dolium.network.drivers.none import NoneDriver
 from dolium.network.drivers.shared_link import SharedLinkDriver
 from dolium.network.local import default_route
+from dolium.network.policies import Policies, restricted
 from dolium.network.ports import Published
 from dolium.network.records import MODES, PREDEFINED, VERSION, Record, wished
 from dolium.network.switch import as_error
@@ -47,7 +50,7 @@ _log = logging.getLogger(__name__)
 _INSTANCE = re.compile(r"[0-9a-f]{8}")
 _CONTAINER = re.compile(r"[0-9a-f]{12,64}")
 _TABLE = "networks"
-_OF_ALL = ("servers", "egress")
+_OF_ALL = ("servers", "egress", "ingress")
 """Keys of the first endpoint that are of the container, not of that network."""
 faults.register("network.record.put", "network.record.deleted")
 
@@ -70,8 +73,10 @@ class Networks:
         for kind in MODES:
             self._drivers[kind] = SharedLinkDriver(kind, instance, functools.partial(self._subnets_but, kind))
         self._dns = NameServer(run_dir)
-        self._watched: dict[str, socket.socket] = {}  # of restricted containers: what they are refused
         self.on_refused: Callable[[str, Refused], None] = lambda container, refused: None
+        self.peer_of: Callable[[str], Peer] = lambda container: Peer()
+        self._policies = Policies(instance, self._sources, lambda container: self.peer_of(container),
+                                  lambda container, refused: self.on_refused(container, refused))
         self._row: dict[str, Any] = {}
         self._records: dict[str, Record] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -79,6 +84,9 @@ class Networks:
     def _subnets_but(self, name: str) -> list[IPv4Network]:
         """Of the networks of all drivers but one."""
         return [subnet for driver in set(self._drivers.values()) if driver.name != name for subnet in driver.subnets()]
+
+    def _sources(self, name: str) -> Sources | None:
+        return self._drivers[self._records[name].driver if name in self._records else "bridge"].sources(name)
 
     @property
     def warnings(self) -> list[str]:
@@ -116,11 +124,10 @@ class Networks:
         for container, first in live.items():
             if named(first) and namespace_of is not None:
                 try:
-                    if "egress" in first:
-                        await self._watch_again(container, first, namespace_of(container))
                     known[container] = self._known(first, namespace_of(container))
                 except OSError as error:
                     _log.warning("container %s has no name server: %s", container[:12], error)
+        await self._policies.start(live, namespace_of)
         await self._dns.adopt(known)
         if self._records and not known:
             self._task(self._dns.prepare())
@@ -173,62 +180,32 @@ class Networks:
                 first["others"] = others
             if request.egress is not None:
                 first["egress"] = list(request.egress)
+            if request.ingress is not None:
+                first["ingress"] = list(request.ingress)
             if request.servers is not None and named(first):
                 first["servers"] = list(request.servers)
             if known is not None and not any(self._must(endpoint).late for endpoint in found):
                 known(first)
+            await self._policies.placed(container, found)
             fd = await driver.make(container, first, request.namespace)
             try:
                 for endpoint in others:
                     await self._must(endpoint).join(container, endpoint, fd, default=False)
-                if "egress" in first:
-                    await self._restrict(container, first, os.dup(fd))
+                if any(self._must(endpoint).late for endpoint in found):
+                    await self._policies.placed(container, found)
+                if restricted(first):
+                    await self._policies.enter(container, first, fd)
                 if named(first):
                     await self._attach_names(container, first, fd, fresh=True)
             except BaseException:
                 os.close(fd)
                 raise
         except BaseException:
-            self._unwatch(container)
+            await self._policies.leave(container)
             for endpoint in found:
                 await self._must(endpoint).release(container, endpoint)
             raise
         return Prepared(fd, first)
-
-    # -- what may be reached --
-
-    async def _restrict(self, container: str, first: Endpoint, namespace: int, *, rules: bool = True) -> None:
-        """``namespace`` is this call's."""
-        try:
-            sock = await asyncio.to_thread(egress.restrict, namespace, egress.parse(first["egress"]), rules=rules)
-        except OSError as error:
-            raise as_error(error, f"cannot restrict what container {container[:12]} reaches") from error
-        finally:
-            os.close(namespace)
-        self._watched[container] = sock
-        asyncio.get_running_loop().add_reader(sock, self._refused, container, sock)
-
-    async def _watch_again(self, container: str, first: Endpoint, namespace: int) -> None:
-        """Its rules are there; without events it goes on. ``namespace`` is this call's."""
-        try:
-            await self._restrict(container, first, namespace, rules=False)
-        except DoliumError as error:
-            _log.warning("what container %s is refused is not told: %s", container[:12], error)
-
-    def _refused(self, container: str, sock: socket.socket) -> None:
-        try:
-            for one in egress.refused(sock):
-                self.on_refused(container, one)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            _log.warning("some of what container %s was refused is not told: %s", container[:12], error.strerror)
-
-    def _unwatch(self, container: str) -> None:
-        sock = self._watched.pop(container, None)
-        if sock is not None:
-            asyncio.get_running_loop().remove_reader(sock)
-            sock.close()
 
     def _reserve(self, container: str, place: Place) -> Endpoint:
         name = self._name(place.network)
@@ -278,6 +255,7 @@ class Networks:
         for endpoint in endpoints(first):
             if "names" in endpoint:
                 endpoint["names"] = [new if name == old else name for name in endpoint["names"]]
+        await asyncio.shield(self._task(self._policies.renamed()))
         known = self._dns.known(container)
         if known is not None:  # one that could not be given a name server has none to tell
             await asyncio.shield(self._task(self._renamed(container, first, known.namespace)))
@@ -312,7 +290,7 @@ class Networks:
         await asyncio.shield(self._task(self._release(container, endpoint)))
 
     async def _release(self, container: str, first: Endpoint) -> None:
-        self._unwatch(container)
+        await self._policies.leave(container)
         await self._dns.gone(container)
         failure: DoliumError | None = None
         for endpoint in endpoints(first):
@@ -343,14 +321,17 @@ class Networks:
             new["link"] = self._link_name(new, found)
             if first_way_out:
                 driver.publish(container, new, ports)
+            await self._policies.placed(container, [*found, new])
             await driver.join(container, new, namespace, default=first_way_out)
             after = _ordered([new, *found] if first_way_out else [*found, new])
             after |= {key: first[key] for key in _OF_ALL if key in first}  # also of one that had no network any more
-            if "egress" in after and container not in self._watched:
-                await self._watch_again(container, after, os.dup(namespace))
+            if restricted(after):  # it had no network any more
+                await self._policies.resume(container, after, namespace)
+                await self._policies.placed(container, [*found, new])
             await self._renamed(container, after, namespace)
         except BaseException:
             await driver.leave(container, new, namespace)
+            await self._policies.placed(container, found)
             raise
         return after
 
@@ -364,8 +345,13 @@ class Networks:
         gone = next((endpoint for endpoint in found if endpoint.get("network") == network), None)
         if gone is None:
             raise NotFound(f"container {container} is not connected to the network {network}")
-        await self._must(gone).leave(container, gone, namespace)
         found.remove(gone)
+        await self._policies.placed(container, found)
+        try:
+            await self._must(gone).leave(container, gone, namespace)
+        except BaseException:
+            await self._policies.placed(container, [gone, *found])
+            raise
         heir = next((endpoint for endpoint in found if endpoint["gateway"]), None)
         if heir is not None and gone["gateway"] and gone["network"] == first["network"]:
             found.remove(heir)
@@ -512,8 +498,7 @@ class Networks:
         """See NetworkManager. With no live container nothing of the instance is left in the kernel."""
         while self._tasks:
             await asyncio.wait(self._tasks)
-        for container in list(self._watched):
-            self._unwatch(container)
+        await self._policies.close()
         await self._dns.close()
         for driver in dict.fromkeys(self._drivers.values()):
             await driver.close()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network
 from typing import Any, Protocol
 
+from dolium.network.antispoof import Sources
 from dolium.network.base import Endpoint, Place, PortBinding
 from dolium.network.ports import Published
 from dolium.network.records import Record
@@ -74,6 +75,9 @@ class Driver(Protocol):
 
     def subnets(self) -> list[IPv4Network]:
         """Of all its networks that can be used."""
+
+    def sources(self, name: str) -> Sources | None:
+        """The host's links of a network's containers; None where a container has none of its own there."""
 
     async def close(self) -> None:
         """Drop what is unused."""

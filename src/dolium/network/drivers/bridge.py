@@ -22,6 +22,7 @@ from dolium import faults
 from dolium.errors import AlreadyExists, DoliumError, FailedPrecondition, Internal, NotFound
 from dolium.network import netlink, pool
 from dolium.network.addresses import choose_subnet
+from dolium.network.antispoof import Sources
 from dolium.network.base import Endpoint, Place, PortBinding
 from dolium.network.dns.sandbox import open_sockets
 from dolium.network.drivers.bridge_network import DEFAULT, BridgeNetwork, Held
@@ -533,6 +534,14 @@ class BridgeDriver:
         """See Driver. Empty before ``start``."""
         network = self._networks.get(name)
         return network.describe(self._instance) if network is not None and self._broken is None else {}
+
+    def sources(self, name: str) -> Sources | None:
+        """See Driver."""
+        network = self._networks.get(name)
+        if network is None:
+            return None
+        uplinks = (network.switch.wire,) if isinstance(network.switch, Overlay) else ()
+        return Sources({container: network.switch.link_name(container) for container in network.held}, uplinks)
 
     # -- the end --
 

@@ -21,6 +21,7 @@ from dolium import faults
 from dolium.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unimplemented
 from dolium.network import cni
 from dolium.network.addresses import check_mac
+from dolium.network.antispoof import Sources
 from dolium.network.base import Endpoint, Place, PortBinding
 from dolium.network.cni import Attachment
 from dolium.network.pool import open_namespace
@@ -241,6 +242,10 @@ class CniDriver:
     def subnets(self) -> list[IPv4Network]:
         """None that it knows of."""
         return []
+
+    def sources(self, name: str) -> Sources | None:
+        """See Driver."""
+        return None
 
     async def close(self) -> None:
         """Nothing is kept."""

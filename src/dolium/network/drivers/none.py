@@ -8,6 +8,7 @@ from ipaddress import IPv4Network
 from typing import Any
 
 from dolium.errors import InvalidArgument, PermissionDenied, ResourceExhausted
+from dolium.network.antispoof import Sources
 from dolium.network.base import Endpoint, Place, PortBinding
 from dolium.network.local import new_namespace
 from dolium.network.ports import Published
@@ -62,6 +63,10 @@ class NoneDriver:
 
     def subnets(self) -> list[IPv4Network]:
         return []
+
+    def sources(self, name: str) -> Sources | None:
+        """See Driver."""
+        return None
 
     async def close(self) -> None:
         return None

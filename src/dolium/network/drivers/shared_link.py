@@ -31,6 +31,7 @@ from dolium.errors import (
 )
 from dolium.network import netlink
 from dolium.network.addresses import AddressPool, check_mac, choose_subnet, mac_for
+from dolium.network.antispoof import Sources
 from dolium.network.base import Endpoint, Place, PortBinding
 from dolium.network.local import announce
 from dolium.network.netlink import Link, Netlink
@@ -376,6 +377,10 @@ class SharedLinkDriver:
     def subnets(self) -> list[IPv4Network]:
         """Of all its networks."""
         return [network.addresses.subnet for network in self._networks.values()]
+
+    def sources(self, name: str) -> Sources | None:
+        """See Driver."""
+        return None
 
     async def close(self) -> None:
         """With live containers all stays; with none, the parents that were made go until the next start."""

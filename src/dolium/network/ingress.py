@@ -1,0 +1,107 @@
+"""What may reach a container when not everything may: ``allow=web:80``, ``allow=label:tier=front``, ``allow=10.0.0.0/8``.
+
+The rules are a table of the container's own network namespace, on what it is sent: they hold on every network it is in, and
+when the daemon is dead. Another container is known by its addresses, which are put in when it starts and taken out before it
+gives them back (policies.py); that nobody sends with another one's address is antispoof.py's. Answers to what the container
+asked are let in, and so is what it says to itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from dolium.errors import InvalidArgument
+from dolium.network.base import Peer
+from dolium.network.refusals import REFUSE_INCOMING
+
+TABLE = "dolium-ingress"
+NONE = "none"
+_CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
+_PORT = re.compile(r"(.*):([0-9]{1,5})(?:/(tcp|udp))?\Z", re.DOTALL)
+_HINT = "allow=CONTAINER[:PORT[/udp]], allow=label:KEY[=VALUE], allow=network:NAME, allow=ADDRESS[/BITS], or none"
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Who may reach the container. One of ``container`` (a name), ``label`` (with "" for any ``value``), ``place`` (all in
+    that network, by its name) and ``network``; ``port`` 0 is all, of all protocols."""
+
+    container: str = ""
+    label: str = ""
+    value: str | None = None
+    place: str = ""
+    network: IPv4Network | None = None
+    port: int = 0
+    protocol: str = ""
+
+    def addresses(self, peer: Peer, places: Mapping[str, str]) -> Iterable[str]:
+        """Those of another container that are meant; ``places``: its addresses by the names of its networks."""
+        if self.place:
+            return [places[self.place]] if self.place in places else []
+        if self.label:
+            found = peer.labels.get(self.label)
+            return places.values() if found is not None and self.value in (None, found) else ()
+        return places.values() if self.container and self.container == peer.name else ()
+
+
+def parse(texts: Iterable[str]) -> tuple[Allow, ...]:
+    """All that --ingress says; nothing for ``none``. Raises InvalidArgument."""
+    found = []
+    for text in texts:
+        if text == NONE:
+            continue
+        key, _, what = text.partition("=")
+        if key != "allow" or not what:
+            raise InvalidArgument(f"invalid --ingress {text!r}", hint=_HINT)
+        found.append(_allow(text, what))
+    return tuple(dict.fromkeys(found))
+
+
+def _allow(text: str, what: str) -> Allow:
+    match = _PORT.match(what)
+    where, port, protocol = (match[1], int(match[2]), match[3] or "tcp") if match else (what, 0, "")
+    if match and not 0 < port < 65536:
+        raise InvalidArgument(f"invalid --ingress {text!r}: {port} is not a port", hint="PORT, PORT/tcp or PORT/udp")
+    kind, colon, name = where.partition(":")
+    if colon and kind == "label" and name.partition("=")[0]:
+        key, equals, value = name.partition("=")
+        return Allow(label=key, value=value if equals else None, port=port, protocol=protocol)
+    if colon and kind == "network" and _CONTAINER.match(name):
+        return Allow(place=name, port=port, protocol=protocol)
+    if re.fullmatch(r"[0-9./]+", where):
+        try:
+            return Allow(network=IPv4Network(where), port=port, protocol=protocol)
+        except ValueError as error:
+            raise InvalidArgument(f"invalid --ingress {text!r}: {error}") from error
+    if not _CONTAINER.match(where):
+        raise InvalidArgument(f"invalid --ingress {text!r}: {where!r} is neither a name nor an IPv4 address", hint=_HINT)
+    return Allow(where, port=port, protocol=protocol)
+
+
+def table_text(allowed: Sequence[Allow], peers: Sequence[tuple[Peer, Mapping[str, str]]]) -> str:
+    """nft's text for a namespace that has no such table, or one to be replaced. ``peers``: all other containers, with their
+    addresses by network. No packet sees a moment without rules."""
+    rules = []
+    for one in allowed:
+        if one.network is not None:
+            sources = str(one.network)
+        else:
+            found = {IPv4Address(address) for peer, places in peers for address in one.addresses(peer, places)}
+            sources = "{ " + ", ".join(map(str, sorted(found))) + " }" if found else ""
+        if sources:
+            port = f" {one.protocol} dport {one.port}" if one.port else ""
+            rules.append(f"        ip saddr {sources}{port} accept\n")
+    return f"""add table inet {TABLE}
+delete table inet {TABLE}
+table inet {TABLE} {{
+    chain input {{
+        type filter hook input priority filter; policy drop;
+        iifname "lo" accept
+        ct state established,related accept
+        ip6 hoplimit 255 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert }} accept
+{"".join(rules)}{REFUSE_INCOMING}    }}
+}}
+"""
