@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tests" / "functional"), str(ROOT / "src")]
 from daemon import Daemon  # noqa: E402
 from registry import ImageFiles, Registry, image  # noqa: E402
-from spine import DOCKER, Dockerd, Figure, Report, pss, timed  # noqa: E402
+from spine import DOCKER, Dockerd, Figure, Report, no_words, pss, timed  # noqa: E402
 
 from dolium import native  # noqa: E402
 from dolium.images import decompress  # noqa: E402
@@ -362,6 +362,7 @@ def verdict(report: Report, text: str, ratio: float, limit: float) -> None:
 
 def main() -> int:
     """Run all; write docs/benchmarks-images.md."""
+    no_words(__doc__)
     report = Report()
     report.say("# Benchmarks of images\n")
     report.say(f"Written by `make bench-images`; whole processes, engines in turn in one run. Linux {os.uname().release}, "

@@ -8,6 +8,7 @@ maximum.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -235,8 +236,15 @@ class Report:
         self.say(f"- {text}: {ratio:.3f}, budget {limit:.3f}: **{'met' if ratio <= limit else 'missed'}**")
 
 
+def no_words(text: str | None) -> None:
+    """A bench takes none: it would run for minutes where somebody asked for help. Ends the program then."""
+    argparse.ArgumentParser(description=text, epilog="BENCH_N in the environment: how many rounds.",
+                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+
+
 def main() -> int:
     """Run all; write docs/benchmarks.md."""
+    no_words(__doc__)
     report = Report()
     folder = Path(tempfile.mkdtemp(prefix="dolium-bench-"))
     ours = Daemon(folder / "dolium")

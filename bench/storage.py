@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from beside import DOLIUM_CLI, Engine, Env, both, compared, docker, page, waited
 from daemon import DOLIUM, base_tar
-from spine import DOCKER, Report, interleaved, timed
+from spine import DOCKER, Report, interleaved, no_words, timed
 
 N = int(os.environ.get("BENCH_N", "7"))
 MIB = 1 << 20
@@ -179,6 +179,7 @@ def measure(report: Report, folder: Path) -> None:
 
 def main() -> int:
     """Run all; write docs/benchmarks-storage.md."""
+    no_words(__doc__)
     return page("storage", "Benchmarks of storage", measure)
 
 
