@@ -134,7 +134,7 @@ def test_options_that_are_wrong(hosts: tuple[Host, Host]) -> None:
     for option, expected in (("peers=10.0.0.1,nobody", "a host of an overlay"), ("peers=10.0.0.0/8", "not the address of one host"),
                              ("vni=0", "is not 1 to 16777215"), ("port=70000", "is not 1 to 65535"),
                              ("peers_file=hosts", "not an absolute path"), ("peer=10.0.0.1", "no option of the driver overlay"),
-                             ("encrypted", "encrypted overlays")):
+                             ("encrypted", "needs the absolute path"), ("key_file=/x", "that of an encrypted overlay")):
         refused(expected, *ranged, "-o", option)
     one.network("vni=5")
     refused("has a VXLAN 5 on port 4789 already", *ranged, "-o", "vni=5")

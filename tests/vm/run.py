@@ -37,7 +37,8 @@ HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
 PACKAGES = HERE / "packages.txt"
 SUITE, PYTHON = "bookworm", "3.11"
-WHEELS = ("pytest>=8", "pytest-timeout>=2.2", "hypothesis>=6.90", "aiohttp>=3.9", "isal>=1.5", "zstandard>=0.22")
+WHEELS = ("pytest>=8", "pytest-timeout>=2.2", "hypothesis>=6.90", "aiohttp>=3.9", "isal>=1.5", "zstandard>=0.22",
+          "cryptography>=38")
 MIRRORS = (f"deb http://deb.debian.org/debian {SUITE} main", f"deb http://deb.debian.org/debian-security {SUITE}-security main")
 TREE = "srv/dolium"  # the checkout in the machine
 SITE = f"usr/lib/dolium-test/python{PYTHON}"  # Python's packages in the machine

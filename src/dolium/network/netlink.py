@@ -14,9 +14,10 @@ import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import TypeAlias
 
-NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
+NETLINK_ROUTE, NETLINK_NETFILTER, NETLINK_GENERIC = 0, 12, 16
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _REQUEST, _ACK, _DUMP, _EXCL, _CREATE = 0x1, 0x4, 0x300, 0x200, 0x400
@@ -41,14 +42,17 @@ IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 IPVLAN_FLAGS = {"bridge": 0, "private": 1, "vepa": 2}
 _INFO_KIND, _INFO_DATA, _VETH_PEER, _BR_FORWARD_DELAY, _BRPORT_HAIRPIN, _BRPORT_ISOLATED = 1, 2, 1, 1, 4, 33
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
+_IFA_F_NODAD = 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST, _RT_SCOPE_LINK = 254, 4, 1, 253
 _CT_DELETE = (1 << 8) | 2
+_GENL_CTRL, _CTRL_GETFAMILY, _CTRL_FAMILY_ID, _CTRL_FAMILY_NAME = 16, 3, 1, 2
 _CTA_ORIGINAL, _CTA_REPLY, _CTA_FILTER = 1, 2, 25
 _FILTER_SRC, _FILTER_DST, _FILTER_PROTO, _FILTER_DPORT = 1 << 0, 1 << 1, 1 << 3, 1 << 5
 _RECEIVE = 1 << 18
 _SECONDS = 20
 """An answer is immediate; but the kernel's rtnl lock can be held for long by others' removals."""
+Host: TypeAlias = IPv4Address | IPv6Address
 
 
 # -- messages --
@@ -126,13 +130,15 @@ def vlan_data(number: int) -> bytes:
     return attribute(1, struct.pack("=H", number))
 
 
-def vxlan_data(number: int, port: int, local: IPv4Address | None) -> bytes:
-    """Of a VXLAN link (RFC 7348): its network's number, the UDP port, the host's own address, None for the route's."""
-    own = attribute(4, local.packed) if local is not None else b""
-    return _number(1, number) + own + attribute(15, struct.pack("!H", port))
+def vxlan_data(number: int, port: int, local: Host | None, link: int = 0) -> bytes:
+    """Of a VXLAN link (RFC 7348): its network's number, the UDP port, the host's own address, None for the route's.
+    ``link``: it goes by that one alone, which sees to it that what comes is whole: no checksums by IPv6."""
+    own = attribute(4 if local.version == 4 else 17, local.packed) if local is not None else b""
+    below = _number(3, link) + attribute(19, b"\x01") + attribute(20, b"\x01") if link else b""
+    return _number(1, number) + below + own + attribute(15, struct.pack("!H", port))
 
 
-def flood_to(index: int, peer: IPv4Address, *, remove: bool = False) -> bytes:
+def flood_to(index: int, peer: Host, *, remove: bool = False) -> bytes:
     """What a VXLAN link has no better place for (broadcasts, MAC addresses it does not know) goes to this host, too; or no
     longer does."""
     header = struct.pack("=BxxxiHBB", _AF_BRIDGE, index, _NUD_PERMANENT, _NTF_SELF, 0)
@@ -194,6 +200,13 @@ def new_address(index: int, address: IPv4Address, network: IPv4Network) -> bytes
                     struct.pack("=BBBBI", socket.AF_INET, network.prefixlen, 0, 0, index),
                     attribute(_IFA_LOCAL, address.packed), attribute(_IFA_ADDRESS, address.packed),
                     attribute(_IFA_BROADCAST, network.broadcast_address.packed))
+
+
+def new_address6(index: int, address: IPv6Address, network: IPv6Network) -> bytes:
+    """An address that is used at once: nobody is asked whether it has it too (duplicate address detection, a second)."""
+    return _message(RTM_NEWADDR, _ACK | _CREATE | _EXCL,
+                    struct.pack("=BBBBI", socket.AF_INET6, network.prefixlen, _IFA_F_NODAD, 0, index),
+                    attribute(_IFA_LOCAL, address.packed), attribute(_IFA_ADDRESS, address.packed))
 
 
 def new_default_route(index: int, gateway: IPv4Address) -> bytes:
@@ -356,14 +369,23 @@ class Netlink:
                 raise
             return None
 
-    def flooded(self, index: int) -> set[IPv4Address]:
+    def family(self, name: str) -> int:
+        """The number of a family of generic netlink. Raises OSError (ENOENT: the kernel has none of that name)."""
+        header = struct.pack("=BBH", _CTRL_GETFAMILY, 1, 0)
+        for body in self._get(_message(_GENL_CTRL, 0, header, _text(_CTRL_FAMILY_NAME, name)), _GENL_CTRL, False):
+            for kind, value in attributes(body[4:]):
+                if kind == _CTRL_FAMILY_ID:
+                    return int(struct.unpack("=H", value)[0])
+        raise OSError(errno.ENOENT, f"generic netlink has no family {name}")
+
+    def flooded(self, index: int) -> set[Host]:
         """The hosts of ``flood_to``."""
         header = struct.pack("=BxxxiHBB", _AF_BRIDGE, index, 0, 0, 0)
-        found = set()
+        found: set[Host] = set()
         for body in self._get(_message(RTM_GETNEIGH, _DUMP, header), RTM_NEWNEIGH, True):
             entry = dict(attributes(body[12:]))
             if struct.unpack_from("=i", body, 4)[0] == index and entry.get(_NDA_LLADDR) == bytes(6) and _NDA_DST in entry:
-                found.add(IPv4Address(entry[_NDA_DST]))
+                found.add(ip_address(entry[_NDA_DST]))
         return found
 
     def routes(self) -> list[Route]:

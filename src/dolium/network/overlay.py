@@ -3,6 +3,9 @@
 The bridge has one port more, a VXLAN link, which sends what it knows no host for to all of them, and learns from what comes
 where a MAC address is. Hosts are named by the network's options, and by a file that all of them can read. Nothing is
 decided between them: each gives addresses of its own range, and is its containers' gateway.
+
+An encrypted one has a WireGuard link below (wireguard.py), and its VXLAN link goes by the link-local addresses of that: what
+comes by another link, from who knows the number alone, the kernel does not take for it.
 """
 
 from __future__ import annotations
@@ -11,32 +14,38 @@ import errno
 import logging
 import os
 import socket
-from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from dolium import faults
-from dolium.errors import FailedPrecondition
-from dolium.network import netlink
-from dolium.network.netlink import Netlink
+from dolium.errors import FailedPrecondition, Unimplemented
+from dolium.network import netlink, wireguard
+from dolium.network.netlink import Host, Netlink
 from dolium.network.pool import write
 from dolium.network.records import VXLAN_PORT, Record
 from dolium.network.switch import Switch, make_marked
+from dolium.network.wireguard import Peer
 
 _log = logging.getLogger(__name__)
-HEADERS = 50
-"""Bytes that VXLAN takes of each packet of the network below."""
+HEADERS, HEADERS6 = 50, 70
+"""Bytes that VXLAN takes of each packet of the network below, by IPv4 and by IPv6."""
+_LINK_LOCAL = IPv6Network("fe80::/64")
 _LARGEST = 1 << 20
 _IPV6 = "/proc/sys/net/ipv6/conf"
-faults.register("network.vxlan.made")
+faults.register("network.vxlan.made", "network.tunnel.made")
 
 
 class Overlay(Switch):
     """``Switch``, with the VXLAN link."""
 
     def __init__(self, instance: str, host: Netlink, record: Record, mtu: int) -> None:
-        super().__init__(instance, host, record.short, mtu=record.mtu or mtu - HEADERS)
-        self.wire = f"dw{record.short}"
+        taken = HEADERS6 + wireguard.HEADERS if record.encrypted else HEADERS
+        super().__init__(instance, host, record.short, mtu=record.mtu or mtu - taken)
+        self.wire, self.tunnel = f"dw{record.short}", f"dg{record.short}"
+        self._below = mtu - wireguard.HEADERS
         self._record = record
-        self._wire_index = 0
+        self._wire_index = self._tunnel_index = 0
+        self._secret = b""
+        self._peers: dict[IPv4Address, Peer] | None = None  # as the tunnel knows them
         self._file_peers: set[IPv4Address] = set()
         self._said = ""
 
@@ -47,15 +56,20 @@ class Overlay(Switch):
 
     @property
     def indices(self) -> set[int]:
-        return super().indices | ({self._wire_index} if self._wire_index else set())
+        return super().indices | {index for index in (self._wire_index, self._tunnel_index) if index}
 
     def _make(self, subnet: IPv4Network, gateway: IPv4Address, keep: bool) -> None:
+        if self._record.encrypted:
+            self._secret = wireguard.read_secret(self._record.options["key_file"])  # before anything is made
         super()._make(subnet, gateway, keep)
+        local = self._record.options.get("local")
+        own: Host | None = IPv4Address(local) if local else None
+        port = int(self._record.options.get("port") or VXLAN_PORT)
+        if self._record.encrypted:
+            own, port = self._make_tunnel(), VXLAN_PORT
         found = self.host.link(name=self.wire)
         if found is None:
-            local = self._record.options.get("local")
-            port = int(self._record.options.get("port") or VXLAN_PORT)
-            data = netlink.vxlan_data(self._record.vni, port, IPv4Address(local) if local else None)
+            data = netlink.vxlan_data(self._record.vni, port, own, self._tunnel_index)
             try:
                 found = make_marked(self.host, self.instance, lambda name: netlink.new_child(name, 0, "vxlan", data=data),
                                     self.wire, self.alias)
@@ -69,17 +83,66 @@ class Overlay(Switch):
         self.host.request(netlink.set_link(found.index, mtu=self.mtu, master=self.index, up=True))
         self.sync()
 
+    def _make_tunnel(self) -> IPv6Address:
+        """The WireGuard link; this host's address on it."""
+        found = self.host.link(name=self.tunnel)
+        if found is None:
+            try:
+                found = make_marked(self.host, self.instance, lambda name: netlink.new_child(name, 0, "wireguard"),
+                                    self.tunnel, self.alias)
+            except OSError as error:
+                if error.errno == errno.EOPNOTSUPP and netlink.UNKNOWN_KIND in (error.strerror or ""):
+                    raise Unimplemented(f"network {self._record.name}: this kernel has no WireGuard, by which an overlay is "
+                                        "encrypted", errno=error.errno) from error
+                raise
+            faults.point("network.tunnel.made")
+        self._tunnel_index, self._peers = found.index, None
+        own = wireguard.key_of(self._secret, self._record.vni, self._local).address
+        if not os.path.isdir(f"{_IPV6}/{self.tunnel}"):
+            raise FailedPrecondition(f"network {self._record.name}: this kernel runs without IPv6, by which the tunnels' "
+                                     "ends have addresses", hint="take ipv6.disable=1 off the kernel's command line")
+        write(f"{_IPV6}/{self.tunnel}/disable_ipv6", "0")
+        self.host.request(netlink.set_link(found.index, mtu=self._below, up=True))
+        try:
+            self.host.request(netlink.new_address6(found.index, own, _LINK_LOCAL))
+        except FileExistsError:
+            _log.debug("the tunnel %s has its address already", self.tunnel)
+        return own
+
+    @property
+    def _local(self) -> IPv4Address:
+        return IPv4Address(self._record.options["local"])
+
+    def _connect(self, hosts: set[IPv4Address]) -> set[Host]:
+        """Tell WireGuard who the other hosts are, when it is not what it knows; their addresses within."""
+        if self._peers is None or self._peers.keys() != hosts:
+            known, number = self._peers or {}, self._record.vni
+            peers = {host: known.get(host) or wireguard.peer_of(self._secret, number, host) for host in hosts}
+            port = int(self._record.options.get("port") or wireguard.PORT)
+            try:
+                wireguard.configure(self._tunnel_index, wireguard.key_of(self._secret, number, self._local), port,
+                                    [peer for host, peer in peers.items() if host not in known],
+                                    None if self._peers is None else [known[host] for host in known.keys() - hosts])
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                raise FailedPrecondition(f"network {self._record.name}: UDP port {port} of the host is in use",
+                                         hint="another -o port=, the same on all hosts", errno=error.errno) from error
+            self._peers = peers
+        return {peer.address for peer in self._peers.values()}
+
     def sync(self) -> None:
         """The hosts are those of the options and of the file; one that cannot be read leaves them as they are. Blocks.
         Raises OSError."""
-        wanted = {peer for peer in {*self._record.peers, *self._in_file()} if not _is_here(peer)}
+        hosts = {peer for peer in {*self._record.peers, *self._in_file()} if not _is_here(peer)}
+        wanted: set[Host] = self._connect(hosts) if self._record.encrypted else {*hosts}
         there = self.host.flooded(self._wire_index)
         for peer in wanted - there:
             self.host.request(netlink.flood_to(self._wire_index, peer))
         for peer in there - wanted:
             self.host.request(netlink.flood_to(self._wire_index, peer, remove=True))
         if wanted != there:
-            _log.info("network %s: its other hosts are %s", self._record.name, ", ".join(map(str, sorted(wanted))) or "none")
+            _log.info("network %s: its other hosts are %s", self._record.name, ", ".join(map(str, sorted(hosts))) or "none")
 
     def _in_file(self) -> set[IPv4Address]:
         path = self.peers_file
@@ -96,9 +159,10 @@ class Overlay(Switch):
 
     def remove(self) -> None:
         """Remove bridge and VXLAN link. Idempotent."""
-        if self._wire_index:
-            self.delete(self._wire_index)
-            self._wire_index = 0
+        for index in (self._wire_index, self._tunnel_index):
+            if index:
+                self.delete(index)
+        self._wire_index = self._tunnel_index = 0
         super().remove()
 
 

@@ -93,6 +93,11 @@ class Record:
         return int(given) if given else int.from_bytes(digest[:3], "big") or 1
 
     @property
+    def encrypted(self) -> bool:
+        """Of an overlay."""
+        return "encrypted" in self.options
+
+    @property
     def peers(self) -> tuple[IPv4Address, ...]:
         """Hosts of an overlay that its options name."""
         return tuple(map(IPv4Address, _list(self.options.get("peers", ""))))
@@ -205,7 +210,7 @@ def _check_shared(name: str, driver: str, options: Mapping[str, str], *, interna
         raise InvalidArgument(f"network {name}: with --internal there is no parent: nothing leads out")
 
 
-_OVERLAY = ("peers", "peers_file", "vni", "port", "local")
+_OVERLAY = ("peers", "peers_file", "vni", "port", "local", "encrypted", "key_file")
 
 
 def _list(text: str) -> list[str]:
@@ -214,8 +219,15 @@ def _list(text: str) -> list[str]:
 
 def _check_overlay(name: str, options: Mapping[str, str]) -> None:
     """Options of an overlay. Raises InvalidArgument, Unimplemented."""
-    if "encrypted" in options:
-        raise Unimplemented(f"network {name}: encrypted overlays are not supported in this version")
+    if "encrypted" in options or "key_file" in options:
+        if options.get("encrypted") not in ("", "true"):
+            raise InvalidArgument(f"network {name}: a key_file is that of an encrypted overlay", hint="-o encrypted")
+        if not options.get("key_file", "").startswith("/"):
+            raise InvalidArgument(f"network {name}: an encrypted overlay needs the absolute path of a file with a secret",
+                                  hint="-o key_file=/path, the same file on all hosts: head -c 32 /dev/urandom | base64")
+        if not options.get("local"):
+            raise InvalidArgument(f"network {name}: an encrypted overlay needs this host's address, as the others know it",
+                                  hint="-o local=ADDRESS")
     for key in options:
         if key not in (*_OVERLAY, MTU, PREFIX, *_FLAGS):
             raise InvalidArgument(f"network {name}: {key} is no option of the driver overlay",
