@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from types import SimpleNamespace
 
 import dns.message
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dolium.errors import InvalidArgument
 from dolium.network.base import Refused
 from dolium.network.dns import pins, wire
-from dolium.network.egress import Allow, _payload, _told, parse, pin_text, pinned, table_text
+from dolium.network.egress import Allow, _payload, _told, _told6, parse, pin_text, pinned, table_text
 
 
 def test_what_is_allowed() -> None:
@@ -99,3 +99,5 @@ def test_what_a_refused_packet_tells() -> None:
     assert _told(packet(17, struct.pack("!HH", 5, 53))) == Refused("192.0.2.7", "udp", 53)
     assert _told(packet(1, b"\x08\0")) == Refused("192.0.2.7", "icmp", 0)
     assert _told(packet(6, b"\0")) == Refused("192.0.2.7", "tcp", 0)
+    six = bytes([0x60, 0, 0, 0, 0, 20, 6, 64]) + bytes(16) + IPv6Address("fd00::7").packed + struct.pack("!HH", 5, 443)
+    assert _told6(six) == Refused("fd00::7", "tcp", 443) and _told6(six[:40]) == Refused("fd00::7", "tcp", 0)

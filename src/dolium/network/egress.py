@@ -14,7 +14,7 @@ import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from dolium.errors import InvalidArgument
 from dolium.linux.threads import in_thread
@@ -37,7 +37,7 @@ _ULOG = 4 << 8
 _MSG_PACKET, _MSG_CONFIG = _ULOG, _ULOG | 1
 _CFG_CMD, _CFG_MODE, _PAYLOAD = 1, 2, 9
 _BIND, _COPY_PACKET = 1, 2
-_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,8 @@ table inet {TABLE} {{
         type filter hook output priority filter; policy drop;
         oifname "lo" accept
         ct state established,related accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept comment "the kernel's own"
+        icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop
 {lines}        ip daddr . meta l4proto . th dport @ports accept
         ip daddr @whole accept
         limit rate 20/second burst 50 packets log group {_GROUP} snaplen {_SNAP}
@@ -198,6 +200,8 @@ def refused(sock: socket.socket) -> list[Refused]:
             packet = _payload(data[at + 20:at + length])
             if len(packet) >= 20 and packet[0] >> 4 == 4:
                 found.append(_told(packet))
+            elif len(packet) >= 40 and packet[0] >> 4 == 6:
+                found.append(_told6(packet))
         at += (length + 3) & ~3
     return found
 
@@ -220,3 +224,10 @@ def _told(packet: bytes) -> Refused:
     if protocol in (6, 17, 132) and len(packet) >= header + 4:
         (port,) = struct.unpack_from("!H", packet, header + 2)
     return Refused(str(IPv4Address(packet[16:20])), _PROTOCOLS.get(protocol, str(protocol)), port)
+
+
+def _told6(packet: bytes) -> Refused:
+    protocol, port = packet[6], 0  # of one with extension headers the first of these
+    if protocol in (6, 17, 132) and len(packet) >= 44:
+        (port,) = struct.unpack_from("!H", packet, 42)
+    return Refused(str(IPv6Address(packet[24:40])), _PROTOCOLS.get(protocol, str(protocol)), port)

@@ -16,6 +16,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from dolium import faults
 from dolium.errors import FailedPrecondition
 from dolium.network import netlink
+from dolium.network.ipv6 import Six
 from dolium.network.netlink import Netlink
 from dolium.network.pool import write
 from dolium.network.records import VXLAN_PORT, Record
@@ -49,8 +50,8 @@ class Overlay(Switch):
     def indices(self) -> set[int]:
         return super().indices | ({self._wire_index} if self._wire_index else set())
 
-    def _make(self, subnet: IPv4Network, gateway: IPv4Address, keep: bool) -> None:
-        super()._make(subnet, gateway, keep)
+    def _make(self, subnet: IPv4Network, gateway: IPv4Address, keep: bool, six: Six | None) -> None:
+        super()._make(subnet, gateway, keep, six)
         found = self.host.link(name=self.wire)
         if found is None:
             local = self._record.options.get("local")
