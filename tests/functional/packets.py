@@ -14,13 +14,13 @@ import struct
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dolium.engine.store import Store, open_database
 from dolium.linux.threads import in_thread
-from dolium.network import netlink
+from dolium.network import ipv6, netlink
 from dolium.network.base import NetworkRequest, PortBinding, Prepared
 from dolium.network.local import new_namespace
 from dolium.network.manager import Networks
@@ -29,7 +29,9 @@ from dolium.network.netlink import Netlink
 T = TypeVar("T")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 SECONDS = 5.0
+OUTSIDE, OUTSIDE6 = IPv4Network("10.213.77.0/30"), IPv6Network("fd00:213:77::/64")
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+FORWARD6 = Path("/proc/sys/net/ipv6/conf/all/forwarding")
 
 
 def inside(fd: int, work: Callable[[], T]) -> T:
@@ -40,24 +42,27 @@ def inside(fd: int, work: Callable[[], T]) -> T:
     return in_thread(run)
 
 
-def make_socket(fd: int, kind: int = socket.SOCK_STREAM, proto: int = 0) -> socket.socket:
-    made = socket.socket(socket.AF_INET, kind, proto) if fd < 0 else inside(
-        fd, lambda: socket.socket(socket.AF_INET, kind, proto))
+def make_socket(fd: int, kind: int = socket.SOCK_STREAM, proto: int = 0, family: int = socket.AF_INET) -> socket.socket:
+    made = socket.socket(family, kind, proto) if fd < 0 else inside(fd, lambda: socket.socket(family, kind, proto))
     made.settimeout(SECONDS)
     return made
 
 
-def listen(fd: int, port: int) -> socket.socket:
-    server = make_socket(fd)
+def family_of(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def listen(fd: int, port: int, address: str = "0.0.0.0") -> socket.socket:
+    server = make_socket(fd, family=family_of(address))
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    server.bind(("0.0.0.0", port))
+    server.bind((address, port))
     server.listen(8)
     return server
 
 
 def talk(server: socket.socket, fd: int, address: str, port: int) -> str:
     """One connection from the namespace (-1: the host's) both ways; the address the server saw."""
-    with make_socket(fd) as client:
+    with make_socket(fd, family=family_of(address)) as client:
         client.connect((address, port))
         connection, peer = server.accept()
         with connection:
@@ -78,7 +83,8 @@ def datagram(server: socket.socket, client: socket.socket, address: str, port: i
     data, peer = server.recvfrom(100)
     assert data == b"question"
     server.sendto(b"answer", peer)
-    assert client.recvfrom(100) == (b"answer", (address, port))
+    data, answered = client.recvfrom(100)
+    assert (data, answered[:2]) == (b"answer", (address, port))
     return str(peer[0])
 
 
@@ -109,7 +115,7 @@ def links_inside(fd: int) -> list[netlink.Link]:
 def ruleset() -> str:
     """All tables but those of other instances: other daemons may run beside the tests."""
     text = subprocess.run(["nft", "-s", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
-    return "".join(table for table in re.split(r"(?m)^(?=table )", text) if not table.startswith("table ip dolium-"))
+    return "".join(table for table in re.split(r"(?m)^(?=table )", text) if not re.match("table (ip6?|bridge) dolium-", table))
 
 
 def tables() -> str:
@@ -126,11 +132,13 @@ def eventually(check: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def nothing_left(instance: str) -> Iterator[None]:
-    before, forward = (links(), ruleset()), FORWARD.read_text()
+    before = links(), ruleset()
+    forward = {path: path.read_text() for path in (FORWARD, FORWARD6) if path.exists()}
     try:
         yield
     finally:
-        FORWARD.write_text(forward)
+        for path, text in forward.items():
+            path.write_text(text)
     eventually(lambda: not links(instance))
     eventually(lambda: links() <= before[0])
     assert f"dolium-{instance}" not in tables()
@@ -180,17 +188,40 @@ def on_bench(body: Callable[[Bench], Awaitable[None]], folder: Path) -> None:
 @contextlib.contextmanager
 def the_outside() -> Iterator[tuple[int, str, str]]:
     """A namespace that plays another host: its fd, its address, and the host's address on the way to it."""
+    with _outside() as (fd, _, _):
+        yield fd, str(OUTSIDE[2]), str(OUTSIDE[1])
+
+
+@contextlib.contextmanager
+def the_outside6() -> Iterator[tuple[int, str, str]]:
+    """As ``the_outside``, with IPv6 addresses."""
+    with _outside() as (fd, name, outer):
+        ipv6.enable_on(name)
+        ipv6.enable_inside(fd, "eth0")
+        with contextlib.closing(Netlink()) as host, contextlib.closing(inside(fd, Netlink)) as there:
+            inner = there.link(name="eth0")
+            assert inner
+            host.request(netlink.new_address6(outer, OUTSIDE6[1], OUTSIDE6))
+            there.request(netlink.new_address6(inner.index, OUTSIDE6[2], OUTSIDE6),
+                          netlink.new_default_route(inner.index, OUTSIDE6[1]))
+            ipv6.wait_for(host, OUTSIDE6[1])
+            ipv6.wait_for(there, OUTSIDE6[2])
+        yield fd, str(OUTSIDE6[2]), str(OUTSIDE6[1])
+
+
+@contextlib.contextmanager
+def _outside() -> Iterator[tuple[int, str, int]]:
+    """(the namespace, the host's link to it, and its index)."""
     fd, name = new_namespace(), f"dt{secrets.token_hex(3)}"
-    subnet = IPv4Network("10.213.77.0/30")
     host, there = Netlink(), inside(fd, Netlink)
     try:
         host.request(netlink.new_veth(name, "eth0", fd, 1400))
         outer, inner = host.link(name=name), there.link(name="eth0")
         assert outer and inner
-        host.request(netlink.set_link(outer.index, up=True), netlink.new_address(outer.index, subnet[1], subnet))
-        there.request(netlink.set_link(inner.index, up=True), netlink.new_address(inner.index, subnet[2], subnet),
-                      netlink.new_default_route(inner.index, subnet[1]))
-        yield fd, str(subnet[2]), str(subnet[1])
+        host.request(netlink.set_link(outer.index, up=True), netlink.new_address(outer.index, OUTSIDE[1], OUTSIDE))
+        there.request(netlink.set_link(inner.index, up=True), netlink.new_address(inner.index, OUTSIDE[2], OUTSIDE),
+                      netlink.new_default_route(inner.index, OUTSIDE[1]))
+        yield fd, name, outer.index
     finally:
         link = host.link(name=name)
         if link is not None:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.leaves("links", "nft", "children")  # pools fill, and t
 SERVE = ("sh", "-c", "while :; do echo hello | nc -l -p 80; done & while :; do echo hello | nc -l -p 81; done")
 
 
+
 @pytest.fixture
 def clean(engine: Daemon) -> Iterator[Daemon]:
     engine.docker("network", "create", "net")
@@ -106,6 +107,27 @@ def test_nobody_has_another_ones_address(clean: Daemon) -> None:
     clean.docker("pause", "friend")
     eventually(lambda: hears(clean, "thief", address(clean, "open")), "one that has no rules takes it for the other")
     assert not hears(clean, "thief", target)
+    clean.docker("unpause", "friend")
+
+
+def test_the_same_by_ipv6(clean: Daemon) -> None:
+    if not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this kernel has no IPv6")
+    clean.docker("network", "create", "--ipv6", "--subnet", "fd00:db8:77::/64", "other")
+
+    def up(name: str, *flags: str) -> str:
+        clean.dolium("run", "-d", "--name", name, "--network", "other", *flags, "base:1", *SERVE)
+        return str(clean.inspect(name)["NetworkSettings"]["Networks"]["other"]["GlobalIPv6Address"])
+    target, friend, foe = up("db", "--ingress", "allow=friend:80"), up("friend"), up("foe")
+    eventually(lambda: hears(clean, "friend", target), "it listens")
+    assert not hears(clean, "friend", target, 81)
+    assert not hears(clean, "foe", target) and hears(clean, "db", foe)
+    clean.docker("pause", "friend")
+    pid = str(clean.inspect("foe")["State"]["Pid"])
+    for words in (("addr", "add", f"{friend}/128", "dev", "eth0", "nodad"), ("addr", "del", f"{foe}/64", "dev", "eth0"),
+                  ("route", "add", f"{target}/128", "dev", "eth0", "src", friend)):
+        subprocess.run(["nsenter", "-t", pid, "-n", "ip", "-6", *words], check=True)
+    assert not hears(clean, "foe", target)
     clean.docker("unpause", "friend")
 
 

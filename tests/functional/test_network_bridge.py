@@ -209,7 +209,7 @@ def test_port_conflicts(tmp_path: Path) -> None:
             await it.up(PortBinding(80, "tcp", "", other.getsockname()[1]))
         await it.down(first)
         await it.up(PortBinding(80, "tcp", "", 18082))
-        for port in (PortBinding(80, "sctp"), PortBinding(0, "tcp"), PortBinding(80, "tcp", "::1"),
+        for port in (PortBinding(80, "sctp"), PortBinding(0, "tcp"), PortBinding(80, "tcp", "fe80::1%lo"),
                      PortBinding(80, "tcp", "x"), PortBinding(80, "tcp", "", 70000)):
             with pytest.raises(InvalidArgument):
                 await it.up(port)

@@ -47,7 +47,7 @@ async def _a_life(bench: Bench) -> None:
     await bench.down(container)
     assert again.endpoint
     for name in ("one", "two"):
-        await bench.networks.create({"Name": name})
+        await bench.networks.create({"Name": name, "EnableIPv6": os.path.isdir("/proc/sys/net/ipv6")})
     request = NetworkRequest(container, "one", PORTS, names=("box",), others=(Place("two", names=("box",)),))
     prepared = await bench.networks.prepare(request)
     first = await bench.networks.disconnect(container, "one", prepared.fd, prepared.endpoint)

@@ -14,6 +14,7 @@ import dns.flags
 import dns.message
 import dns.name
 import dns.rcode
+import dns.reversename
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +32,7 @@ def server(*, into: bool = False) -> tuple[Server, Sandbox]:
     made = Server()
     made.names.put("1", "one", Entry("a" * 64, ("web", "db"), "10.0.0.2"))
     made.names.put("1", "one", Entry("b" * 64, ("App", "db"), "10.0.0.3"))
+    made.names.put("1", "one", Entry("d" * 64, ("six",), "10.0.0.4", "fd00:1::4"))
     made.names.put("2", "two", Entry("c" * 64, ("far",), "10.1.0.2"))
     return made, Sandbox(["1"], [], into)
 
@@ -65,6 +67,41 @@ def test_a_name_that_is_known_has_no_address_of_the_other_kind() -> None:
     found = asked(made, inside, "web", "AAAA")
     assert found.rcode() == dns.rcode.NOERROR and not found.answer
     assert values(asked(made, inside, "web", "ANY")) == {"10.0.0.2"}
+
+
+def test_ipv6_addresses_of_names() -> None:
+    made, inside = server()
+    assert values(asked(made, inside, "six", "AAAA")) == {"fd00:1::4"} and values(asked(made, inside, "six")) == {"10.0.0.4"}
+    assert values(asked(made, inside, "six", "ANY")) == {"10.0.0.4", "fd00:1::4"}
+    name = dns.reversename.from_address("fd00:1::4")
+    assert values(asked(made, inside, str(name), "PTR")) == {"six.one."}
+    assert wire.reverse_of(str(name)[:-1].upper().lower()) == "fd00:1::4"
+    for wrong in ("x" + str(name)[1:-1], str(name)[2:-1], "ip6.arpa", "1.0.0.10.ip6.arpa"):
+        assert wire.reverse_of(wrong) == ""
+
+
+def test_a_restricted_one_is_told_no_ipv6_address() -> None:
+    made, inside = server()
+    inside.pins = Pinned()  # type: ignore[assignment]
+    query = dns.message.make_query("six", "AAAA").to_wire()
+    reply = dns.message.from_wire(asyncio.run(made._restricted(inside, query, tcp=False)))
+    assert reply.rcode() == dns.rcode.NOERROR and not reply.answer
+    query = dns.message.make_query("six", "ANY").to_wire()
+    assert values(dns.message.from_wire(asyncio.run(made._restricted(inside, query, tcp=False)))) == {"10.0.0.4"}
+    assert inside.pins.told == ["10.0.0.4"]  # type: ignore[attr-defined]
+
+
+class Pinned:
+    """Allows all, and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def allows(self, name: str) -> bool:
+        return True
+
+    def pin(self, name: str, addresses: list[tuple[str, int]]) -> None:
+        self.told += [address for address, _ in addresses]
 
 
 def test_look_ups_by_address() -> None:

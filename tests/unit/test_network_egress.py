@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from types import SimpleNamespace
 
 import dns.message
@@ -16,7 +16,7 @@ from dolium.errors import InvalidArgument
 from dolium.network.base import Refused
 from dolium.network.dns import pins, wire
 from dolium.network.egress import Allow, parse, pin_text, pinned, table_text
-from dolium.network.refusals import _parts, _told
+from dolium.network.refusals import _parts, _told, _told6
 
 
 def test_what_is_allowed() -> None:
@@ -102,3 +102,6 @@ def test_what_a_refused_packet_tells() -> None:
     assert _told(packet(6, b"\0"), incoming=False) == Refused("192.0.2.7", "tcp", 0)
     incoming = packet(6, struct.pack("!HH", 5, 80))[:12] + IPv4Address("192.0.2.8").packed + packet(6, struct.pack("!HH", 5, 80))[16:]
     assert _told(incoming, incoming=True) == Refused("192.0.2.8", "tcp", 80, True)
+    six = bytes([0x60, 0, 0, 0, 0, 20, 6, 64]) + IPv6Address("fd00::8").packed + IPv6Address("fd00::7").packed + struct.pack("!HH", 5, 443)
+    assert _told6(six, incoming=False) == Refused("fd00::7", "tcp", 443) and _told6(six[:40], incoming=False) == Refused("fd00::7", "tcp", 0)
+    assert _told6(six, incoming=True) == Refused("fd00::8", "tcp", 443, True)

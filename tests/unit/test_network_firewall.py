@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
@@ -22,13 +22,13 @@ class Recorder:
 
     def __init__(self) -> None:
         self.said: list[str] = []
-        self.refuse = ""
+        self.refuse, self.answer = "", '{"nftables": []}'
 
     def run(self, text: str) -> str:
         self.said.append(text)
         if self.refuse and text.startswith(self.refuse):
             raise Internal("nft: no")
-        return '{"nftables": []}'
+        return self.answer
 
     def close(self) -> None:
         self.said.append("closed")
@@ -71,8 +71,8 @@ def test_add_and_remove_are_small_and_idempotent() -> None:
     assert wall.add("cafe", ONE) == (), "what is published already is not told again"
     wall.remove("cafe")
     wall.remove("cafe")
-    assert [text.partition(" ")[0] for text in nft.said] == ["add", "add", "delete"]
-    assert nft.said[1] == element_text("add", "dolium-0123abcd", "cafe", ONE)
+    assert [text.partition(" ")[0] for text in nft.said] == ["list", "add", "add", "delete"]
+    assert nft.said[2] == element_text("add", "dolium-0123abcd", "cafe", ONE)
 
 
 def test_some_ports_of_a_container_come_and_go() -> None:
@@ -87,7 +87,7 @@ def test_some_ports_of_a_container_come_and_go() -> None:
     wall.remove("cafe", ONE.ports)
     wall.remove("cafe")
     assert nft.said[-1] == element_text("delete", "dolium-0123abcd", "cafe", Publication(ONE.address, (more,)))
-    assert len(nft.said) == 4
+    assert len(nft.said) == 5
 
 
 def test_a_lost_table_is_made_anew_with_what_should_be_in_it() -> None:
@@ -121,3 +121,35 @@ def test_foreign_chains_that_drop() -> None:
         chain("ip", "dolium-x", "forward", "drop"), chain("inet", "firewalld", "forward", "drop"),
         {"chain": {"family": "ip", "table": "nat", "name": "DOCKER"}}]})
     assert drops_in(listing, "dolium-x") == ["ip filter FORWARD", "inet firewalld FORWARD"]
+    assert drops_in(listing, "dolium-x", six=True) == ["ip filter FORWARD", "ip6 filter FORWARD", "inet firewalld FORWARD"]
+
+
+SIX = [Bridge("doly", SUBNET, subnet6=IPv6Network("fd00:1::/64"))]
+BOTH = Publication(IPv4Address("172.18.0.2"), (
+    Published(80, "tcp", "0.0.0.0", 8080), Published(80, "tcp", "::", 8080), Published(53, "udp", "fd00::9", 53)),
+    IPv6Address("fd00:1::2"))
+
+
+def test_ipv6_has_a_table_of_its_own_while_a_bridge_has_it() -> None:
+    assert element_text("add", "dolium-x", "cafe", BOTH) == (
+        'add element ip dolium-x any { tcp . 8080 comment "cafe" : 172.18.0.2 . 80 }\n'
+        "add element ip6 dolium-x loopback { tcp . 8080 }\n"
+        'add element ip6 dolium-x any { tcp . 8080 comment "cafe" : fd00:1::2 . 80 }\n'
+        'add element ip6 dolium-x one { fd00::9 . udp . 53 comment "cafe" : fd00:1::2 . 53 }\n')
+    text = table_text("dolium-x", [*DEFAULT, *SIX], {"cafe": BOTH})
+    four, six = text.split("add table ip6 dolium-x\n")
+    assert '"dol0123abcd"' in four and '"doly"' in four and "ip6" not in four
+    assert '"dol0123abcd"' not in six and 'ip6 saddr fd00:1::/64 oifname != "doly" masquerade' in six
+    wall, nft = firewall()
+    wall.replace(SIX, {})
+    wall.replace(DEFAULT)
+    assert nft.said[-1].count("ip6") == 2 and "delete table ip6 dolium-0123abcd" in nft.said[-1]
+    wall.replace(DEFAULT)
+    assert "ip6" not in nft.said[-1]  # a kernel without it is not asked
+
+
+def test_a_killed_daemon_s_table_for_ipv6_goes() -> None:
+    wall, nft = firewall()
+    nft.answer = json.dumps({"nftables": [{"table": {"family": "ip6", "name": "dolium-0123abcd"}}]})
+    wall.replace(DEFAULT, {})
+    assert "delete table ip6 dolium-0123abcd" in nft.said[-1]

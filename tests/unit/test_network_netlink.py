@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
@@ -72,6 +72,16 @@ def test_address_and_route() -> None:
     message = read(rtmsg, netlink.new_default_route(2, IPv4Address("172.18.0.1")))
     assert (message["dst_len"], message["table"], message["type"]) == (0, 254, 1)
     assert (message.get("RTA_GATEWAY"), message.get("RTA_OIF")) == ("172.18.0.1", 2)
+    message = read(ifaddrmsg, netlink.new_address6(2, IPv6Address("fd00:1::5"), IPv6Network("fd00:1::/64")))
+    assert (message["family"], message["prefixlen"], message["index"]) == (socket.AF_INET6, 64, 2)
+    assert message["flags"] == 0x02  # nodad
+    assert (message.get("IFA_LOCAL"), message.get("IFA_ADDRESS")) == ("fd00:1::5", "fd00:1::5")
+    message = read(rtmsg, netlink.new_default_route(2, IPv6Address("fd00:1::1")))
+    assert (message["family"], message["dst_len"], message["table"]) == (socket.AF_INET6, 0, 254)
+    assert (message.get("RTA_GATEWAY"), message.get("RTA_OIF")) == ("fd00:1::1", 2)
+    message = read(ndmsg, netlink.forget_neighbour(3, IPv6Address("fd00:1::5")))
+    assert (message["header"]["type"], message["family"], message["ifindex"]) == (netlink.RTM_DELNEIGH, socket.AF_INET6, 3)
+    assert message.get("NDA_DST") == "fd00:1::5"
 
 
 def test_links_above_others() -> None:
@@ -125,7 +135,7 @@ def test_connection_tracking() -> None:
     assert original.get_nested("CTA_TUPLE_IP", "CTA_IP_V4_DST") == "127.0.0.1"
     assert original.get_nested("CTA_TUPLE_PROTO", "CTA_PROTO_DST_PORT") == 5353
     assert message.get_nested("CTA_FILTER", "CTA_FILTER_ORIG_FLAGS") == 0b101010
-    message = read(nfct_msg, netlink.flush_udp_port(5353, None))
+    message = read(nfct_msg, netlink.flush_udp_port(5353, IPv4Address("0.0.0.0")))
     assert message.get_nested("CTA_FILTER", "CTA_FILTER_ORIG_FLAGS") == 0b101000
 
 

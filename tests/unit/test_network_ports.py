@@ -72,6 +72,26 @@ def test_every_address_and_one_address() -> None:
         ports.reserve("d", [tcp(1000)])
 
 
+def test_both_families_have_the_same_number_or_none() -> None:
+    kernel = Kernel()
+    ports = Ports(kernel.hold)
+    assert ports.reserve("a", [tcp(1000), tcp(0, "127.0.0.1")], six=True) == (
+        Published(80, "tcp", "0.0.0.0", 1000), Published(80, "tcp", "::", 1000), Published(80, "tcp", "127.0.0.1", 40000))
+    kernel.bound.add(("tcp", "::", 40001))
+    assert [one.host_port for one in ports.reserve("b", [tcp(0)], six=True)] == [40002, 40002]
+    kernel.bound.add(("tcp", "::", 2000))
+    with pytest.raises(AlreadyExists, match=r"^Bind for \[::\]:2000 failed"):
+        ports.reserve("c", [tcp(2000)], six=True)
+    ports.reserve("c", [tcp(2000)])  # what was taken of it was given back, and the families are apart
+    ports.reserve("c", [tcp(3000, "fd00::1")])
+    ports.reserve("d", [tcp(3000), tcp(3000, "fd00::2")])
+    with pytest.raises(AlreadyExists):
+        ports.reserve("e", [tcp(3000, "::")])
+    first = [PortBinding(80, "tcp", "", 2000, 2002)]
+    kernel.bound.add(("tcp", "0.0.0.0", 2001))
+    assert [one.host_port for one in ports.reserve("e", first, six=True)] == [2002, 2002]
+
+
 def test_one_request_may_not_name_a_port_twice() -> None:
     kernel = Kernel()
     with pytest.raises(AlreadyExists):
@@ -117,7 +137,8 @@ def test_no_random_port_is_left() -> None:
 
 @pytest.mark.parametrize("binding", [
     PortBinding(80, "sctp"), PortBinding(0, "tcp"), PortBinding(65536, "tcp"), PortBinding(80, "tcp", "", -1),
-    PortBinding(80, "tcp", "", 65536), PortBinding(80, "tcp", "::"), PortBinding(80, "tcp", "localhost")])
+    PortBinding(80, "tcp", "", 65536), PortBinding(80, "tcp", "fe80::1"), PortBinding(80, "tcp", "::ffff:1.2.3.4"),
+    PortBinding(80, "tcp", "localhost")])
 def test_what_cannot_be_published(binding: PortBinding) -> None:
     with pytest.raises(InvalidArgument):
         Ports(Kernel().hold).reserve("a", [binding])

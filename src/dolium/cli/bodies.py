@@ -31,6 +31,7 @@ RUN_FLAGS = [
     Flag("--net", "list", "the same as --network", "NAME"),
     Flag("--network-alias", "list", "one more name for it in its network", "NAME"),
     Flag("--ip", "str", "its address in its network", "ADDRESS"),
+    Flag("--ip6", "str", "its IPv6 address there", "ADDRESS"),
     Flag("-h --hostname", "str", "its host name", "NAME"),
     Flag("--add-host", "list", "a line for /etc/hosts", "NAME:ADDRESS"),
     Flag("--dns", "list", "a name server", "ADDRESS"),
@@ -288,7 +289,7 @@ def _security(context: Context, values: list[str]) -> list[str]:
 
 
 def networks(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(NetworkMode, EndpointsConfig) of --network, --network-alias, --ip. Raises UsageError."""
+    """(NetworkMode, EndpointsConfig) of --network, --network-alias, --ip, --ip6. Raises UsageError."""
     found: dict[str, Any] = {}
     for value in [*options["network"], *options["net"]] or ["default"]:
         name, settings = _long_network(value) if "=" in value else (value, {})
@@ -299,8 +300,9 @@ def networks(options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     first = found[mode]
     if options["network_alias"]:
         first["Aliases"] = [*first.get("Aliases", []), *options["network_alias"]]
-    if options["ip"]:
-        first["IPAMConfig"] = {"IPv4Address": options["ip"]}
+    for flag, key in (("ip", "IPv4Address"), ("ip6", "IPv6Address")):
+        if options[flag]:
+            first["IPAMConfig"] = {**first.get("IPAMConfig", {}), key: options[flag]}
     return mode, found if len(found) > 1 or first else {}
 
 
@@ -313,12 +315,13 @@ def _long_network(value: str) -> tuple[str, dict[str, Any]]:
             name = text
         elif key == "alias":
             settings["Aliases"] = [*settings.get("Aliases", []), text]
-        elif key == "ip":
-            settings["IPAMConfig"] = {"IPv4Address": text}
+        elif key in ("ip", "ip6"):
+            family = "IPv6Address" if key == "ip6" else "IPv4Address"
+            settings["IPAMConfig"] = {**settings.get("IPAMConfig", {}), family: text}
         elif key == "mac-address":
             settings["MacAddress"] = text
         else:
-            raise UsageError(f"--network {value}: {key!r} is not known: name, alias, ip and mac-address are")
+            raise UsageError(f"--network {value}: {key!r} is not known: name, alias, ip, ip6 and mac-address are")
     if not name:
         raise UsageError(f"--network {value}: name=… is missing")
     return name, settings

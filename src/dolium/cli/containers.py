@@ -107,7 +107,7 @@ def _ports(row: dict[str, Any]) -> str:
     texts = []
     for port in row["Ports"]:
         inside = f"{port['PrivatePort']}/{port['Type']}"
-        texts.append(f"{port['IP']}:{port['PublicPort']}->{inside}" if "PublicPort" in port else inside)
+        texts.append(f"{output.host_text(port['IP'])}:{port['PublicPort']}->{inside}" if "PublicPort" in port else inside)
     return ", ".join(texts)
 
 

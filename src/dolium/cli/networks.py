@@ -24,7 +24,8 @@ CREATE = Command("network create", "NAME", "Make a network, whose containers rea
     Flag("--gateway", "list", "the host's address in it", "ADDRESS"),
     Flag("--aux-address", "list", "an address that is never given", "NAME=ADDRESS"),
     Flag("--internal", "bool", "no way out of it, and none into it"),
-    Flag("--attachable", "bool", "accepted: every network is"), Flag("--ipv6", "bool", "IPv6 addresses, too"),
+    Flag("--attachable", "bool", "accepted: every network is"),
+    Flag("--ipv6", "bool", "IPv6 addresses, too: of a second --subnet, else of one chosen from fd00::/8"),
     Flag("-o --opt", "list", "a driver's option: com.docker.network.driver.mtu=1400 …", "KEY=VALUE"),
     Flag("--label", "list", "a label", "KEY=VALUE")], minimum=1, maximum=1,
     examples=["dolium network create lab", "dolium run -d --name db --network lab …",
@@ -36,7 +37,8 @@ INSPECT = Command("network inspect", "NETWORK [NETWORK ...]", "Print all that is
 PRUNE = Command("network prune", "", "Remove networks that no container uses, running or not.", [
     Flag("-f --force", "bool", "do not ask"), Flag("--filter", "list", "until=24h, label=…", "KEY=VALUE")], maximum=0)
 CONNECT = Command("network connect", "NETWORK CONTAINER", "Bring a container into one more network, running or not.", [
-    Flag("--ip", "str", "its address there", "ADDRESS"), Flag("--alias", "list", "one more name there", "NAME"),
+    Flag("--ip", "str", "its address there", "ADDRESS"), Flag("--ip6", "str", "its IPv6 address there", "ADDRESS"),
+    Flag("--alias", "list", "one more name there", "NAME"),
     Flag("--mac-address", "str", "address of its link", "MAC")], minimum=2, maximum=2)
 DISCONNECT = Command("network disconnect", "NETWORK CONTAINER", "Take a container out of a network, running or not.", [
     Flag("-f --force", "bool", "pass over one that is not in it")], minimum=2, maximum=2)
@@ -71,20 +73,27 @@ def create(client: Client, context: Context, words: list[str]) -> int:
         return 0
     pools: list[dict[str, Any]] = [{"Subnet": subnet} for subnet in options["subnet"]]
     for flag, key in (("ip_range", "IPRange"), ("gateway", "Gateway")):
-        for number, value in enumerate(options[flag]):
-            if number >= len(pools):
-                raise UsageError(f"--{flag.replace('_', '-')} {value}: there is no --subnet for it")
-            pools[number][key] = value
-    if options["aux_address"]:
-        if not pools:
-            raise UsageError("--aux-address: there is no --subnet for it")
-        pools[0]["AuxiliaryAddresses"] = pairs(options["aux_address"], "--aux-address")
+        for value in options[flag]:
+            pool = _pool(pools, value, flag.replace("_", "-"))
+            if key in pool:
+                raise UsageError(f"--{flag.replace('_', '-')} {value}: {pool['Subnet']} has {pool[key]} already")
+            pool[key] = value
+    for name, value in pairs(options["aux_address"], "--aux-address").items():
+        _pool(pools, value, "aux-address").setdefault("AuxiliaryAddresses", {})[name] = value
     made = client.call("POST", "/networks/create", {
         "Name": names[0], "Driver": options["driver"] or "bridge", "Internal": options["internal"],
         "Attachable": options["attachable"], "EnableIPv6": options["ipv6"], "IPAM": {"Driver": "default", "Config": pools},
         "Options": pairs(options["opt"], "--opt"), "Labels": pairs(options["label"], "--label")})
     context.say(made["Id"])
     return 0
+
+
+def _pool(pools: list[dict[str, Any]], value: str, flag: str) -> dict[str, Any]:
+    """The pool whose subnet is of the value's family. Raises UsageError."""
+    for pool in pools:
+        if (":" in pool["Subnet"]) == (":" in value):
+            return pool
+    raise UsageError(f"--{flag} {value}: there is no --subnet for it")
 
 
 def remove(client: Client, context: Context, words: list[str]) -> int:
@@ -144,7 +153,8 @@ def connect(client: Client, context: Context, words: list[str]) -> int:
         return 0
     client.call("POST", f"/networks/{quote(names[0])}/connect", {"Container": names[1], "EndpointConfig": {
         "Aliases": options["alias"], "MacAddress": options["mac_address"] or "",
-        "IPAMConfig": {"IPv4Address": options["ip"]} if options["ip"] else None}})
+        "IPAMConfig": {key: options[flag] for flag, key in (("ip", "IPv4Address"), ("ip6", "IPv6Address"))
+                       if options[flag]} or None}})
     return 0
 
 

@@ -72,3 +72,8 @@ def ago(seconds: float) -> str:
 
 
 __all__ = ["ago", "listing", "memory", "size", "table", "template"]
+
+
+def host_text(address: str) -> str:
+    """An address before a colon and a port."""
+    return f"[{address}]" if ":" in address else address

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dolium.cli import bodies
+from dolium.cli import bodies, output
 from dolium.cli.context import Context
 from dolium.cli.flags import Command, UsageError
 from dolium.cli.transport import Client, query, quote
@@ -26,8 +26,8 @@ def port(client: Client, context: Context, words: list[str]) -> int:
     wanted = names[1] if len(names) > 1 else ""
     if wanted and "/" not in wanted:
         wanted += "/tcp"
-    shown = [(key, f"{one['HostIp']}:{one['HostPort']}") for key, entries in sorted(published.items(), key=_order)
-             if wanted in ("", key) for one in entries or []]
+    shown = [(key, f"{output.host_text(one['HostIp'])}:{one['HostPort']}")
+             for key, entries in sorted(published.items(), key=_order) if wanted in ("", key) for one in entries or []]
     if wanted and not shown:
         context.complain(f"no public port '{names[1]}' published for {names[0]}")
         return 1

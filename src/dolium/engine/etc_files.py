@@ -109,7 +109,8 @@ def _texts(container: Container, network: Endpoint) -> dict[str, str]:
         servers = [NAME_SERVER]
         options = options or [*host_options(text), "ndots:0"]
     return {
-        "hosts": hosts_text(hostname, config.get("Domainname") or "", [endpoint["ip"] for endpoint in found], extra),
+        "hosts": hosts_text(hostname, config.get("Domainname") or "",
+                            [endpoint[key] for endpoint in found for key in ("ip", "ip6") if endpoint.get(key)], extra),
         "hostname": f"{hostname}\n",
         "resolv.conf": resolv_text(text, servers, list(host.get("DnsSearch") or []), options, isolated=not shares_host),
     }

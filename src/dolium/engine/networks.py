@@ -68,23 +68,23 @@ def settings(name: str, wish: Settings) -> Settings:
     if name == "default":
         name = DEFAULT
     own = wish.get("IPAMConfig") or {}
-    address, mac = own.get("IPv4Address") or "", wish.get("MacAddress") or ""
+    address, six, mac = own.get("IPv4Address") or "", own.get("IPv6Address") or "", wish.get("MacAddress") or ""
     aliases, links = wish.get("Aliases") or [], wish.get("Links") or []
-    if own.get("IPv6Address") or own.get("LinkLocalIPs"):
-        raise Unimplemented(f"network {name}: IPv6 and link-local addresses are not supported in this version")
+    if own.get("LinkLocalIPs"):
+        raise Unimplemented(f"network {name}: link-local addresses are not supported in this version")
     if links:
         raise Unimplemented(f"network {name}: --link is not supported in this version", hint="name the container, or use "
                             "--network-alias")
     if not isinstance(aliases, list) or not all(isinstance(alias, str) and alias for alias in aliases):
         raise InvalidArgument(f"network {name}: aliases are a list of names")
     predefined = name in (DEFAULT, *ALONE)
-    if address and predefined:
+    if (address or six) and predefined:
         raise InvalidArgument("user specified IP address is supported on user defined networks only")
     if aliases and predefined:
         raise InvalidArgument("network-scoped aliases are only supported for user-defined networks")
     if mac:
         check_mac(mac)
-    found = {"Aliases": list(dict.fromkeys(aliases)), "IPv4Address": address, "MacAddress": mac}
+    found = {"Aliases": list(dict.fromkeys(aliases)), "IPv4Address": address, "IPv6Address": six, "MacAddress": mac}
     return {key: value for key, value in found.items() if value}
 
 
@@ -116,7 +116,7 @@ class ContainerNetworks:
                            tuple(_place(container, name, wish) for name, wish in wished.items() if name != mode),
                            _names(container, first), tuple(servers) if servers else None,
                            tuple(egress) if egress else None, tuple(ingress) if ingress else None,
-                           request.bandwidth(container.host_config)), known.set_result))
+                           request.bandwidth(container.host_config), first.get("IPv6Address") or ""), known.set_result))
         either: set[asyncio.Future[Any]] = {known, making}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -253,4 +253,4 @@ def _names(container: Container, wish: Settings) -> tuple[str, ...]:
 
 def _place(container: Container, name: str, wish: Settings) -> Place:
     return Place(name, wish.get("IPv4Address") or "", wish.get("MacAddress") or "", _names(container, wish),
-                 request.bandwidth(container.host_config))
+                 request.bandwidth(container.host_config), wish.get("IPv6Address") or "")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from dolium.errors import AlreadyExists, InvalidArgument, ResourceExhausted
 
@@ -31,6 +32,18 @@ def choose_subnet(taken: Iterable[IPv4Network]) -> IPv4Network:
     raise ResourceExhausted("no subnet is left for the bridge: the host routes all of 172.18-31 and 192.168")
 
 
+def choose_subnet6(instance: str, taken: Iterable[IPv6Network]) -> IPv6Network:
+    """A /64 of the instance's own /48 of unique local addresses (RFC 4193), whose 40 bits are made of its id: the first
+    that overlaps none of the routed networks. Raises ResourceExhausted."""
+    networks = [network for network in taken if network.prefixlen]
+    prefix = b"\xfd" + hashlib.sha256(f"dolium {instance}".encode()).digest()[:5]
+    for number in range(1 << 16):
+        subnet = IPv6Network((prefix + number.to_bytes(2, "big") + bytes(8), 64))
+        if not any(subnet.overlaps(network) for network in networks):
+            return subnet
+    raise ResourceExhausted(f"no IPv6 subnet is left of {IPv6Network((prefix + bytes(10), 48))}")
+
+
 def mac_for(address: IPv4Address) -> str:
     """Docker's rule: locally administered 02:42, then the address."""
     return "02:42:" + ":".join(f"{byte:02x}" for byte in address.packed)
@@ -45,21 +58,18 @@ def check_mac(text: str) -> str:
     return text.lower()
 
 
-class AddressPool:
-    """Addresses of one subnet. The next one follows the last one given, so that an address comes back only after all others
-    had their turn (neighbours' ARP entries, connections under way)."""
+class _Numbers:
+    """Addresses of one subnet, as numbers. The next one follows the last one given, so that an address comes back only after
+    all others had their turn (neighbours' ARP entries, connections under way)."""
 
-    def __init__(self, subnet: IPv4Network, *, gateway: IPv4Address | None = None, within: IPv4Network | None = None,
-                 reserved: Iterable[IPv4Address] = ()) -> None:
-        """``subnet`` has a prefix length of at most 30; ``gateway``: its first host when it is not named; ``within``: where
-        those come from that nobody asked for by name; ``reserved``: never given."""
-        self.subnet = subnet
-        self.gateway = gateway or subnet.network_address + 1
-        self._hosts = range(int(subnet.network_address) + 1, int(subnet.broadcast_address))
+    kind = ""
+
+    def __init__(self, subnet: IPv4Network | IPv6Network, hosts: range, within: IPv4Network | IPv6Network | None,
+                 reserved: Iterable[int]) -> None:
+        self._subnet, self._hosts = subnet, hosts
         pool = subnet if within is None else within
-        self._pool = range(max(int(pool.network_address), self._hosts.start),
-                           min(int(pool.broadcast_address) + 1, self._hosts.stop))
-        self._reserved = {int(self.gateway), *map(int, reserved)}
+        self._pool = range(max(int(pool.network_address), hosts.start), min(int(pool.broadcast_address) + 1, hosts.stop))
+        self._reserved = set(reserved)
         self._used: set[int] = set()
         self._inside = 0  # of those in use, how many are of the pool
         self._next = self._pool.start
@@ -73,27 +83,23 @@ class AddressPool:
     @property
     def capacity(self) -> int:
         """How many can be given to those who do not ask for one by name."""
-        return len(self._pool) - sum(1 for number in self._reserved if number in self._pool)
+        # a range of more than 2^63 has no len()
+        return self._pool.stop - self._pool.start - sum(1 for number in self._reserved if number in self._pool)
 
-    def allocate(self, wanted: str = "") -> IPv4Address:
-        """The next free address, or the one that is wanted.
-
-        Raises ResourceExhausted when none is left, InvalidArgument for an address that is no host's of this subnet,
-        AlreadyExists for one in use.
-        """
+    def _allocate(self, wanted: str) -> int:
         if wanted:
             number = self._parse(wanted)
             if number in self._used:
                 raise AlreadyExists(f"Address already in use: {wanted}")
         else:
             if self._inside >= self.capacity:
-                raise ResourceExhausted(f"no available IPv4 addresses on this network's address pool: {self.subnet}")
+                raise ResourceExhausted(f"no available {self.kind} addresses on this network's address pool: {self._subnet}")
             number = self._next
             while number in self._used or number in self._reserved:
                 number = self._after(number)
             self._next = self._after(number)
         self._take(number)
-        return IPv4Address(number)
+        return number
 
     def _take(self, number: int) -> None:
         self._used.add(number)
@@ -102,13 +108,16 @@ class AddressPool:
     def _after(self, number: int) -> int:
         return number + 1 if number + 1 in self._pool else self._pool.start
 
+    def _number(self, text: str) -> int:
+        raise NotImplementedError
+
     def _parse(self, text: str) -> int:
         try:
-            number = int(IPv4Address(text))
+            number = self._number(text)
         except AddressValueError as error:
-            raise InvalidArgument(f"invalid IPv4 address: {text!r}") from error
+            raise InvalidArgument(f"invalid {self.kind} address: {text!r}") from error
         if number not in self._hosts or number in self._reserved:
-            raise InvalidArgument(f"{text} is not an address for a container on {self.subnet}")
+            raise InvalidArgument(f"{text} is not an address for a container on {self._subnet}")
         return number
 
     def adopt(self, address: str) -> bool:
@@ -124,8 +133,57 @@ class AddressPool:
             self._next = self._after(number)
         return True
 
-    def release(self, address: IPv4Address) -> None:
+    def release(self, address: IPv4Address | IPv6Address) -> None:
         """Idempotent."""
         if int(address) in self._used:
             self._used.remove(int(address))
             self._inside -= int(address) in self._pool
+
+
+class AddressPool(_Numbers):
+    """Of an IPv4 subnet."""
+
+    kind = "IPv4"
+
+    def __init__(self, subnet: IPv4Network, *, gateway: IPv4Address | None = None, within: IPv4Network | None = None,
+                 reserved: Iterable[IPv4Address] = ()) -> None:
+        """``subnet`` has a prefix length of at most 30; ``gateway``: its first host when it is not named; ``within``: where
+        those come from that nobody asked for by name; ``reserved``: never given."""
+        self.subnet = subnet
+        self.gateway = gateway or subnet.network_address + 1
+        super().__init__(subnet, range(int(subnet.network_address) + 1, int(subnet.broadcast_address)), within,
+                         map(int, (self.gateway, *reserved)))
+
+    def _number(self, text: str) -> int:
+        return int(IPv4Address(text))
+
+    def allocate(self, wanted: str = "") -> IPv4Address:
+        """The next free address, or the one that is wanted.
+
+        Raises ResourceExhausted when none is left, InvalidArgument for an address that is no host's of this subnet,
+        AlreadyExists for one in use.
+        """
+        return IPv4Address(self._allocate(wanted))
+
+
+class AddressPool6(_Numbers):
+    """Of an IPv6 subnet: its first address is all routers' (RFC 4291, 2.6.1), its last one a host's."""
+
+    kind = "IPv6"
+
+    def __init__(self, subnet: IPv6Network, *, gateway: IPv6Address | None = None, within: IPv6Network | None = None,
+                 reserved: Iterable[IPv6Address] = ()) -> None:
+        """As ``AddressPool``; ``subnet`` has a prefix length of at most 126."""
+        self.subnet = subnet
+        self.gateway = gateway or subnet.network_address + 1
+        super().__init__(subnet, range(int(subnet.network_address) + 1, int(subnet.broadcast_address) + 1), within,
+                         map(int, (self.gateway, *reserved)))
+
+    def _number(self, text: str) -> int:
+        if "%" in text:  # its scope says a link of the host
+            raise AddressValueError(text)
+        return int(IPv6Address(text))
+
+    def allocate(self, wanted: str = "") -> IPv6Address:
+        """As ``AddressPool.allocate``."""
+        return IPv6Address(self._allocate(wanted))

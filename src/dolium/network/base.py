@@ -30,24 +30,25 @@ class PortBinding:
 @dataclass(frozen=True, slots=True)
 class Place:
     """A place in a network as somebody wishes it. ``network``: a name or an id; ``mac``: "" for one made from the address;
-    ``address``: "" for the next free one; ``names``: what the container is called there, its own name first;
-    ``bandwidth``: bytes a second that it may send, and be sent, by this network; 0 for no limit."""
+    ``address``, ``address6`` (of IPv6): "" for the next free one; ``names``: what the container is called there, its own
+    name first; ``bandwidth``: bytes a second that it may send, and be sent, by this network; 0 for no limit."""
 
     network: str
     address: str = ""
     mac: str = ""
     names: tuple[str, ...] = ()
     bandwidth: tuple[int, int] = (0, 0)
+    address6: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkRequest:
-    """``container``: full id; ``mode``, ``mac``, ``address``: the first network, as in ``Place``; ``others``: the further
-    ones; ``ports``: what to publish; ``namespace``: an fd of the one to furnish, which stays the caller's, -1 for a new one:
-    a user namespace's own is made with it; ``names``: in the first network, as in ``Place``; ``servers``: name servers that
-    are asked about the world, None for the host's; ``egress``: what it may reach (network/egress.py), None for all;
-    ``ingress``: what may reach it (network/ingress.py), None for all;
-    ``bandwidth``: on each of its networks, as in ``Place``."""
+    """``container``: full id; ``mode``, ``mac``, ``address``, ``address6``: the first network, as in ``Place``;
+    ``others``: the further ones; ``ports``: what to publish; ``namespace``: an fd of the one to furnish, which stays the
+    caller's, -1 for a new one: a user namespace's own is made with it; ``names``: in the first network, as in ``Place``;
+    ``servers``: name servers that are asked about the world, None for the host's; ``egress``: what it may reach
+    (network/egress.py), None for all; ``ingress``: what may reach it (network/ingress.py), None for all; ``bandwidth``: on
+    each of its networks, as in ``Place``."""
 
     container: str
     mode: str
@@ -61,14 +62,15 @@ class NetworkRequest:
     egress: tuple[str, ...] | None = None
     ingress: tuple[str, ...] | None = None
     bandwidth: tuple[int, int] = (0, 0)
+    address6: str = ""
 
 
 @dataclass(slots=True)
 class Prepared:
     """``fd`` is the network namespace (the receiver closes it); ``endpoint`` goes into the container's record:
     ``network network_id ip prefix gateway mac link ports`` (ports: ``[{container_port, protocol, host_ip, host_port}]``),
-    ``names`` in a network of users' own, and ``others``, a list of such, ``servers``, ``egress``, ``ingress`` and
-    ``bandwidth``, when there are. ``gateway`` is "" in an internal network."""
+    ``names`` in a network of users' own, ``ip6 prefix6 gateway6`` in one with IPv6, and ``others``, a list of such,
+    ``servers``, ``egress``, ``ingress`` and ``bandwidth``, when there are. The gateways are "" in an internal network."""
 
     fd: int
     endpoint: Endpoint = field(default_factory=dict)

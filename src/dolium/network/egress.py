@@ -102,6 +102,8 @@ table inet {TABLE} {{
         type filter hook output priority filter; policy drop;
         oifname "lo" accept
         ct state established,related accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept comment "the kernel's own"
+        icmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop
 {lines}        ip daddr . meta l4proto . th dport @ports accept
         ip daddr @whole accept
 {REFUSE}    }}

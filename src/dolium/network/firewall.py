@@ -1,4 +1,5 @@
-"""nftables: one table per instance, ``ip dolium-INSTANCE``, through libnftables in this process: nothing is forked.
+"""nftables: one table per instance, ``ip dolium-INSTANCE``, and one of the family ip6 while it has networks with IPv6,
+through libnftables in this process: nothing is forked.
 
 Published ports are elements of two maps, so that a packet costs the same with one port and with ten thousand, and
 publishing is one small transaction (0.13 ms). Commands are nft's own language and not its JSON: libnftables 1.0.6
@@ -18,11 +19,11 @@ import logging
 import re
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from dolium.errors import DoliumError, Internal, PermissionDenied, Unavailable, Unimplemented
-from dolium.network.ports import ANY, Published
+from dolium.network.ports import ANY, ANY6, Published
 
 _log = logging.getLogger(__name__)
 _LIBRARY = "libnftables.so.1"
@@ -34,36 +35,63 @@ _LINK = re.compile(r"[0-9a-zA-Z_.-]{1,15}")
 @dataclass(frozen=True, slots=True)
 class Bridge:
     """A bridge as the rules know it. ``internal``: nothing passes between it and other links; ``masquerade``: its containers
-    go out by the host's address."""
+    go out by the host's address; ``subnet6``: None without IPv6."""
 
     name: str
     subnet: IPv4Network
     internal: bool = False
     masquerade: bool = True
+    subnet6: IPv6Network | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A container's address and what it publishes."""
+    """A container's addresses and what it publishes; without an IPv6 address nothing at the host's IPv6 addresses."""
 
     address: IPv4Address
     ports: tuple[Published, ...]
+    address6: IPv6Address | None = None
 
 
 # -- the language: pure --
 
-def table_text(table: str, bridges: Sequence[Bridge], publications: Mapping[str, Publication]) -> str:
-    """One transaction that replaces the table, whatever it was, with one for these bridges that has these publications.
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What differs between the tables. ``loopback``: which addresses never leave the host."""
+
+    name: str
+    kind: str
+    loopback: str
+
+
+_IP, _IP6 = _Family("ip", "ipv4_addr", "127.0.0.0/8"), _Family("ip6", "ipv6_addr", "::1")
+
+
+def table_text(table: str, bridges: Sequence[Bridge], publications: Mapping[str, Publication], *,
+               drop6: bool = False) -> str:
+    """One transaction that replaces the table, whatever it was, with one for these bridges that has these publications; and
+    so for IPv6, when a bridge has it. ``drop6``: there may be a table for IPv6 from before.
 
     A packet costs the same with one bridge and with a hundred: what is asked of each one is a look-up in a set. (Only the
     first packet of a connection goes through the nat chains.)
     """
     elements = "".join(element_text("add", table, container, publication)
                        for container, publication in publications.items())
+    six = [one for one in bridges if one.subnet6 is not None]
+    text = _table(_IP, table, bridges)
+    if six:
+        text += _table(_IP6, table, six)
+    elif drop6:
+        text += f"add table ip6 {table}\ndelete table ip6 {table}\n"
+    return text + elements
+
+
+def _table(family: _Family, table: str, bridges: Sequence[Bridge]) -> str:
+    ip, loopback = family.name, family.loopback
     every = _names(bridges)
     inner, outer = [one for one in bridges if one.internal], [one for one in bridges if not one.internal]
     guard, forward = [], []
-    if bridges:
+    if bridges and family is _IP:  # the kernel itself lets no ::1 in
         guard = [f'iifname {every} ip saddr 127.0.0.0/8 drop comment "route_localnet lets these in"',
                  f"iifname {every} ip daddr 127.0.0.0/8 drop"]
     if inner:
@@ -77,36 +105,39 @@ def table_text(table: str, bridges: Sequence[Bridge], publications: Mapping[str,
                     f'oifname {_names(outer)} iifname . oifname != {{ {own} }} drop comment "ports that are not published"']
     postrouting = []
     for one in outer:
+        subnet = one.subnet if family is _IP else one.subnet6
         if one.masquerade:
-            postrouting.append(f'ip saddr {one.subnet} oifname != "{one.name}" masquerade')
-        postrouting.append(f'ip saddr {{ 127.0.0.0/8, {one.subnet} }} oifname "{one.name}" ct status dnat masquerade '
-                           'comment "loopback, hairpin"')
+            postrouting.append(f'{ip} saddr {subnet} oifname != "{one.name}" masquerade')
+        own = f"{{ 127.0.0.0/8, {subnet} }}" if family is _IP else f"{subnet}"
+        postrouting.append(f'{ip} saddr {own} oifname "{one.name}" ct status dnat masquerade comment "loopback, hairpin"')
     rules = {name: "".join(f"        {rule}\n" for rule in lines) for name, lines in (
         ("guard", guard), ("postrouting", postrouting), ("forward", forward))}
-    return f"""add table ip {table}
-delete table ip {table}
-table ip {table} {{
+    local = _LOCAL if family is _IP6 else ""
+    unchanged = '        ip6 daddr ::1 return comment "see local"\n' if family is _IP6 else ""
+    return f"""add table {ip} {table}
+delete table {ip} {table}
+table {ip} {table} {{
     map any {{
-        type inet_proto . inet_service : ipv4_addr . inet_service
+        type inet_proto . inet_service : {family.kind} . inet_service
     }}
     map one {{
-        type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service
+        type {family.kind} . inet_proto . inet_service : {family.kind} . inet_service
     }}
     chain publish {{
-        dnat ip to ip daddr . meta l4proto . th dport map @one
-        dnat ip to meta l4proto . th dport map @any
+        dnat {ip} to {ip} daddr . meta l4proto . th dport map @one
+        dnat {ip} to meta l4proto . th dport map @any
     }}
     chain guard {{
         type filter hook prerouting priority raw; policy accept;
 {rules["guard"]}    }}
     chain prerouting {{
         type nat hook prerouting priority dstnat; policy accept;
-        ip daddr 127.0.0.0/8 return comment "not from a wire: the host's own go through output"
+        {ip} daddr {loopback} return comment "not from a wire: the host's own go through output"
         fib daddr type local goto publish
     }}
     chain output {{
         type nat hook output priority -100; policy accept;
-        fib daddr type local goto publish
+{unchanged}        fib daddr type local goto publish
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
@@ -114,8 +145,24 @@ table ip {table} {{
     chain forward {{
         type filter hook forward priority filter; policy accept;
 {rules["forward"]}    }}
-}}
-{elements}"""
+{local}}}
+"""
+
+
+_LOCAL = """    set loopback {
+        type inet_proto . inet_service
+    }
+    chain local {
+        type filter hook output priority filter; policy accept;
+        ip6 daddr ::1 meta l4proto . th dport @loopback goto refuse
+    }
+    chain refuse {
+        meta l4proto tcp reject with tcp reset
+        reject
+    }
+"""
+"""Ports that are published at all addresses do not lead from ::1 to a container: no answer from a link gets to ::1 (IPv4 has
+route_localnet for this). Who tries ::1 first is refused at once, and takes 127.0.0.1."""
 
 
 def _names(bridges: Sequence[Bridge]) -> str:
@@ -129,25 +176,29 @@ def element_text(verb: str, table: str, container: str, publication: Publication
     """``add`` or ``delete`` a container's ports; one transaction when run as one text."""
     if not _ID.fullmatch(container):
         raise ValueError(container)
-    lines: dict[str, list[str]] = {"any": [], "one": []}
+    lines: dict[str, list[str]] = {}
     for port in publication.ports:
         key = f"{port.protocol} . {port.host_port}"
-        name = "any" if port.host_ip == ANY else "one"
+        six = ":" in port.host_ip
+        if port.host_ip == ANY6:
+            lines.setdefault(f"ip6 {table} loopback", []).append(key)
+        name = "any" if port.host_ip in (ANY, ANY6) else "one"
         if name == "one":
             key = f"{port.host_ip} . {key}"
-        value = f' comment "{container}" : {publication.address} . {port.container_port}' if verb == "add" else ""
-        lines[name].append(key + value)
-    return "".join(f"{verb} element ip {table} {name} {{ {', '.join(keys)} }}\n" for name, keys in lines.items() if keys)
+        target = publication.address6 if six else publication.address
+        value = f' comment "{container}" : {target} . {port.container_port}' if verb == "add" else ""
+        lines.setdefault(f"{'ip6' if six else 'ip'} {table} {name}", []).append(key + value)
+    return "".join(f"{verb} element {name} {{ {', '.join(keys)} }}\n" for name, keys in lines.items())
 
 
-def drops_in(listing: str, own: str) -> list[str]:
-    """The chains of other tables that drop what they do not know on the forward hook, as ``family table chain``;
-    ``listing`` is the JSON of ``list chains``."""
-    found = []
+def drops_in(listing: str, own: str, *, six: bool = False) -> list[str]:
+    """The chains of other tables that drop what they do not know on the forward hook, as ``family table chain``; ``six``: of
+    IPv6 too; ``listing`` is the JSON of ``list chains``."""
+    found, families = [], ("ip", "inet", "ip6") if six else ("ip", "inet")
     for entry in json.loads(listing).get("nftables", []):
         chain = entry.get("chain")
         if (chain and chain.get("hook") == "forward" and chain.get("policy") == "drop"
-                and chain["family"] in ("ip", "inet") and chain["table"] != own):
+                and chain["family"] in families and chain["table"] != own):
             found.append(f"{chain['family']} {chain['table']} {chain['name']}")
     return found
 
@@ -215,6 +266,7 @@ class Firewall:
         self.table = f"dolium-{instance}"
         self._nft = nft
         self._bridges: tuple[Bridge, ...] | None = None
+        self._six = False  # is there a table for IPv6, or may there be?
         self._publications: dict[str, Publication] = {}
         self._lock = threading.Lock()
 
@@ -223,8 +275,15 @@ class Firewall:
         without. Connections under way keep their NAT."""
         with self._lock:
             kept = self._publications if publications is None else dict(publications)
-            self._nft.run(table_text(self.table, bridges, kept))
+            if self._bridges is None:  # a killed daemon may have left one; a kernel without IPv6 knows no such table at all
+                self._six = self._left6()
+            self._nft.run(table_text(self.table, bridges, kept, drop6=self._six))
             self._bridges, self._publications = tuple(bridges), kept
+            self._six = any(one.subnet6 is not None for one in bridges)
+
+    def _left6(self) -> bool:
+        tables = (entry.get("table") or {} for entry in json.loads(self._nft.run("list tables\n"))["nftables"])
+        return any((one.get("family"), one.get("name")) == ("ip6", self.table) for one in tables)
 
     def add(self, container: str, publication: Publication) -> tuple[Published, ...]:
         """Publish; what was not published before. When it does not work (someone flushed all rules), the whole table is made
@@ -233,7 +292,7 @@ class Firewall:
             before = self._publications.get(container)
             new = tuple(port for port in publication.ports if before is None or port not in before.ports)
             if new:
-                self._change(element_text("add", self.table, container, Publication(publication.address, new)),
+                self._change(element_text("add", self.table, container, replace(publication, ports=new)),
                              {**self._publications, container: publication})
             return new
 
@@ -247,9 +306,9 @@ class Firewall:
             kept = tuple(port for port in publication.ports if port not in gone)
             left = {key: value for key, value in self._publications.items() if key != container}
             if kept:
-                left[container] = Publication(publication.address, kept)
+                left[container] = replace(publication, ports=kept)
             if gone:
-                self._change(element_text("delete", self.table, container, Publication(publication.address, gone)), left)
+                self._change(element_text("delete", self.table, container, replace(publication, ports=gone)), left)
 
     def _change(self, text: str, after: dict[str, Publication]) -> None:
         try:
@@ -258,18 +317,19 @@ class Firewall:
             if self._bridges is None:
                 raise
             _log.warning("the firewall table %s is made anew: %s", self.table, error)
-            self._nft.run(table_text(self.table, self._bridges, after))
+            self._nft.run(table_text(self.table, self._bridges, after, drop6=self._six))
         self._publications = after
 
     def delete(self) -> None:
         """Remove the table; idempotent."""
         with self._lock:
-            self._nft.run(f"add table ip {self.table}\ndelete table ip {self.table}\n")
-            self._bridges, self._publications = None, {}
+            self._nft.run("".join(f"add table {family} {self.table}\ndelete table {family} {self.table}\n"
+                                  for family in (("ip", "ip6") if self._six else ("ip",))))
+            self._bridges, self._publications, self._six = None, {}, False
 
     def foreign_drops(self) -> list[str]:
         """Chains of others that drop forwarded packets by policy, ours too."""
-        return drops_in(self._nft.run("list chains\n"), self.table)
+        return drops_in(self._nft.run("list chains\n"), self.table, six=self._six)
 
     def close(self) -> None:
         """The table stays."""

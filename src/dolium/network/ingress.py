@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from itertools import chain
 
 from dolium.errors import InvalidArgument
 from dolium.network.base import Peer
@@ -22,6 +23,8 @@ NONE = "none"
 _CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 _PORT = re.compile(r"(.*):([0-9]{1,5})(?:/(tcp|udp))?\Z", re.DOTALL)
 _HINT = "allow=CONTAINER[:PORT[/udp]], allow=label:KEY[=VALUE], allow=network:NAME, allow=ADDRESS[/BITS], or none"
+Places = Mapping[str, Sequence[str]]
+"""A container's addresses by the names of its networks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +36,20 @@ class Allow:
     label: str = ""
     value: str | None = None
     place: str = ""
-    network: IPv4Network | None = None
+    network: IPv4Network | IPv6Network | None = None
     port: int = 0
     protocol: str = ""
 
-    def addresses(self, peer: Peer, places: Mapping[str, str]) -> Iterable[str]:
-        """Those of another container that are meant; ``places``: its addresses by the names of its networks."""
+    def addresses(self, peer: Peer, places: Places) -> Iterable[str]:
+        """Those of another container that are meant."""
         if self.place:
-            return [places[self.place]] if self.place in places else []
+            return places.get(self.place, ())
         if self.label:
-            found = peer.labels.get(self.label)
-            return places.values() if found is not None and self.value in (None, found) else ()
-        return places.values() if self.container and self.container == peer.name else ()
+            value = peer.labels.get(self.label)
+            meant = value is not None and self.value in (None, value)
+        else:
+            meant = bool(self.container) and self.container == peer.name
+        return chain.from_iterable(places.values()) if meant else ()
 
 
 def parse(texts: Iterable[str]) -> tuple[Allow, ...]:
@@ -71,29 +76,30 @@ def _allow(text: str, what: str) -> Allow:
         return Allow(label=key, value=value if equals else None, port=port, protocol=protocol)
     if colon and kind == "network" and _CONTAINER.match(name):
         return Allow(place=name, port=port, protocol=protocol)
-    if re.fullmatch(r"[0-9./]+", where):
+    bracketed = re.fullmatch(r"\[([0-9a-fA-F:./]+)\]", where)
+    if bracketed or re.fullmatch(r"[0-9./]+", where):
         try:
-            return Allow(network=IPv4Network(where), port=port, protocol=protocol)
+            return Allow(network=ip_network(bracketed[1] if bracketed else where), port=port, protocol=protocol)
         except ValueError as error:
             raise InvalidArgument(f"invalid --ingress {text!r}: {error}") from error
     if not _CONTAINER.match(where):
-        raise InvalidArgument(f"invalid --ingress {text!r}: {where!r} is neither a name nor an IPv4 address", hint=_HINT)
+        raise InvalidArgument(f"invalid --ingress {text!r}: {where!r} is neither a name nor an address",
+                              hint=f"{_HINT}; an IPv6 address in brackets")
     return Allow(where, port=port, protocol=protocol)
 
 
-def table_text(allowed: Sequence[Allow], peers: Sequence[tuple[Peer, Mapping[str, str]]]) -> str:
+def table_text(allowed: Sequence[Allow], peers: Sequence[tuple[Peer, Places]]) -> str:
     """nft's text for a namespace that has no such table, or one to be replaced. ``peers``: all other containers, with their
     addresses by network. No packet sees a moment without rules."""
     rules = []
     for one in allowed:
-        if one.network is not None:
-            sources = str(one.network)
-        else:
-            found = {IPv4Address(address) for peer, places in peers for address in one.addresses(peer, places)}
-            sources = "{ " + ", ".join(map(str, sorted(found))) + " }" if found else ""
-        if sources:
-            port = f" {one.protocol} dport {one.port}" if one.port else ""
-            rules.append(f"        ip saddr {sources}{port} accept\n")
+        found = {ip_address(address) for peer, places in peers for address in one.addresses(peer, places)}
+        sources = [(one.network.version, str(one.network))] if one.network is not None else [
+            (version, "{ " + ", ".join(sorted(str(address) for address in found if address.version == version)) + " }")
+            for version in sorted({address.version for address in found})]
+        port = f" {one.protocol} dport {one.port}" if one.port else ""
+        for version, text in sources:
+            rules.append(f"        {'ip' if version == 4 else 'ip6'} saddr {text}{port} accept\n")
     return f"""add table inet {TABLE}
 delete table inet {TABLE}
 table inet {TABLE} {{

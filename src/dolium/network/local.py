@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 import struct
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 
 from dolium.linux.threads import in_thread
 from dolium.network import netlink
@@ -51,12 +51,12 @@ def new_namespace(namespace: int = -1) -> int:
 
 
 def default_route(namespace: int, link: str, gateway: str) -> None:
-    """Give a namespace that has none a default route by a gateway on a link. Raises OSError."""
+    """Give a namespace that has none of that family a default route by a gateway on a link. Raises OSError."""
     def inside() -> None:
         enter_network(namespace)
         control = netlink.Netlink()
         try:
-            control.request(netlink.new_default_route(socket.if_nametoindex(link), IPv4Address(gateway)))
+            control.request(netlink.new_default_route(socket.if_nametoindex(link), ip_address(gateway)))
         finally:
             control.close()
 

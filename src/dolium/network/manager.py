@@ -132,9 +132,10 @@ class Networks:
         if self._records and not known:
             self._task(self._dns.prepare())
 
-    def _settled(self, record: Record, forwarding: bool) -> None:
+    def _settled(self, record: Record, forwarding: bool, forwarding6: bool) -> None:
         row = {"version": VERSION, "name": DEFAULT, "subnet": record.subnet, "created": record.created,
-               "forwarding_set": forwarding or bool(self._row.get("forwarding_set"))}
+               "forwarding_set": forwarding or bool(self._row.get("forwarding_set")),
+               "forwarding6_set": forwarding6 or bool(self._row.get("forwarding6_set"))}
         if row != self._row:
             self._store.put_row(_TABLE, DEFAULT, row)
             self._row = row
@@ -166,7 +167,8 @@ class Networks:
         container = request.container
         found: list[Endpoint] = []
         try:
-            for place in (Place(request.mode, request.address, request.mac, request.names), *request.others):
+            for place in (Place(request.mode, request.address, request.mac, request.names, address6=request.address6),
+                          *request.others):
                 found.append(self._reserve(container, replace(place, bandwidth=request.bandwidth)))
             # what has a way out comes first: it has the default route, and the ports
             found.sort(key=lambda endpoint: not endpoint["gateway"])
@@ -188,9 +190,10 @@ class Networks:
                 known(first)
             await self._policies.placed(container, found)
             fd = await driver.make(container, first, request.namespace)
+            way6 = _way6(found)
             try:
                 for endpoint in others:
-                    await self._must(endpoint).join(container, endpoint, fd, default=False)
+                    await self._must(endpoint).join(container, endpoint, fd, default=False, default6=endpoint is way6)
                 if any(self._must(endpoint).late for endpoint in found):
                     await self._policies.placed(container, found)
                 if restricted(first):
@@ -214,6 +217,9 @@ class Networks:
                                    "mode")
         driver: Driver = self._none if name == "none" else self._drivers[
             self._records[name].driver if name in self._records else "bridge"]
+        if place.address6 and not (name in self._records and self._records[name].ipv6):
+            raise InvalidArgument(f"network {name} has no IPv6: a container has no address {place.address6} there",
+                                  hint="make one by network create --ipv6")
         endpoint = driver.reserve(container, replace(place, network=name))
         if name not in PREDEFINED:
             endpoint["names"] = list(place.names)
@@ -227,7 +233,7 @@ class Networks:
                sockets: Sequence[socket.socket] = ()) -> NameServerKnown:
         found = endpoints(first)
         return NameServerKnown(namespace, first.get("servers"), {
-            endpoint["network_id"]: (endpoint["network"], endpoint["names"], endpoint["ip"])
+            endpoint["network_id"]: (endpoint["network"], endpoint["names"], endpoint["ip"], endpoint.get("ip6", ""))
             for endpoint in found if "names" in endpoint}, any(endpoint["gateway"] for endpoint in found), fresh, sockets,
             egress=first.get("egress"))
 
@@ -322,7 +328,7 @@ class Networks:
             if first_way_out:
                 driver.publish(container, new, ports)
             await self._policies.placed(container, [*found, new])
-            await driver.join(container, new, namespace, default=first_way_out)
+            await driver.join(container, new, namespace, default=first_way_out, default6=_way6(found) is None)
             after = _ordered([new, *found] if first_way_out else [*found, new])
             after |= {key: first[key] for key in _OF_ALL if key in first}  # also of one that had no network any more
             if restricted(after):  # it had no network any more
@@ -345,6 +351,7 @@ class Networks:
         gone = next((endpoint for endpoint in found if endpoint.get("network") == network), None)
         if gone is None:
             raise NotFound(f"container {container} is not connected to the network {network}")
+        had6 = _way6(found) is gone
         found.remove(gone)
         await self._policies.placed(container, found)
         try:
@@ -357,6 +364,9 @@ class Networks:
             found.remove(heir)
             found.insert(0, heir)
             await self._inherit(container, heir, gone, namespace)
+        heir6 = _way6(found)
+        if had6 and heir6 is not None:
+            await self._route(namespace, heir6["link"], heir6["gateway6"])
         after = _ordered(found)
         await self._renamed(container, after, namespace)
         return after
@@ -366,16 +376,20 @@ class Networks:
         driver = self._must(heir)
         try:
             driver.publish(container, heir, [PortBinding(port["container_port"], port["protocol"], port["host_ip"],
-                                                         port["host_port"]) for port in gone["ports"]])
+                                                         port["host_port"]) for port in gone["ports"]
+                                                if ":" not in port["host_ip"] or heir.get("ip6")])
             await driver.expose(container, heir)
         except DoliumError as error:
             _log.warning("ports of container %s are not published any more: %s", container[:12], error)
+        await self._route(namespace, heir["link"], heir["gateway"])
+
+    async def _route(self, namespace: int, link: str, gateway: str) -> None:
         try:
-            await asyncio.to_thread(default_route, namespace, heir["link"], heir["gateway"])
+            await asyncio.to_thread(default_route, namespace, link, gateway)
         except FileExistsError:
             _log.debug("the container has a default route of its own")
         except OSError as error:
-            _log.warning("no default route by %s: %s", heir["link"], error)
+            _log.warning("no default route by %s: %s", link, error)
 
     # -- ports --
 
@@ -489,7 +503,8 @@ class Networks:
         record = self._records.get(name) or Record(name, self.identity(name))
         own = {} if name in ("none", "host") else self._drivers[record.driver].describe(name)
         return {"Name": name, "Id": record.id, "Created": record.created or "0001-01-01T00:00:00Z", "Scope": "local",
-                "Driver": {"none": "null", "host": "host"}.get(name, record.driver), "EnableIPv4": True, "EnableIPv6": False,
+                "Driver": {"none": "null", "host": "host"}.get(name, record.driver), "EnableIPv4": True,
+                "EnableIPv6": record.ipv6,
                 "IPAM": {"Driver": "default", "Options": None, "Config": []}, "Internal": record.internal,
                 "Attachable": record.attachable, "Ingress": False, "ConfigFrom": {"Network": ""}, "ConfigOnly": False,
                 "Containers": {}, "Options": record.options, "Labels": record.labels, **own}
@@ -502,6 +517,11 @@ class Networks:
         await self._dns.close()
         for driver in dict.fromkeys(self._drivers.values()):
             await driver.close()
+
+
+def _way6(found: list[Endpoint]) -> Endpoint | None:
+    """The endpoint with the default route of IPv6: the first one that has a way out."""
+    return next((endpoint for endpoint in found if endpoint.get("gateway6")), None)
 
 
 def _ordered(found: list[Endpoint]) -> Endpoint:

@@ -41,9 +41,9 @@ MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 IPVLAN_FLAGS = {"bridge": 0, "private": 1, "vepa": 2}
 _INFO_KIND, _INFO_DATA, _VETH_PEER, _BR_FORWARD_DELAY, _BRPORT_HAIRPIN, _BRPORT_ISOLATED = 1, 2, 1, 1, 4, 33
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
-_IFA_F_NODAD = 0x02
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_F_NODAD = 1, 2, 4, 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
+_RTPROT_RA = 9
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST, _RT_SCOPE_LINK = 254, 4, 1, 253
 _CT_DELETE = (1 << 8) | 2
 _GENL_CTRL, _CTRL_GETFAMILY, _CTRL_FAMILY_ID, _CTRL_FAMILY_NAME = 16, 3, 1, 2
@@ -209,35 +209,46 @@ def new_address6(index: int, address: IPv6Address, network: IPv6Network) -> byte
                     attribute(_IFA_LOCAL, address.packed), attribute(_IFA_ADDRESS, address.packed))
 
 
-def new_default_route(index: int, gateway: IPv4Address) -> bytes:
-    """The default route, by a gateway on a link; 0.0.0.0: whoever is asked for is on the link itself."""
+def forget_neighbour(index: int, address: IPv6Address) -> bytes:
+    """Whoever had an address on a link, before it is another's. Answered by ENOENT when nobody had it."""
+    return _message(RTM_DELNEIGH, _ACK, struct.pack("=BxxxiHBB", socket.AF_INET6, index, 0, 0, 0),
+                    attribute(_NDA_DST, address.packed))
+
+
+def new_default_route(index: int, gateway: IPv4Address | IPv6Address) -> bytes:
+    """The default route of a family, by a gateway on a link; 0.0.0.0: whoever is asked for is on the link itself."""
     direct = not int(gateway)
-    header = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC,
+    family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
+    header = struct.pack("=BBBBBBBBI", family, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC,
                          _RT_SCOPE_LINK if direct else 0, _RTN_UNICAST, 0)
     return _message(RTM_NEWROUTE, _ACK | _CREATE | _EXCL, header,
                     *([] if direct else [attribute(_RTA_GATEWAY, gateway.packed)]), _number(_RTA_OIF, index))
 
 
-def _flush(side: int, tuple_parts: list[bytes], flags: int) -> bytes:
+def _flush(family: int, side: int, tuple_parts: list[bytes], flags: int) -> bytes:
     flag_kind = 1 if side == _CTA_ORIGINAL else 2
-    return _message(_CT_DELETE, _ACK, struct.pack("=BBH", socket.AF_INET, 0, 0), _nest(side, *tuple_parts),
+    header = struct.pack("=BBH", socket.AF_INET if family == 4 else socket.AF_INET6, 0, 0)
+    return _message(_CT_DELETE, _ACK, header, _nest(side, *tuple_parts),
                     _nest(_CTA_FILTER, _number(flag_kind, flags)))
 
 
-def flush_udp_to(address: IPv4Address) -> bytes:
+def flush_udp_to(address: IPv4Address | IPv6Address) -> bytes:
     """Forget the UDP flows that a container at this address answers (Linux 5.8)."""
-    return _flush(_CTA_REPLY, [_nest(1, attribute(1, address.packed)),
-                               _nest(2, attribute(1, bytes([socket.IPPROTO_UDP])))], _FILTER_SRC | _FILTER_PROTO)
+    source = 1 if address.version == 4 else 3
+    return _flush(address.version, _CTA_REPLY, [_nest(1, attribute(source, address.packed)),
+                                                _nest(2, attribute(1, bytes([socket.IPPROTO_UDP])))],
+                  _FILTER_SRC | _FILTER_PROTO)
 
 
-def flush_udp_port(port: int, address: IPv4Address | None) -> bytes:
-    """Forget the UDP flows to a port of this host: those begun before it was published would never reach it."""
+def flush_udp_port(port: int, address: IPv4Address | IPv6Address) -> bytes:
+    """Forget the UDP flows to a port of this host: those begun before it was published would never reach it. ``address``:
+    0.0.0.0 or :: for all."""
     parts = [_nest(2, attribute(1, bytes([socket.IPPROTO_UDP])), attribute(3, struct.pack("!H", port)))]
     flags = _FILTER_PROTO | _FILTER_DPORT
-    if address is not None:
-        parts.insert(0, _nest(1, attribute(2, address.packed)))
+    if int(address):
+        parts.insert(0, _nest(1, attribute(2 if address.version == 4 else 4, address.packed)))
         flags |= _FILTER_DST
-    return _flush(_CTA_ORIGINAL, parts, flags)
+    return _flush(address.version, _CTA_ORIGINAL, parts, flags)
 
 
 # -- answers --
@@ -261,6 +272,15 @@ class Route:
 
     network: IPv4Network
     link: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route6:
+    """One IPv6 route of any table. ``advertised``: a router said so (RFC 4861)."""
+
+    network: IPv6Network
+    link: int
+    advertised: bool = False
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -293,6 +313,13 @@ def _route(body: bytes) -> Route:
     found = dict(attributes(body[12:]))
     link = struct.unpack("=I", found[_RTA_OIF])[0] if _RTA_OIF in found else 0
     return Route(IPv4Network((found.get(_RTA_DST, bytes(4)), length)), int(link))
+
+
+def _route6(body: bytes) -> Route6:
+    length, protocol = body[1], body[5]
+    found = dict(attributes(body[12:]))
+    link = struct.unpack("=I", found[_RTA_OIF])[0] if _RTA_OIF in found else 0
+    return Route6(IPv6Network((found.get(_RTA_DST, bytes(16)), length), strict=False), int(link), protocol == _RTPROT_RA)
 
 
 class Netlink:
@@ -392,6 +419,12 @@ class Netlink:
         """All IPv4 routes of all tables."""
         header = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
         return [_route(body) for body in self._get(_message(RTM_GETROUTE, _DUMP, header), RTM_NEWROUTE, True)]
+
+    def routes6(self) -> list[Route6]:
+        """All IPv6 routes of all tables; none of a kernel without IPv6."""
+        header = struct.pack("=BBBBBBBBI", socket.AF_INET6, 0, 0, 0, 0, 0, 0, 0, 0)
+        return [_route6(body) for body in self._get(_message(RTM_GETROUTE, _DUMP, header), RTM_NEWROUTE, True)
+                if body[0] == socket.AF_INET6]
 
 
 def _failure(flags: int, body: bytes) -> OSError | None:

@@ -19,6 +19,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, 
 from dolium import faults
 from dolium.errors import FailedPrecondition, Unimplemented
 from dolium.network import netlink, wireguard
+from dolium.network.ipv6 import Six
 from dolium.network.netlink import Host, Netlink
 from dolium.network.pool import write
 from dolium.network.records import VXLAN_PORT, Record
@@ -58,10 +59,10 @@ class Overlay(Switch):
     def indices(self) -> set[int]:
         return super().indices | {index for index in (self._wire_index, self._tunnel_index) if index}
 
-    def _make(self, subnet: IPv4Network, gateway: IPv4Address, keep: bool) -> None:
+    def _make(self, subnet: IPv4Network, gateway: IPv4Address, keep: bool, six: Six | None) -> None:
         if self._record.encrypted:
             self._secret = wireguard.read_secret(self._record.options["key_file"])  # before anything is made
-        super()._make(subnet, gateway, keep)
+        super()._make(subnet, gateway, keep, six)
         local = self._record.options.get("local")
         own: Host | None = IPv4Address(local) if local else None
         port = int(self._record.options.get("port") or VXLAN_PORT)

@@ -35,7 +35,7 @@ class Policies:
                  on_refused: Callable[[str, Refused], None]) -> None:
         """``sources``: of a network, by its name, as ``Driver.sources``; the others as in NetworkManager."""
         self._table, self._sources, self._peer_of, self._on_refused = f"dolium-{instance}", sources, peer_of, on_refused
-        self._places: dict[str, dict[str, str]] = {}  # by container and network: its address
+        self._places: dict[str, dict[str, list[str]]] = {}  # by container and network: its addresses
         self._walls: dict[str, _Wall] = {}
         self._guard = ""
         self._applying = asyncio.Lock()
@@ -104,7 +104,8 @@ class Policies:
         await self._apply()
 
     def _place(self, container: str, found: Iterable[Endpoint]) -> None:
-        places = {str(one["network"]): str(one["ip"]) for one in found if one.get("network") and one.get("ip")}
+        places = {str(one["network"]): [str(one[key]) for key in ("ip", "ip6") if one.get(key)]
+                  for one in found if one.get("network") and one.get("ip")}
         if places:
             self._places[container] = places
         else:
@@ -157,8 +158,7 @@ class Policies:
             for container, link in sources.links.items():
                 if container in self._walls:
                     found.links.add(link)
-                if network in self._places.get(container, ()):
-                    found.pairs.add((link, self._places[container][network]))
+                found.pairs.update((link, address) for address in self._places.get(container, {}).get(network, ()))
         return found
 
     async def _guard_now(self) -> None:

@@ -6,18 +6,21 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
-from typing import Any
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
+from typing import Any, NamedTuple, TypeAlias
 
 from dolium.errors import InvalidArgument, PermissionDenied, Unimplemented
 
-VERSION = 1
+VERSION = 2
 PREDEFINED = ("bridge", "host", "none")
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
+WITH_IPV6 = ("bridge", "overlay")
 DRIVERS = ("bridge", "cni", "ipvlan", "macvlan", "overlay")
 VXLAN_PORT = 4789
 MODES = {"macvlan": ("bridge", "private", "vepa", "passthru"), "ipvlan": ("l2", "l3", "l3s")}
 FLAGS = ("bridge", "private", "vepa")
+_Network: TypeAlias = IPv4Network | IPv6Network
+_MAPPED = IPv6Network("::ffff:0:0/96")
 _LINK = re.compile(r"[a-zA-Z0-9_.-]{1,15}\Z")
 _BRIDGE = "com.docker.network.bridge."
 MTU = "com.docker.network.driver.mtu"
@@ -29,7 +32,7 @@ _KNOWN = {*_FLAGS, f"{_BRIDGE}name", f"{_BRIDGE}host_binding_ipv4", MTU, PREFIX}
 @dataclass(frozen=True, slots=True)
 class Record:
     """One network. ``gateway`` "" is the subnet's first host; ``within``: where addresses nobody asked for come from, "" is
-    all of the subnet; ``reserved``: by name, never given."""
+    all of the subnet; ``reserved``: by name, never given; ``ipv6``: has it IPv6 too, with ``subnet6`` and so on?"""
 
     name: str
     id: str
@@ -44,6 +47,11 @@ class Record:
     labels: dict[str, str] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
     version: int = VERSION
+    ipv6: bool = False
+    subnet6: str = ""
+    gateway6: str = ""
+    within6: str = ""
+    reserved6: dict[str, str] = field(default_factory=dict)
 
     @property
     def short(self) -> str:
@@ -118,8 +126,8 @@ class Record:
 
     @classmethod
     def from_doc(cls, doc: Mapping[str, Any]) -> Record:
-        """Of a stored form of this version. Raises KeyError, TypeError."""
-        return cls(**doc)
+        """Of a stored form of this version, or of the first one, which had no IPv6. Raises KeyError, TypeError."""
+        return cls(**{**doc, "version": VERSION})
 
 
 def _flag(text: str) -> bool:
@@ -143,9 +151,17 @@ def wished(doc: Mapping[str, Any], identity: str, created: str) -> Record:
     if driver not in DRIVERS:
         raise InvalidArgument(f"could not find plugin {driver} in v1 plugin registry: plugin not found",
                               hint=f"the drivers are {', '.join(DRIVERS)}")
-    for key, what in (("EnableIPv6", "--ipv6"), ("Ingress", "--ingress"), ("ConfigOnly", "--config-only")):
+    for key, what in (("Ingress", "--ingress"), ("ConfigOnly", "--config-only")):
         if doc.get(key):
             raise Unimplemented(f"network {name}: {what} is not supported in this version")
+    if doc.get("EnableIPv4") is False:
+        raise Unimplemented(f"network {name}: a network without IPv4 is not supported in this version",
+                            hint="leave --ipv4=false out")
+    six = bool(doc.get("EnableIPv6"))
+    if six and driver not in WITH_IPV6:
+        raise Unimplemented(f"network {name}: --ipv6 is not supported by the driver {driver}",
+                            hint="a CNI network's addresses are what its plugins say" if driver == "cni" else
+                            f"it is by {' and '.join(WITH_IPV6)}")
     if (doc.get("ConfigFrom") or {}).get("Network"):
         raise Unimplemented(f"network {name}: --config-from is not supported in this version")
     if doc.get("Scope") not in (None, "", "local"):
@@ -154,7 +170,8 @@ def wished(doc: Mapping[str, Any], identity: str, created: str) -> Record:
     _check_options(name, options)
     if driver in MODES:
         _check_shared(name, driver, options, internal=bool(doc.get("Internal")))
-    subnet, gateway, within, reserved = _addresses(name, doc.get("IPAM") or {})
+    four, other = _addresses(name, doc.get("IPAM") or {}, six=six)
+    subnet, gateway, within, reserved = four
     if driver == "cni":
         if subnet or doc.get("Internal"):
             raise InvalidArgument(f"network {name}: a CNI network's addresses are what its plugins say")
@@ -164,10 +181,17 @@ def wished(doc: Mapping[str, Any], identity: str, created: str) -> Record:
         if not within:
             raise InvalidArgument(f"network {name}: each host of an overlay gives addresses of a range of its own",
                                   hint="--subnet 10.9.0.0/16 --ip-range 10.9.1.0/24 here, 10.9.2.0/24 on the next one")
-        gateway = gateway or _first_host(subnet, within)
+        gateway = gateway or _first_host(IPv4Network(subnet), IPv4Network(within))
+        if six:
+            if not other.within:
+                raise InvalidArgument(f"network {name}: each host of an overlay gives addresses of a range of its own",
+                                      hint="--subnet fd00:9::/64 --ip-range fd00:9::1:0/112 here, fd00:9::2:0/112 there")
+            first = _first_host(IPv6Network(other.subnet), IPv6Network(other.within))
+            other = other._replace(gateway=other.gateway or first)
     return Record(name=name, id=identity, driver=driver, created=created, subnet=subnet, gateway=gateway, within=within,
                   reserved=reserved, internal=bool(doc.get("Internal")), attachable=bool(doc.get("Attachable")),
-                  labels=_texts(doc.get("Labels"), "label"), options=options)
+                  labels=_texts(doc.get("Labels"), "label"), options=options, ipv6=six, subnet6=other.subnet,
+                  gateway6=other.gateway, within6=other.within, reserved6=other.reserved)
 
 
 def _texts(value: Any, what: str) -> dict[str, str]:
@@ -258,47 +282,71 @@ def _check_cni(name: str, options: Mapping[str, str]) -> None:
         raise InvalidArgument(f"network {name}: bin is a list of absolute paths, with : between")
 
 
-def _first_host(subnet: str, within: str) -> str:
+def _first_host(subnet: _Network, within: _Network) -> str:
     """Of a host's range: its own gateway."""
-    first = IPv4Network(within).network_address
-    return str(first + 1 if first == IPv4Network(subnet).network_address else first)
+    first = within.network_address
+    return str(first + 1 if first == subnet.network_address else first)
 
 
-def _addresses(name: str, ipam: Mapping[str, Any]) -> tuple[str, str, str, dict[str, str]]:
+class _Pool(NamedTuple):
+    """What is said of one family."""
+
+    subnet: str = ""
+    gateway: str = ""
+    within: str = ""
+    reserved: dict[str, str] = {}
+
+
+def _addresses(name: str, ipam: Mapping[str, Any], *, six: bool) -> tuple[_Pool, _Pool]:
+    """Of IPv4 and of IPv6."""
     if ipam.get("Driver") not in (None, "", "default"):
         raise InvalidArgument(f"network {name}: IPAM driver {ipam['Driver']!r} is not available",
                               hint="the driver is default")
-    pools = [entry for entry in ipam.get("Config") or [] if any(entry.values())]
-    if len(pools) > 1:
-        raise InvalidArgument(f"network {name}: a network has one IPv4 subnet here")
-    if not pools:
-        return "", "", "", {}
-    pool = pools[0]
-    if not pool.get("Subnet"):
-        if pool.get("IPRange") or pool.get("Gateway") or pool.get("AuxiliaryAddresses"):
-            raise InvalidArgument(f"network {name}: an address range, a gateway or reserved addresses need a subnet")
-        return "", "", "", {}
-    subnet = _network(pool["Subnet"], f"network {name}: subnet")
-    if subnet.prefixlen > 30 or subnet.is_loopback or subnet.is_multicast:
+    found: dict[int, _Pool] = {}
+    for entry in ipam.get("Config") or []:
+        if not any(entry.values()):
+            continue
+        if not entry.get("Subnet"):
+            if entry.get("IPRange") or entry.get("Gateway") or entry.get("AuxiliaryAddresses"):
+                raise InvalidArgument(f"network {name}: an address range, a gateway or reserved addresses need a subnet")
+            continue
+        subnet = _network(entry["Subnet"], f"network {name}: subnet")
+        if subnet.version == 6 and not six:
+            raise InvalidArgument(f"network {name}: {subnet} is an IPv6 subnet", hint="add --ipv6")
+        if subnet.version in found:
+            raise InvalidArgument(f"network {name}: a network has one IPv{subnet.version} subnet here")
+        found[subnet.version] = _pool(name, entry, subnet)
+    return found.get(4) or _Pool(), found.get(6) or _Pool()
+
+
+def _pool(name: str, entry: Mapping[str, Any], subnet: _Network) -> _Pool:
+    if subnet.prefixlen > subnet.max_prefixlen - 2 or subnet.is_loopback or subnet.is_multicast:
         raise InvalidArgument(f"network {name}: {subnet} is not a subnet for containers", hint="it needs two hosts at least")
+    if isinstance(subnet, IPv6Network) and (subnet.is_link_local or subnet.overlaps(_MAPPED) or not subnet.prefixlen):
+        raise InvalidArgument(f"network {name}: {subnet} is not a subnet for containers",
+                              hint="a /64 of fd00::/8, or one of your own")
     gateway, within = "", ""
-    if pool.get("Gateway"):
-        gateway = _inside(pool["Gateway"], subnet, f"network {name}: gateway")
-    if pool.get("IPRange"):
-        found = _network(pool["IPRange"], f"network {name}: address range")
-        if not found.subnet_of(subnet):
+    if entry.get("Gateway"):
+        gateway = _inside(entry["Gateway"], subnet, f"network {name}: gateway")
+    if entry.get("IPRange"):
+        found = _network(entry["IPRange"], f"network {name}: address range")
+        if not _is_part(found, subnet):
             raise InvalidArgument(f"network {name}: the address range {found} is not of the subnet {subnet}")
         within = str(found)
     reserved = {str(key): _inside(value, subnet, f"network {name}: reserved address {key}")
-                for key, value in (pool.get("AuxiliaryAddresses") or {}).items()}
-    return str(subnet), gateway, within, reserved
+                for key, value in (entry.get("AuxiliaryAddresses") or {}).items()}
+    return _Pool(str(subnet), gateway, within, reserved)
 
 
-def _network(text: str, what: str) -> IPv4Network:
-    if ":" in text:
-        raise Unimplemented(f"{what} {text}: IPv6 is not supported in this version")
+def _is_part(inner: _Network, outer: _Network) -> bool:
+    return inner.version == outer.version and inner.network_address in outer and inner.prefixlen >= outer.prefixlen
+
+
+def _network(text: str, what: str) -> _Network:
+    if "%" in text:
+        raise InvalidArgument(f"{what} {text}: a scope is no part of it")
     try:
-        return IPv4Network(text)
+        return IPv6Network(text) if ":" in text else IPv4Network(text)
     except (AddressValueError, NetmaskValueError, ValueError) as error:
         raise InvalidArgument(f"{what} {text}: {error}") from error
 
@@ -310,8 +358,15 @@ def _address(text: str, what: str) -> IPv4Address:
         raise InvalidArgument(f"{what}: {error}") from error
 
 
-def _inside(text: str, subnet: IPv4Network, what: str) -> str:
-    address = _address(text, what)
-    if address not in subnet or address in (subnet.network_address, subnet.broadcast_address):
+def _inside(text: str, subnet: _Network, what: str) -> str:
+    plain = text.partition("/")[0]
+    if "%" in plain:
+        raise InvalidArgument(f"{what} {text}: a scope is no part of it")
+    try:
+        address = IPv6Address(plain) if isinstance(subnet, IPv6Network) else IPv4Address(plain)
+    except AddressValueError as error:
+        raise InvalidArgument(f"{what}: {error}") from error
+    last = subnet.broadcast_address if subnet.version == 4 else None  # IPv6 has none
+    if address not in subnet or address in (subnet.network_address, last):
         raise InvalidArgument(f"{what} {address} is no host's address in {subnet}")
     return str(address)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from dolium.linux.threads import in_thread
 from dolium.network.base import Refused
@@ -20,7 +20,7 @@ _ULOG = 4 << 8
 _MSG_PACKET, _MSG_CONFIG = _ULOG, _ULOG | 1
 _CFG_CMD, _CFG_MODE, _PAYLOAD, _PREFIX = 1, 2, 9, 10
 _BIND, _COPY_PACKET = 1, 2
-_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 _LOG = f"limit rate 20/second burst 50 packets log {{}}group {_GROUP} snaplen {_SNAP}"
 _REJECT = """
         meta l4proto tcp reject with tcp reset
@@ -83,8 +83,11 @@ def refused(sock: socket.socket) -> list[Refused]:
         if kind == _MSG_PACKET:
             parts = _parts(data[at + 20:at + length])
             packet = parts.get(_PAYLOAD, b"")
+            incoming = parts.get(_PREFIX, b"").rstrip(b"\0") == _INCOMING.encode()
             if len(packet) >= 20 and packet[0] >> 4 == 4:
-                found.append(_told(packet, incoming=parts.get(_PREFIX, b"").rstrip(b"\0") == _INCOMING.encode()))
+                found.append(_told(packet, incoming=incoming))
+            elif len(packet) >= 40 and packet[0] >> 4 == 6:
+                found.append(_told6(packet, incoming=incoming))
         at += (length + 3) & ~3
     return found
 
@@ -108,3 +111,11 @@ def _told(packet: bytes, *, incoming: bool) -> Refused:
         (port,) = struct.unpack_from("!H", packet, header + 2)
     address = packet[12:16] if incoming else packet[16:20]
     return Refused(str(IPv4Address(address)), _PROTOCOLS.get(protocol, str(protocol)), port, incoming)
+
+
+def _told6(packet: bytes, *, incoming: bool) -> Refused:
+    protocol, port = packet[6], 0  # of one with extension headers the first of these
+    if protocol in (6, 17, 132) and len(packet) >= 44:
+        (port,) = struct.unpack_from("!H", packet, 42)
+    address = packet[8:24] if incoming else packet[24:40]
+    return Refused(str(IPv6Address(address)), _PROTOCOLS.get(protocol, str(protocol)), port, incoming)

@@ -18,12 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from dolium import faults
 from dolium.errors import AlreadyExists, DoliumError, FailedPrecondition, Internal, PermissionDenied, ResourceExhausted
-from dolium.network import netlink
+from dolium.network import ipv6, netlink
 from dolium.network.addresses import choose_subnet, mac_for
+from dolium.network.ipv6 import Six
 from dolium.network.netlink import Link, Netlink
 from dolium.network.pool import Slot, prefix, spare_name, write
 
@@ -148,13 +149,15 @@ class Switch:
             _log.warning("the host routes %s by now: the bridge %s gets another subnet", stored, self.name)
         return choose_subnet([*taken, *others])
 
-    def make(self, subnet: IPv4Network, gateway: IPv4Address, *, keep: bool) -> None:
-        """Make the bridge or adopt what is there, and bring it up with the gateway's address. Raises AlreadyExists when a
-        link that is not ours has its name."""
+    def make(self, subnet: IPv4Network, gateway: IPv4Address, *, keep: bool, six: Six | None = None) -> None:
+        """Make the bridge or adopt what is there, and bring it up with the gateway's address, and with that of IPv6. Raises
+        AlreadyExists when a link that is not ours has its name, FailedPrecondition, Unimplemented."""
         with self._making:
-            self._make(subnet, gateway, keep)
+            if six is not None:
+                ipv6.check(self.name, self.mtu)
+            self._make(subnet, gateway, keep, six)
 
-    def _make(self, subnet: IPv4Network, gateway: IPv4Address, keep: bool) -> None:
+    def _make(self, subnet: IPv4Network, gateway: IPv4Address, keep: bool, six: Six | None) -> None:
         found = self.host.link(name=self.name)
         if found is not None and self.network and found.alias != self.alias:
             raise AlreadyExists(f"the host has a link {self.name} that is not of this network",
@@ -168,14 +171,20 @@ class Switch:
                                 self.name, self.alias)
             faults.point("network.bridge.made")
         self.index = found.index
-        if os.path.isdir(f"{_IPV6}/{self.name}"):
+        if six is not None:
+            ipv6.enable_on(self.name)
+        elif os.path.isdir(f"{_IPV6}/{self.name}"):
             write(f"{_IPV6}/{self.name}/disable_ipv6", "1")
         write(f"{_IPV4}/conf/{self.name}/route_localnet", "1")
         self.host.request(netlink.set_link(self.index, mtu=self.mtu, up=True))
-        try:
-            self.host.request(netlink.new_address(self.index, gateway, subnet))
-        except FileExistsError:
-            _log.debug("the bridge %s has its address already", self.name)
+        for address in (netlink.new_address(self.index, gateway, subnet),
+                        *([netlink.new_address6(self.index, six.address, six.subnet)] if six is not None else [])):
+            try:
+                self.host.request(address)
+            except FileExistsError:
+                _log.debug("the bridge %s has its address already", self.name)
+        if six is not None:
+            ipv6.wait_for(self.host, six.address)
         faults.point("network.bridge.ready")
 
     def sweep(self, live: Iterable[str]) -> dict[str, int]:
@@ -197,10 +206,10 @@ class Switch:
 
     def plug(self, slot: Slot, container: str, address: IPv4Address, subnet: IPv4Network, mac: str, *,
              gateway: IPv4Address | None, hairpin: bool, alone: bool = False, mtu: int = 0,
-             bandwidth: Sequence[int] = (0, 0)) -> None:
+             bandwidth: Sequence[int] = (0, 0), six: Six | None = None) -> None:
         """Join a slot to the bridge and give it its address: two requests, one on each side of the pair. ``gateway``: of its
         default route, None for none; ``alone``: the other ports of the bridge cannot be reached; ``mtu``: 0 is the slot's;
-        ``bandwidth``: bytes a second that it may send, and be sent.
+        ``bandwidth``: bytes a second that it may send, and be sent; ``six``: its IPv6 address, where its link has IPv6.
 
         Raises FailedPrecondition when the link's name is another's.
         """
@@ -224,8 +233,21 @@ class Switch:
         slot.control.request(netlink.set_link(slot.inside, mac=mac, mtu=mtu, up=True),
                              netlink.new_address(slot.inside, address, subnet),
                              *([netlink.new_default_route(slot.inside, gateway)] if gateway is not None else []),
+                             *(_messages6(slot.inside, six) if six is not None else []),
                              *([netlink.limit_rate(slot.inside, sent)] if sent else []))
+        if six is not None:
+            ipv6.wait_for(slot.control, six.address)
+            self._announce(mac, six.address)
         faults.point("network.link.configured")
+
+    def _announce(self, mac: str, address: IPv6Address) -> None:
+        """Another container may have had it, with another MAC address: the host forgets that, the others are told."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self.host.request(netlink.forget_neighbour(self.index, address))
+            ipv6.announce(self.index, mac, address)
+        except OSError as error:
+            _log.warning("who had %s before may be sent its packets for some seconds: %s: %s", address, self.name, error)
 
     def _move_aside(self, name: str, container: str) -> None:
         link = self.host.link(name=name)
@@ -271,6 +293,11 @@ class Switch:
         if self.index:
             self.delete(self.index)
             self.index = 0
+
+
+def _messages6(index: int, six: Six) -> list[bytes]:
+    route = [netlink.new_default_route(index, six.gateway)] if six.gateway is not None else []
+    return [netlink.new_address6(index, six.address, six.subnet), *route]
 
 
 def enable_forwarding() -> bool:

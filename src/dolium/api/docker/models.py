@@ -90,7 +90,7 @@ def network_settings(container: Container) -> dict[str, Any]:
     entries = {}
     for name in dict.fromkeys([*live, *wished]):
         wish, endpoint = wished.get(name) or {}, live.get(name) or {} if container.live else {}
-        own = {"IPv4Address": wish["IPv4Address"]} if wish.get("IPv4Address") else None
+        own = {key: wish[key] for key in ("IPv4Address", "IPv6Address") if wish.get(key)} or None
         aliases = wish.get("Aliases") or None
         user = name not in ("bridge", "host", "none")
         entries[name] = {
@@ -98,8 +98,9 @@ def network_settings(container: Container) -> dict[str, Any]:
             "MacAddress": endpoint.get("mac", "") or wish.get("MacAddress", ""), "DriverOpts": None, "GwPriority": 0,
             "NetworkID": live.get(name, {}).get("network_id", name),
             "EndpointID": container.id if endpoint.get("ip") else "", "Gateway": endpoint.get("gateway", ""),
-            "IPAddress": endpoint.get("ip", ""), "IPPrefixLen": endpoint.get("prefix", 0), "IPv6Gateway": "",
-            "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
+            "IPAddress": endpoint.get("ip", ""), "IPPrefixLen": endpoint.get("prefix", 0),
+            "IPv6Gateway": endpoint.get("gateway6", ""), "GlobalIPv6Address": endpoint.get("ip6", ""),
+            "GlobalIPv6PrefixLen": endpoint.get("prefix6", 0),
             "DNSNames": [container.name, *(aliases or []), container.short_id] if user else None}
     default = entries.get("bridge") or {}
     return {

@@ -32,13 +32,13 @@ faults.register("dns.started", "dns.sandbox")
 @dataclass(slots=True)
 class Known:
     """A container as the server is to know it. ``namespace``: a duplicate fd, kept until the container is gone. ``names``:
-    what it is called, by network's id: ``(network_name, names, address)``. ``fresh``: nothing of ours was ever in the
-    namespace; ``sockets``: of it, where they are open already; ``told``: the server that runs has it; ``egress``: what
+    what it is called, by network's id: ``(network_name, names, address, address6)``. ``fresh``: nothing of ours was ever in
+    the namespace; ``sockets``: of it, where they are open already; ``told``: the server that runs has it; ``egress``: what
     it may reach, None for everything."""
 
     namespace: int
     servers: list[str] | None
-    names: dict[str, tuple[str, list[str], str]] = field(default_factory=dict)
+    names: dict[str, tuple[str, list[str], str, str]] = field(default_factory=dict)
     forward: bool = True
     fresh: bool = False
     sockets: Sequence[socket.socket] = ()
@@ -58,8 +58,8 @@ class Known:
         """As a command."""
         return {"op": "sandbox", "container": container, "servers": self.servers, "forward": self.forward,
                 "egress": self.egress, "networks": [
-            {"id": network, "name": name, "names": names, "address": address}
-            for network, (name, names, address) in self.names.items()]}
+            {"id": network, "name": name, "names": names, "address": address, "address6": address6}
+            for network, (name, names, address, address6) in self.names.items()]}
 
 
 class NameServer:

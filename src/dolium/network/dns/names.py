@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A container in a network. ``names``: all that it is called there, the first one in answers to look-ups by address."""
+    """A container in a network. ``names``: all that it is called there, the first one in answers to look-ups by address;
+    ``address6``: "" without IPv6."""
 
     container: str
     names: tuple[str, ...]
     address: str
+    address6: str = ""
 
 
 @dataclass(slots=True)
@@ -34,7 +36,7 @@ class Names:
     def put(self, network: str, network_name: str, entry: Entry) -> None:
         """Insert or replace a container's entry in a network."""
         zone = self._zones.setdefault(network, Zone(network_name.lower()))
-        zone.entries[entry.container] = Entry(entry.container, tuple(name.lower() for name in entry.names), entry.address)
+        zone.entries[entry.container] = replace(entry, names=tuple(name.lower() for name in entry.names))
 
     def drop(self, container: str) -> None:
         """Out of all networks; idempotent."""
@@ -48,13 +50,14 @@ class Names:
         return {container for zone in self._zones.values() for container in zone.entries}
 
     def addresses(self, networks: Sequence[str], name: str) -> list[str]:
-        """Of all containers of this name in these networks, in an order of chance; [] when there is none."""
+        """Of all containers of this name in these networks, of both families, in an order of chance; [] for none."""
         name, found = name.lower(), []
         for network in networks:
             zone = self._zones.get(network)
             if zone is not None:
                 bare = name.removesuffix(f".{zone.name}")
-                found += [entry.address for entry in zone.entries.values() if name in entry.names or bare in entry.names]
+                found += [address for entry in zone.entries.values() if name in entry.names or bare in entry.names
+                          for address in (entry.address, entry.address6) if address]
         found = list(dict.fromkeys(found))
         self._shuffle(found)
         return found
@@ -62,4 +65,4 @@ class Names:
     def name_of(self, networks: Sequence[str], address: str) -> list[str]:
         """What look-ups by address say: the container's name and the network's."""
         return [f"{entry.names[0]}.{zone.name}" for network in networks if (zone := self._zones.get(network)) is not None
-                for entry in zone.entries.values() if entry.address == address and entry.names]
+                for entry in zone.entries.values() if address in (entry.address, entry.address6) and entry.names]

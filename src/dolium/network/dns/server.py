@@ -5,7 +5,8 @@ dead: the next one finds it at the same socket. Commands are JSON objects, one a
 descriptors beside them; each is answered by ``{"ok": true, ...}`` or ``{"error": text}``:
 
     {"op": "hello"}                                        -> version, pid, sandboxes (ids)
-    {"op": "sandbox", "container", "networks": [{"id", "name", "names": [name ...], "address"} ...],
+    {"op": "sandbox", "container", "networks": [{"id", "name", "names": [name ...], "address",
+     "address6"} ...],
      "servers": [address ...] or null, "forward": bool,
      "egress": [text ...] or null}                         with two descriptors, UDP and TCP, and the namespace when it
                                                            has "egress"; without: of one that is there
@@ -35,7 +36,7 @@ from dolium.network.dns.names import Entry, Names
 from dolium.network.dns.pins import Pins, open_pins
 
 _log = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
 LARGEST = 1 << 18  # of a command
 TTL = 600  # seconds, as Docker's
 _IDLE_SECONDS = 30.0
@@ -124,8 +125,9 @@ class Server:
         else:
             addresses = self.names.addresses(sandbox.networks, query.name)
             if addresses:
-                return wire.answer(query, wire.NOERROR, addresses if query.kind in (wire.A, wire.ANY) else (), ttl=TTL,
-                                   size=limit)
+                wanted = [address for address in addresses if sandbox.pins is None or ":" not in address
+                          if query.kind in (wire.ANY, wire.AAAA if ":" in address else wire.A)]
+                return wire.answer(query, wire.NOERROR, wanted, ttl=TTL, size=limit)
         if not sandbox.forward:
             return wire.answer(query, wire.SERVFAIL)
         return None
@@ -152,6 +154,8 @@ class Server:
         reverse = bool(wire.reverse_of(query.name))
         if not reverse and not sandbox.pins.allows(query.name):
             return wire.answer(query, wire.REFUSED)
+        if query.kind == wire.AAAA:  # its rules let no IPv6 address through
+            return wire.answer(query, wire.NOERROR)
         reply = self._local(sandbox, data, tcp=tcp)
         if reply is None:
             if reverse:
@@ -216,7 +220,8 @@ class Server:
 
     async def _sandbox(self, wish: dict[str, Any], fds: list[int]) -> None:
         container, servers, networks = wish["container"], wish["servers"], [one["id"] for one in wish["networks"]]
-        entries = [(one["id"], one["name"], Entry(container, tuple(one["names"]), one["address"]))
+        entries = [(one["id"], one["name"], Entry(container, tuple(one["names"]), one["address"],
+                                                       one["address6"]))
                    for one in wish["networks"]]
         there = self.sandboxes.get(container)
         if not fds:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 
 A, PTR, AAAA, ANY, OPT = 1, 12, 28, 255, 41
 IN = 1
@@ -17,7 +17,7 @@ NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 0, 1, 2, 3, 4, 5
 _QR, _AA, _TC, _RD, _RA, _OPCODE = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x7800
 _HEADER = struct.Struct("!HHHHHH")
 PLAIN_SIZE = 512  # of an answer by UDP when the client names no larger one
-_REVERSE = ".in-addr.arpa"
+_REVERSE, _REVERSE6 = ".in-addr.arpa", ".ip6.arpa"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,9 @@ def parse(data: bytes) -> Query:
 
 def answer(query: Query, code: int, addresses: Sequence[str] = (), names: Sequence[str] = (), *, ttl: int = 600,
            size: int = 0) -> bytes:
-    """An answer with A records or PTR records. ``size``: what it must not exceed, 0 for no limit: records that do not fit
-    are left out and the client is told to ask by TCP."""
-    records = [_record(A, ttl, IPv4Address(address).packed) for address in addresses]
+    """An answer with A and AAAA records or PTR records. ``size``: what it must not exceed, 0 for no limit: records that do
+    not fit are left out and the client is told to ask by TCP."""
+    records = [_record(AAAA if ":" in address else A, ttl, ip_address(address).packed) for address in addresses]
     records += [_record(PTR, ttl, encode(name)) for name in names]
     tail = b"\0" + struct.pack("!HHIH", OPT, 1232, 0, 0) if query.edns else b""
     flags = _QR | _AA | _RA | (query.flags & (_RD | _OPCODE)) | code
@@ -106,7 +106,13 @@ def encode(name: str) -> bytes:
 
 
 def reverse_of(name: str) -> str:
-    """The address that a name below in-addr.arpa stands for; "" for another name."""
+    """The address that a name below in-addr.arpa or ip6.arpa (RFC 3596) stands for; "" for another name."""
+    digits = name.removesuffix(_REVERSE6).split(".")
+    if name.endswith(_REVERSE6) and len(digits) == 32 and all(len(digit) == 1 for digit in digits):
+        try:
+            return str(IPv6Address(bytes.fromhex("".join(reversed(digits)))))
+        except ValueError:
+            return ""
     if not name.endswith(_REVERSE):
         return ""
     try:

@@ -49,8 +49,9 @@ class Driver(Protocol):
     async def make(self, container: str, endpoint: Endpoint, namespace: int) -> int:
         """A namespace with this endpoint in it, as an fd; or in a namespace that is given and has nothing yet."""
 
-    async def join(self, container: str, endpoint: Endpoint, namespace: int, *, default: bool) -> None:
-        """This endpoint too, in a namespace that has others; ``default``: with the default route."""
+    async def join(self, container: str, endpoint: Endpoint, namespace: int, *, default: bool, default6: bool) -> None:
+        """This endpoint too, in a namespace that has others; ``default``, ``default6``: with the default route of IPv4, of
+        IPv6."""
 
     async def expose(self, container: str, endpoint: Endpoint) -> None:
         """Open the ports that were published since it was made."""

@@ -15,22 +15,22 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, TypeVar
 
 from dolium import faults
-from dolium.errors import AlreadyExists, DoliumError, FailedPrecondition, Internal, NotFound
-from dolium.network import netlink, pool
-from dolium.network.addresses import choose_subnet
+from dolium.errors import AlreadyExists, DoliumError, FailedPrecondition, Internal, NotFound, Unimplemented
+from dolium.network import ipv6, netlink, pool
+from dolium.network.addresses import choose_subnet, choose_subnet6
 from dolium.network.antispoof import Sources
 from dolium.network.base import Endpoint, Place, PortBinding
 from dolium.network.dns.sandbox import open_sockets
 from dolium.network.drivers.bridge_network import DEFAULT, BridgeNetwork, Held
-from dolium.network.firewall import Firewall, Nft, Publication, udp_ports
+from dolium.network.firewall import Firewall, Nft, udp_ports
 from dolium.network.netlink import Netlink
 from dolium.network.overlay import Overlay
 from dolium.network.pool import LINK, Pool, Slot
-from dolium.network.ports import ANY, Ports, Published
+from dolium.network.ports import Ports, Published, host_address
 from dolium.network.records import Record
 from dolium.network.switch import Switch, as_error, choosing, default_mtu, enable_forwarding, owner
 
@@ -49,11 +49,12 @@ interpreter and the rtnl lock with that work."""
 
 class BridgeDriver:
     """``warnings``: what an administrator should know, a sentence each; set by ``start``. ``settled`` is told the default
-    network's record when its subnet is known, before anything of it is made, and whether forwarding was turned on."""
+    network's record when its subnet is known, before anything of it is made, and which kinds of forwarding were turned on
+    (IPv4, IPv6), then and later."""
 
     name, publishes, late = "bridge", True, False
 
-    def __init__(self, instance: str, settled: Callable[[Record, bool], None],
+    def __init__(self, instance: str, settled: Callable[[Record, bool, bool], None],
                  others: Callable[[], Iterable[IPv4Network]], *, pool_size: int = pool.SIZE) -> None:
         """``others``: the subnets of networks of other drivers."""
         self._instance, self._settled, self._others, self._pool_size = instance, settled, others, pool_size
@@ -121,8 +122,9 @@ class BridgeDriver:
             others = [IPv4Network(record.subnet) for record in records if record.subnet and record.name != DEFAULT]
             subnet = await self._run(default.switch.plan, stored, others, keep=DEFAULT in used)
             forwarding = await self._run(enable_forwarding)
+            forwarding6 = any(map(_routed6, records)) and await self._run(ipv6.enable_forwarding, self._host)
             default.settle(replace(default.record, subnet=str(subnet)))
-            self._settled(default.record, forwarding)
+            self._settled(default.record, forwarding, forwarding6)
             await self._run(default.switch.make, subnet, default.addresses.gateway, keep=DEFAULT in used)
             default.broken = None
         finally:
@@ -132,7 +134,7 @@ class BridgeDriver:
                 await self._resume(network)
         await self._adopt(live)
         await self._run(self._firewall.replace, self._rules(), {
-            container: Publication(held.address, held.ports) for network in self._networks.values()
+            container: held.publication for network in self._networks.values()
             for container, held in network.held.items() if held.ports})
         faults.point("network.table.made")
         self.warnings = [
@@ -154,7 +156,7 @@ class BridgeDriver:
         """A user's network, which an earlier daemon has made. One that cannot be is named in the log; the rest works."""
         try:
             network.settle(network.record)
-            await self._run(network.switch.make, network.subnet, network.addresses.gateway, keep=True)
+            await self._run(network.switch.make, network.subnet, network.addresses.gateway, keep=True, six=network.six)
             network.broken = None
         except OSError as error:
             network.broken = as_error(error, f"cannot make the network {network.record.name}")
@@ -189,13 +191,15 @@ class BridgeDriver:
     def _adopt_one(self, network: BridgeNetwork, container: str, endpoint: Endpoint, link: int) -> None:
         try:
             ports = tuple(Published.from_dict(doc) for doc in endpoint.get("ports") or [])
-            held = Held(IPv4Address(endpoint["ip"]), str(endpoint["mac"]), ports, link)
+            held = Held(IPv4Address(endpoint["ip"]), str(endpoint["mac"]), ports, link,
+                        IPv6Address(endpoint["ip6"]) if endpoint.get("ip6") else None)
         except (KeyError, ValueError) as error:
             _log.error("the record of container %s has no endpoint one can read: %r", container[:12], error)
             return
-        if not network.addresses.adopt(str(held.address)):
-            _log.warning("the address %s of container %s is not of %s, or another's too", held.address, container[:12],
-                         network.subnet)
+        wrong = network.adopt(held)
+        if wrong:
+            _log.warning("the address %s of container %s is not of %s, or another's too", wrong, container[:12],
+                         network.record.name)
         if ports:
             self._ports.adopt(container, ports)
         network.held[container] = held
@@ -265,14 +269,16 @@ class BridgeDriver:
         host_ip = network.record.host_ip
         wanted = [replace(port, host_ip=port.host_ip or host_ip) for port in ports] if host_ip else ports
         held = network.held[container]
-        held.ports = (*held.ports, *self._ports.reserve(container, wanted))
+        for port in wanted:
+            _check_six(network, held, port)
+        held.ports = (*held.ports, *self._ports.reserve(container, wanted, six=held.address6 is not None))
         endpoint["ports"] = [port.as_dict() for port in held.ports]
 
     async def make(self, container: str, endpoint: Endpoint, namespace: int) -> int:
         """See Driver."""
         network = self._network(endpoint["network"])
         try:
-            slot = await self._run(self._connect, network, container, endpoint, namespace, default=True)
+            slot = await self._run(self._connect, network, container, endpoint, namespace, default=True, default6=True)
         finally:
             self._fill()
         slot.control.close()
@@ -280,14 +286,15 @@ class BridgeDriver:
             self._sockets[container] = slot.sockets
         return slot.fd
 
-    async def join(self, container: str, endpoint: Endpoint, namespace: int, *, default: bool) -> None:
+    async def join(self, container: str, endpoint: Endpoint, namespace: int, *, default: bool, default6: bool) -> None:
         """See Driver."""
         network = self._network(endpoint["network"])
-        slot = await self._run(self._connect, network, container, endpoint, namespace, default=default)
+        slot = await self._run(self._connect, network, container, endpoint, namespace, default=default, default6=default6)
         slot.close()
 
-    def _connect(self, network: BridgeNetwork, container: str, endpoint: Endpoint, namespace: int, *, default: bool) -> Slot:
-        slot = self._plugged(network, container, endpoint, namespace, default)
+    def _connect(self, network: BridgeNetwork, container: str, endpoint: Endpoint, namespace: int, *, default: bool,
+                 default6: bool) -> Slot:
+        slot = self._plugged(network, container, endpoint, namespace, default, default6)
         try:
             self._open(network, container)
         except BaseException:
@@ -301,7 +308,7 @@ class BridgeDriver:
         if not held.ports:
             return
         try:
-            new = self._firewall.add(container, Publication(held.address, held.ports))
+            new = self._firewall.add(container, held.publication)
             faults.point("network.ports.added")
             self._forget_flows(*map(_flows_to, udp_ports(new)))
         except OSError as error:
@@ -334,24 +341,27 @@ class BridgeDriver:
         held.ports = tuple(port for port in held.ports if port not in ports)
         endpoint["ports"] = [port.as_dict() for port in held.ports]
 
-    def _plugged(self, network: BridgeNetwork, container: str, endpoint: Endpoint, namespace: int, default: bool) -> Slot:
+    def _plugged(self, network: BridgeNetwork, container: str, endpoint: Endpoint, namespace: int, default: bool,
+                 default6: bool) -> Slot:
         """A slot on the bridge, with its address. A bridge that somebody has removed is made anew."""
         switch = network.switch
         try:
-            return self._plug(network, container, endpoint, namespace, default)
+            return self._plug(network, container, endpoint, namespace, default, default6)
         except OSError as error:
             if self._host.link(index=switch.index) is not None:
                 raise as_error(error, f"cannot join container {container[:12]} to {switch.name}") from error
         _log.warning("the bridge %s was removed: it is made anew", switch.name)
         try:
-            switch.make(network.subnet, network.addresses.gateway, keep=True)
+            switch.make(network.subnet, network.addresses.gateway, keep=True, six=network.six)
             switch.sweep([other for other, it in list(network.held.items()) if it.link and other != container])
-            return self._plug(network, container, endpoint, namespace, default)
+            return self._plug(network, container, endpoint, namespace, default, default6)
         except OSError as error:
             raise as_error(error, f"cannot make the bridge {switch.name} anew") from error
 
-    def _plug(self, network: BridgeNetwork, container: str, endpoint: Endpoint, namespace: int, default: bool) -> Slot:
+    def _plug(self, network: BridgeNetwork, container: str, endpoint: Endpoint, namespace: int, default: bool,
+              default6: bool) -> Slot:
         held, switch = network.held[container], network.switch
+        six = network.six_of(held, default=default6)
         try:
             slot = (self._pool if network.default else self._named).take() if namespace < 0 else pool.make(
                 self._host, self._instance, switch.mtu, os.dup(namespace), endpoint["link"])
@@ -361,10 +371,13 @@ class BridgeDriver:
         try:
             if namespace < 0 and endpoint["link"] != LINK:
                 slot.control.request(netlink.set_link(slot.inside, name=endpoint["link"]))
+            if six is not None:
+                ipv6.enable_inside(slot.fd, endpoint["link"])
             switch.plug(slot, container, held.address, network.subnet, held.mac,
                         gateway=IPv4Address(endpoint["gateway"]) if default and endpoint["gateway"] else None,
                         hairpin=bool(held.ports), alone=not network.record.talk,
-                        mtu=switch.mtu if switch.mtu != self._mtu else 0, bandwidth=endpoint.get("bandwidth") or (0, 0))
+                        mtu=switch.mtu if switch.mtu != self._mtu else 0, bandwidth=endpoint.get("bandwidth") or (0, 0),
+                        six=six)
         except BaseException:
             # whatever half of it was done goes with it; in a namespace that lives, it is taken away
             slot.close()
@@ -413,7 +426,7 @@ class BridgeDriver:
                 del network.held[container]
                 if held.ports:
                     self._ports.release(container)
-                network.addresses.release(held.address)
+                network.give_back(held)
                 if held.link:
                     self._gone[held.link] = container
                     self._reap_later()
@@ -422,7 +435,7 @@ class BridgeDriver:
         self._firewall.remove(container)
         faults.point("network.ports.removed")
         if udp_ports(held.ports):
-            self._forget_flows(netlink.flush_udp_to(held.address))
+            self._forget_flows(*(netlink.flush_udp_to(address) for address in (held.address, held.address6) if address))
 
     def _reap_later(self) -> None:
         if self._reaping is None and not self._closing:
@@ -448,7 +461,9 @@ class BridgeDriver:
             lock = choosing()
             await self._run(lock.__enter__)
             try:
-                record = await self._run(self._with_subnet, record)
+                record = await self._run(self._with_subnets, record)
+                if _routed6(record) and await self._run(ipv6.enable_forwarding, self._host):
+                    self._settled(self._networks[DEFAULT].record, False, True)
                 network = BridgeNetwork(record, self._switch(record))
                 network.settle(record)
                 await self._make(network)
@@ -459,6 +474,21 @@ class BridgeDriver:
     def subnets(self) -> list[IPv4Network]:
         """Of all its networks that can be used."""
         return [network.subnet for network in self._networks.values() if network.broken is None]
+
+    def _with_subnets(self, record: Record) -> Record:
+        """Raises Unimplemented, FailedPrecondition without IPv6, ResourceExhausted, AlreadyExists in Docker's words."""
+        record = self._with_subnet(record)
+        if not record.ipv6:
+            return record
+        ipv6.check(record.name, self._switch(record).mtu)
+        mine = [network.addresses6.subnet for network in self._networks.values() if network.addresses6 is not None]
+        if not record.subnet6:
+            routes = [route.network for route in self._host.routes6()]
+            return replace(record, subnet6=str(choose_subnet6(self._instance, [*routes, *mine])))
+        if any(IPv6Network(record.subnet6).overlaps(other) for other in mine):
+            raise AlreadyExists(f"network {record.name}: {record.subnet6}: Pool overlaps with other one on this address "
+                                "space")
+        return record
 
     def _with_subnet(self, record: Record) -> Record:
         """Raises ResourceExhausted, AlreadyExists in Docker's words."""
@@ -475,7 +505,7 @@ class BridgeDriver:
         name = network.record.name
         self._networks[name] = network
         try:
-            await self._run(network.switch.make, network.subnet, network.addresses.gateway, keep=True)
+            await self._run(network.switch.make, network.subnet, network.addresses.gateway, keep=True, six=network.six)
             network.broken = None
             await self._run(self._firewall.replace, self._rules())
             self._watch()
@@ -589,6 +619,23 @@ class BridgeDriver:
             self._conntrack.close()
 
 
+def _routed6(record: Record) -> bool:
+    """Does the host forward IPv6 for it?"""
+    return record.ipv6 and not record.internal
+
+
+def _check_six(network: BridgeNetwork, held: Held, port: PortBinding) -> None:
+    """Can it be published at that IPv6 address of the host? Raises InvalidArgument, FailedPrecondition, Unimplemented."""
+    if ":" not in port.host_ip:
+        return
+    address = host_address(port.host_ip)
+    if held.address6 is None:
+        raise FailedPrecondition(f"cannot publish at [{address}]: the container has no IPv6 address, since the network "
+                                 f"{network.record.name} has no IPv6", hint="make one by network create --ipv6")
+    if address.is_loopback:
+        raise Unimplemented("cannot publish at [::1]: the kernel sends no answers back to it", hint="publish at 127.0.0.1")
+
+
 def _flows_to(port: Published) -> bytes:
     """The request that forgets the UDP flows to a port of the host."""
-    return netlink.flush_udp_port(port.host_port, None if port.host_ip == ANY else IPv4Address(port.host_ip))
+    return netlink.flush_udp_port(port.host_port, ip_address(port.host_ip))

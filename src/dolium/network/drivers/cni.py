@@ -141,7 +141,7 @@ class CniDriver:
             raise
         return fd
 
-    async def join(self, container: str, endpoint: Endpoint, namespace: int, *, default: bool) -> None:
+    async def join(self, container: str, endpoint: Endpoint, namespace: int, *, default: bool, default6: bool) -> None:
         """See Driver; which default route there is is the chain's own affair."""
         await self._add(container, endpoint, namespace)
 

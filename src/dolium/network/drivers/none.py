@@ -37,7 +37,7 @@ class NoneDriver:
         except OSError as error:
             raise ResourceExhausted(f"cannot make a network namespace: {error}", errno=error.errno) from error
 
-    async def join(self, container: str, endpoint: Endpoint, namespace: int, *, default: bool) -> None:
+    async def join(self, container: str, endpoint: Endpoint, namespace: int, *, default: bool, default6: bool) -> None:
         return None
 
     async def expose(self, container: str, endpoint: Endpoint) -> None:

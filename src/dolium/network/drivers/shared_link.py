@@ -223,7 +223,7 @@ class SharedLinkDriver:
             raise
         return fd
 
-    async def join(self, container: str, endpoint: Endpoint, namespace: int, *, default: bool) -> None:
+    async def join(self, container: str, endpoint: Endpoint, namespace: int, *, default: bool, default6: bool) -> None:
         """See Driver."""
         fd, control = await self._run(open_namespace, os.dup(namespace))
         try:
