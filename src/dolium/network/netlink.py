@@ -27,6 +27,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_NEWROUTE, RTM_GETROUTE = 20, 24, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 _APPEND, _NUD_PERMANENT, _NTF_SELF, _NDA_DST, _NDA_LLADDR = 0x800, 0x80, 0x02, 1, 2
+_NDA_IFINDEX = 8
 RTM_NEWQDISC, _REPLACE, _ROOT = 36, 0x100, 0xFFFFFFFF
 _TCA_KIND, _TCA_OPTIONS, _TBF_PARMS, _TBF_RATE64, _TBF_BURST = 1, 2, 1, 4, 6
 _LARGEST_PACKET = 1 << 16
@@ -138,12 +139,13 @@ def vxlan_data(number: int, port: int, local: Host | None, link: int = 0) -> byt
     return _number(1, number) + below + own + attribute(15, struct.pack("!H", port))
 
 
-def flood_to(index: int, peer: Host, *, remove: bool = False) -> bytes:
+def flood_to(index: int, peer: Host, *, link: int = 0, remove: bool = False) -> bytes:
     """What a VXLAN link has no better place for (broadcasts, MAC addresses it does not know) goes to this host, too; or no
-    longer does."""
+    longer does. ``link``: by which a link-local address is reached."""
     header = struct.pack("=BxxxiHBB", _AF_BRIDGE, index, _NUD_PERMANENT, _NTF_SELF, 0)
     return _message(RTM_DELNEIGH if remove else RTM_NEWNEIGH, _ACK | (0 if remove else _CREATE | _APPEND), header,
-                    attribute(_NDA_LLADDR, bytes(6)), attribute(_NDA_DST, peer.packed))
+                    attribute(_NDA_LLADDR, bytes(6)), attribute(_NDA_DST, peer.packed),
+                    *([_number(_NDA_IFINDEX, link)] if link else []))
 
 
 def set_link(index: int, *, name: str = "", alias: str = "", mac: str = "", mtu: int = 0, master: int = 0,

@@ -139,9 +139,9 @@ class Overlay(Switch):
         wanted: set[Host] = self._connect(hosts) if self._record.encrypted else {*hosts}
         there = self.host.flooded(self._wire_index)
         for peer in wanted - there:
-            self.host.request(netlink.flood_to(self._wire_index, peer))
+            self.host.request(netlink.flood_to(self._wire_index, peer, link=self._tunnel_index))
         for peer in there - wanted:
-            self.host.request(netlink.flood_to(self._wire_index, peer, remove=True))
+            self.host.request(netlink.flood_to(self._wire_index, peer, link=self._tunnel_index, remove=True))
         if wanted != there:
             _log.info("network %s: its other hosts are %s", self._record.name, ", ".join(map(str, sorted(hosts))) or "none")
 
