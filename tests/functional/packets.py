@@ -29,7 +29,7 @@ from dolium.network.netlink import Netlink
 T = TypeVar("T")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 SECONDS = 5.0
-OUTSIDE, OUTSIDE6 = IPv4Network("10.213.77.0/30"), IPv6Network("fd00:213:77::/64")
+OUTSIDE, OUTSIDE6 = IPv4Network("10.213.77.0/30"), IPv6Network(f"fd00:213:{1 + secrets.randbelow(65535):x}::/64")
 FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 FORWARD6 = Path("/proc/sys/net/ipv6/conf/all/forwarding")
 

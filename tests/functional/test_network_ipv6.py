@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -19,6 +20,7 @@ from packets import (
     Bench,
     datagram,
     eventually,
+    inside,
     links,
     listen,
     make_socket,
@@ -29,12 +31,16 @@ from packets import (
 )
 
 from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unimplemented
+from dolium.network import ipv6, netlink
 from dolium.network.base import Endpoint, NetworkRequest, Place, PortBinding
+from dolium.network.local import new_namespace
 from dolium.network.manager import Networks
+from dolium.network.netlink import Netlink
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
               pytest.mark.skipif(not FORWARD6.exists(), reason="this kernel has no IPv6")]
-SUBNET = IPv6Network("fd00:db8:1::/64")
+P = f"fd00:db8:{1 + secrets.randbelow(65535):x}"  # other daemons may run beside the tests
+SUBNET = IPv6Network(f"{P}::/64")
 
 
 async def network(it: Bench, name: str = "six", *, subnet: str = str(SUBNET), **more: Any) -> str:
@@ -80,18 +86,18 @@ def test_what_is_in_the_namespace_and_on_the_host(tmp_path: Path) -> None:
         before = FORWARD6.read_text()
         await network(it)
         _, fd, endpoint = await into(it)
-        _, _, other = await into(it, address6="fd00:db8:1::77")
-        assert (endpoint["ip6"], endpoint["prefix6"], endpoint["gateway6"]) == ("fd00:db8:1::2", 64, "fd00:db8:1::1")
-        assert other["ip6"] == "fd00:db8:1::77"
+        _, _, other = await into(it, address6=f"{P}::77")
+        assert (endpoint["ip6"], endpoint["prefix6"], endpoint["gateway6"]) == (f"{P}::2", 64, f"{P}::1")
+        assert other["ip6"] == f"{P}::77"
         (eth0,) = ip(fd, "addr", "show", "dev", "eth0")
         seen = {one["scope"]: one for one in eth0["addr_info"]}
-        assert (seen["global"]["local"], seen["global"]["prefixlen"]) == ("fd00:db8:1::2", 64)
+        assert (seen["global"]["local"], seen["global"]["prefixlen"]) == (f"{P}::2", 64)
         assert not any(one.get("tentative") for one in seen.values())
-        assert [(route["gateway"], route["dev"]) for route in ip(fd, "route", "show", "default")] == [("fd00:db8:1::1", "eth0")]
+        assert [(route["gateway"], route["dev"]) for route in ip(fd, "route", "show", "default")] == [(f"{P}::1", "eth0")]
         row = it.networks.find("six")
         assert row["EnableIPv6"] is True
-        assert row["IPAM"]["Config"][1] == {"Subnet": "fd00:db8:1::/64", "Gateway": "fd00:db8:1::1"}
-        assert {one["IPv6Address"] for one in row["Containers"].values()} == {"fd00:db8:1::2/64", "fd00:db8:1::77/64"}
+        assert row["IPAM"]["Config"][1] == {"Subnet": f"{P}::/64", "Gateway": f"{P}::1"}
+        assert {one["IPv6Address"] for one in row["Containers"].values()} == {f"{P}::2/64", f"{P}::77/64"}
         assert FORWARD6.read_text().strip() == "1"
         assert it.store.rows("networks")[0]["forwarding6_set"] is (before.strip() != "1")
         # a network without IPv6 has none, also in a namespace that was prepared beside this one
@@ -99,9 +105,9 @@ def test_what_is_in_the_namespace_and_on_the_host(tmp_path: Path) -> None:
         _, plain, none = await into(it, name="four")
         assert "ip6" not in none and ip(plain, "addr", "show", "dev", "eth0") in ([], [{}])
         with pytest.raises(InvalidArgument, match="network four has no IPv6"):
-            await into(it, name="four", address6="fd00:db8:1::9")
+            await into(it, name="four", address6=f"{P}::9")
         with pytest.raises(AlreadyExists, match="already in use"):
-            await into(it, address6="fd00:db8:1::2")
+            await into(it, address6=f"{P}::2")
 
     on_bench(body, tmp_path)
 
@@ -269,8 +275,8 @@ def test_the_default_route_and_ports_go_from_network_to_network(tmp_path: Path) 
         assert default() == [gateways["two"]] and first["network"] == "four"
         first = await it.networks.disconnect(container, "four", fd, first)
         assert default() == [gateways["two"]] and first["network"] == "two"
-        first = await it.networks.connect(container, Place("six", address6="fd00:db8:1::99"), fd, first)
-        assert default() == [gateways["two"]] and first["others"][0]["ip6"] == "fd00:db8:1::99"
+        first = await it.networks.connect(container, Place("six", address6=f"{P}::99"), fd, first)
+        assert default() == [gateways["two"]] and first["others"][0]["ip6"] == f"{P}::99"
         first = await it.networks.disconnect(container, "two", fd, first)
         assert default() == [gateways["six"]]
         it.prepared[container].endpoint = first
@@ -314,12 +320,38 @@ def test_an_address_that_is_used_again_is_announced(tmp_path: Path) -> None:
         await network(it)
         _, b, _ = await into(it)
         for mac in ("02:42:00:00:00:01", "02:42:00:00:00:02"):
-            container, fd, _ = await into(it, address6="fd00:db8:1::77", mac=mac)
+            container, fd, _ = await into(it, address6=f"{P}::77", mac=mac)
             with listen(fd, 80, "::") as server:
-                talk(server, b, "fd00:db8:1::77", 80)
-                talk(server, -1, "fd00:db8:1::77", 80)
+                talk(server, b, f"{P}::77", 80)
+                talk(server, -1, f"{P}::77", 80)
             await it.down(container)
             # the last one's link goes with its namespace, a little later
             eventually(lambda: len([name for name in links(it.instance) if name.startswith("dv")]) == 1)
 
     on_bench(body, tmp_path)
+
+
+def test_a_host_that_forwards_keeps_the_routes_that_routers_told_it() -> None:
+    fd = new_namespace()
+    try:
+        with contextlib.closing(inside(fd, Netlink)) as there:
+            conf = "/proc/sys/net/ipv6/conf"
+
+            def setting(name: str) -> str:
+                return inside(fd, lambda: Path(f"{conf}/{name}").read_text().strip())
+
+            for name in ("told", "other"):
+                there.request(netlink.new_veth(name, f"{name}-far", fd, 1500))
+                inside(fd, lambda name=name: (Path(f"{conf}/{name}/disable_ipv6").write_text("0"),
+                                              Path(f"{conf}/{name}/accept_ra").write_text("1")))
+                link = there.link(name=name)
+                assert link
+                there.request(netlink.set_link(link.index, up=True))
+            subprocess.run(["nsenter", f"--net=/proc/self/fd/{fd}", "ip", "-6", "route", "add", "default", "via", "fe80::1", "dev",
+                            "told", "proto", "ra"], pass_fds=[fd], check=True)
+            assert inside(fd, lambda: ipv6.enable_forwarding(there)) is True
+            assert inside(fd, lambda: ipv6.enable_forwarding(there)) is False
+            assert (setting("all/forwarding"), setting("told/accept_ra"), setting("other/accept_ra")) == ("1", "2", "1")
+            assert [route["gateway"] for route in ip(fd, "route", "show", "default")] == ["fe80::1"]
+    finally:
+        os.close(fd)

@@ -35,7 +35,8 @@ class Host:
     def network(self, *options: str) -> None:
         words = [word for option in options for word in ("-o", option)]
         self.daemon.docker("network", "create", "-d", "overlay", "--subnet", "10.217.0.0/16", "--ip-range",
-                           f"10.217.{self.number}.0/24", *words, "far")
+                           f"10.217.{self.number}.0/24", "--ipv6", "--subnet", "fd00:217::/64", "--ip-range",
+                           f"fd00:217::{self.number + 1}:0/112", *words, "far")
 
     def box(self, name: str = "box") -> str:
         self.daemon.docker("run", "-d", "--name", name, "--network", "far", "base:1", "sleep", "1000")
@@ -72,6 +73,9 @@ def test_containers_of_two_hosts_and_a_cut_wire(hosts: tuple[Host, Host]) -> Non
     assert (here, there) == ("10.217.0.2", "10.217.1.1") or (here[:9], there[:9]) == ("10.217.0.", "10.217.1.")
     assert one.reaches(there)
     assert other.reaches(here)
+    six = other.daemon.inspect("box")["NetworkSettings"]["Networks"]["far"]
+    assert (six["GlobalIPv6Address"], six["IPv6Gateway"]) == ("fd00:217::2:1", "fd00:217::2:0")
+    assert one.reaches(six["GlobalIPv6Address"])
     # a large answer: what VXLAN takes of a packet is in the MTU
     assert "mtu 1450" in one.daemon.docker("exec", "box", "ip", "link", "show", "eth0").stdout
     other.daemon.docker("exec", "-d", "box", "sh", "-c", "sleep 60 | nc -l -p 90 > /tmp/got")

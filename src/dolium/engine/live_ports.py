@@ -10,7 +10,7 @@ from dolium.engine.model import Container
 from dolium.engine.networks import mode_of
 from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from dolium.network.base import PortBinding
-from dolium.network.ports import ANY
+from dolium.network.ports import ANY, ANY6, at
 
 Bindings = dict[str, list[dict[str, str]]]
 
@@ -54,7 +54,7 @@ class LivePorts:
             host = _explicit(container)
             key = f"{port.container_port}/{port.protocol}"
             now: Bindings = {name: list(entries or [{}]) for name, entries in (host.get("PortBindings") or {}).items()}
-            entries = now.get(key) or []
+            entries = _apart(now.get(key) or [], port, container)
             gone = [entry for entry in entries if _matches(entry, port, container)]
             if not gone:
                 raise NotFound(f"container {container.name} does not publish {_text(port)}",
@@ -92,9 +92,10 @@ def _key(spec: str) -> str:
 
 
 def _text(port: PortBinding) -> str:
-    host = f"{port.host_ip}:" if port.host_ip else ""
-    return f"{host}{port.host_port}:{port.container_port}/{port.protocol}" if port.host_port \
-        else f"{host}{port.container_port}/{port.protocol}"
+    where = f"{port.host_port}:{port.container_port}" if port.host_port else f"{port.container_port}"
+    if port.host_ip:
+        where = at(port.host_ip, port.host_port or port.container_port) + f":{port.container_port}" * bool(port.host_port)
+    return f"{where}/{port.protocol}"
 
 
 def _check_mode(container: Container) -> None:
@@ -115,6 +116,16 @@ def _explicit(container: Container) -> dict[str, Any]:
             entries.append({"HostIp": port.host_ip, "HostPort": asked})
         host |= {"PublishAllPorts": False, "PortBindings": found}
     return host
+
+
+def _apart(entries: list[dict[str, str]], port: PortBinding, container: Container) -> list[dict[str, str]]:
+    """Where one family's addresses are meant, a wish for all of both becomes two: the other one stays."""
+    if port.host_ip not in (ANY, ANY6):
+        return entries
+    six = any((one["container_port"], one["protocol"], one["host_ip"]) == (port.container_port, port.protocol, ANY6)
+              for one in container.network.get("ports") or [])
+    return [{**entry, "HostIp": entry.get("HostIp") or address} for entry in entries
+            for address in ([ANY, ANY6] if six and not entry.get("HostIp") else [entry.get("HostIp") or ""])]
 
 
 def _matches(entry: dict[str, str], port: PortBinding, container: Container) -> bool:
