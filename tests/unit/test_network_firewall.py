@@ -64,6 +64,17 @@ def test_the_table_is_replaced_whole() -> None:
     assert text.count("{") == text.count("}")
 
 
+def test_what_an_overlay_carries_is_not_tracked() -> None:
+    gateways = (IPv4Address("10.9.1.1"), IPv6Address("fd00:9::1:1"))
+    text = table_text("dolium-x", [Bridge("dolx", SUBNET), Bridge(
+        "doly", IPv4Network("10.9.0.0/16"), subnet6=IPv6Network("fd00:9::/64"), tunnel=4789, gateways=gateways)], {})
+    assert text.count("notrack") == 4
+    assert 'iifname "doly" ip saddr 10.9.0.0/16 ip daddr 10.9.0.0/16 ip daddr != { 10.9.1.1 } notrack' in text
+    assert 'iifname "doly" ip6 saddr fd00:9::/64 ip6 daddr fd00:9::/64 ip6 daddr != { fd00:9::1:1 } notrack' in text
+    assert text.count("udp dport { 4789 } notrack") == 2
+    assert "notrack" not in table_text("dolium-x", [Bridge("dolx", SUBNET)], {})
+
+
 def test_add_and_remove_are_small_and_idempotent() -> None:
     wall, nft = firewall()
     wall.replace(DEFAULT, {})

@@ -35,13 +35,16 @@ _LINK = re.compile(r"[0-9a-zA-Z_.-]{1,15}")
 @dataclass(frozen=True, slots=True)
 class Bridge:
     """A bridge as the rules know it. ``internal``: nothing passes between it and other links; ``masquerade``: its containers
-    go out by the host's address; ``subnet6``: None without IPv6."""
+    go out by the host's address; ``subnet6``: None without IPv6; ``tunnel``: the UDP port by which it goes to other hosts, 0
+    if it does not; ``gateways``: its own addresses."""
 
     name: str
     subnet: IPv4Network
     internal: bool = False
     masquerade: bool = True
     subnet6: IPv6Network | None = None
+    tunnel: int = 0
+    gateways: tuple[IPv4Address | IPv6Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,12 @@ def _table(family: _Family, table: str, bridges: Sequence[Bridge]) -> str:
     if bridges and family is _IP:  # the kernel itself lets no ::1 in
         guard = [f'iifname {every} ip saddr 127.0.0.0/8 drop comment "route_localnet lets these in"',
                  f"iifname {every} ip daddr 127.0.0.0/8 drop"]
+    for one in bridges:
+        if one.tunnel:
+            guard += _passing(family, one)
+    tunnels = sorted({one.tunnel for one in bridges if one.tunnel}) if family is _IP else []
+    if tunnels:
+        guard.append(f"udp dport {{ {', '.join(map(str, tunnels))} }} notrack")
     if inner:
         own = ", ".join(f'"{one.name}" . "{one.name}"' for one in inner)
         forward += [f'{side} {_names(inner)} iifname . oifname != {{ {own} }} drop comment "internal"'
@@ -145,8 +154,26 @@ table {ip} {table} {{
     chain forward {{
         type filter hook forward priority filter; policy accept;
 {rules["forward"]}    }}
-{local}}}
+{local}{_sent(tunnels)}}}
 """
+
+
+def _passing(family: _Family, bridge: Bridge) -> list[str]:
+    """What an overlay carries between containers is not tracked: it is none of this host's, and nothing is translated. A
+    kernel that shows bridged packets to these chains (br_netfilter) would track it on both hosts."""
+    ip, subnet = family.name, bridge.subnet if family is _IP else bridge.subnet6
+    own = ", ".join(str(one) for one in bridge.gateways if one.version == (4 if family is _IP else 6))
+    inner = f'iifname "{bridge.name}" {ip} saddr {subnet} {ip} daddr {subnet}'
+    return [f"{inner} {ip} daddr != {{ {own} }} notrack"] if own else []
+
+
+def _sent(tunnels: Sequence[int]) -> str:
+    """Packets between hosts: each flow inside has a source port of its own, and answers come to another one."""
+    return f"""    chain tunnels {{
+        type filter hook output priority raw; policy accept;
+        udp dport {{ {', '.join(map(str, tunnels))} }} notrack
+    }}
+""" if tunnels else ""
 
 
 _LOCAL = """    set loopback {

@@ -65,7 +65,7 @@ class Overlay(Switch):
         super()._make(subnet, gateway, keep, six)
         local = self._record.options.get("local")
         own: Host | None = IPv4Address(local) if local else None
-        port = int(self._record.options.get("port") or VXLAN_PORT)
+        port = self._record.tunnel_port
         if self._record.encrypted:
             own, port = self._make_tunnel(), VXLAN_PORT
         found = self.host.link(name=self.wire)
@@ -119,7 +119,7 @@ class Overlay(Switch):
         if self._peers is None or self._peers.keys() != hosts:
             known, number = self._peers or {}, self._record.vni
             peers = {host: known.get(host) or wireguard.peer_of(self._secret, number, host) for host in hosts}
-            port = int(self._record.options.get("port") or wireguard.PORT)
+            port = self._record.tunnel_port
             try:
                 wireguard.configure(self._tunnel_index, wireguard.key_of(self._secret, number, self._local), port,
                                     [peer for host, peer in peers.items() if host not in known],

@@ -16,7 +16,7 @@ PREDEFINED = ("bridge", "host", "none")
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
 WITH_IPV6 = ("bridge", "overlay")
 DRIVERS = ("bridge", "cni", "ipvlan", "macvlan", "overlay")
-VXLAN_PORT = 4789
+VXLAN_PORT, WIREGUARD_PORT = 4789, 51820
 MODES = {"macvlan": ("bridge", "private", "vepa", "passthru"), "ipvlan": ("l2", "l3", "l3s")}
 FLAGS = ("bridge", "private", "vepa")
 _Network: TypeAlias = IPv4Network | IPv6Network
@@ -104,6 +104,13 @@ class Record:
     def encrypted(self) -> bool:
         """Of an overlay."""
         return "encrypted" in self.options
+
+    @property
+    def tunnel_port(self) -> int:
+        """The UDP port by which an overlay goes from host to host; 0 of others."""
+        if self.driver != "overlay":
+            return 0
+        return int(self.options.get("port") or (WIREGUARD_PORT if self.encrypted else VXLAN_PORT))
 
     @property
     def peers(self) -> tuple[IPv4Address, ...]:

@@ -23,7 +23,6 @@ from dolium.network.netlink import NETLINK_GENERIC, Netlink, attribute
 
 HEADERS = 60
 """Bytes that it takes of each packet below, by IPv4."""
-PORT = 51820
 _LEAST, _MOST = 32, 4096
 _REQUEST, _ACK = 0x1, 0x4
 _SET_DEVICE, _VERSION = 1, 1

@@ -70,8 +70,10 @@ class BridgeNetwork:
 
     def rule(self) -> Bridge:
         """As the firewall knows it."""
+        six = self.six
+        gateways: tuple[IPv4Address | IPv6Address, ...] = (self.addresses.gateway, *([six.address] if six else []))
         return Bridge(self.switch.name, self.subnet, self.record.internal, self.record.masquerade,
-                      self.addresses6.subnet if self.addresses6 is not None else None)
+                      six.subnet if six else None, self.record.tunnel_port, gateways)
 
     @property
     def six(self) -> Six | None:
