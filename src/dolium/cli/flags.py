@@ -133,11 +133,11 @@ class Command:
 
 
 def pairs(values: list[str], flag: str) -> dict[str, str]:
-    """What KEY=VALUE flags say. Raises UsageError."""
+    """What KEY=VALUE flags say; KEY alone is KEY=, as Docker has it. Raises UsageError."""
     found = {}
     for value in values:
-        key, equals, text = value.partition("=")
-        if not equals or not key:
-            raise UsageError(f"invalid argument {value!r} for {flag}: write KEY=VALUE")
+        key, _, text = value.partition("=")
+        if not key:
+            raise UsageError(f"invalid argument {value!r} for {flag}: write KEY=VALUE, or KEY")
         found[key] = text
     return found

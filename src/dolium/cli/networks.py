@@ -60,8 +60,8 @@ def listing(client: Client, context: Context, words: list[str]) -> int:
     for row in sorted(rows, key=lambda row: str(row["Name"])):
         subnets = [str(pool.get("Subnet", "")) for pool in row["IPAM"].get("Config") or []]
         cells.append([row["Id"][:digits], row["Name"], row["Driver"], ",".join(subnets) or "-",
-                      "internal" if row["Internal"] else "-"])
-    output.listing(context, options["format"], ["NETWORK ID", "NAME", "DRIVER", "SUBNET", "SCOPE"], rows, cells)
+                      "yes" if row["Internal"] else "-"])
+    output.listing(context, options["format"], ["NETWORK ID", "NAME", "DRIVER", "SUBNET", "INTERNAL"], rows, cells)
     return 0
 
 
