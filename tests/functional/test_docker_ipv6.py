@@ -85,6 +85,8 @@ def test_connect_restart_and_dolium_s_own_words(clean: Daemon) -> None:
     assert of(clean, "box")["six"]["GlobalIPv6Address"] == f"{P79}::51"
     done = clean.dolium("run", "--rm", "--network", f"name=six,ip6={P79}::60", "base:1", "ip", "-6", "addr", "show", "eth0")
     assert f"{P79}::60/64" in done.stdout and "tentative" not in done.stdout
+    done = clean.dolium("run", "--rm", "--userns", "auto", "--network", "six", "--ip6", f"{P79}::62", "base:1", "ip", "-6", "addr")
+    assert f"{P79}::62/64" in done.stdout  # in a network namespace that belongs to a user namespace
     network(clean, "four")
     assert "network four has no IPv6" in clean.docker("run", "--rm", "--network", "four", "--ip6", f"{P79}::61", "base:1", "true",
                                                       check=False).stderr

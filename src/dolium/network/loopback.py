@@ -11,11 +11,9 @@ import socket
 import subprocess
 import sys
 
-from dolium import faults
 from dolium.errors import Unavailable
 
 _log = logging.getLogger(__name__)
-faults.register("relay.started")
 ADDRESS = "::1"
 _BACKLOG = 128
 _READY_SECONDS = 20.0
@@ -74,7 +72,6 @@ class Loopback:
             try:
                 self._spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn))
                 await asyncio.shield(self._spawning)
-                faults.point("relay.started")
                 await self._end()
                 _log.warning("the relay of ::1 has died: it is started again")
             except (OSError, Unavailable) as error:
