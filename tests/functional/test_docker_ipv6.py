@@ -85,6 +85,8 @@ def test_connect_restart_and_dolium_s_own_words(clean: Daemon) -> None:
     assert of(clean, "box")["six"]["GlobalIPv6Address"] == f"{P79}::51"
     done = clean.dolium("run", "--rm", "--network", f"name=six,ip6={P79}::60", "base:1", "ip", "-6", "addr", "show", "eth0")
     assert f"{P79}::60/64" in done.stdout and "tentative" not in done.stdout
+    done = clean.dolium("run", "--rm", "--userns", "auto", "--network", "six", "--ip6", f"{P79}::62", "base:1", "ip", "-6", "addr")
+    assert f"{P79}::62/64" in done.stdout  # in a network namespace that belongs to a user namespace
     network(clean, "four")
     assert "network four has no IPv6" in clean.docker("run", "--rm", "--network", "four", "--ip6", f"{P79}::61", "base:1", "true",
                                                       check=False).stderr
@@ -97,7 +99,7 @@ def test_ports(clean: Daemon) -> None:
     shown = {"80/tcp -> 0.0.0.0:18281", "80/tcp -> [::]:18281", f"80/tcp -> [{P78}::1]:18282"}
     assert set(clean.docker("port", "box").stdout.splitlines()) == shown == set(clean.dolium("port", "box").stdout.splitlines())
     assert "[::]:18281->80/tcp" in clean.docker("ps").stdout and "[::]:18281->80/tcp" in clean.dolium("ps").stdout
-    for url in ("http://127.0.0.1:18281", f"http://[{P78}::1]:18281", f"http://[{P78}::1]:18282", "http://localhost:18281"):
+    for url in ("http://127.0.0.1:18281", f"http://[{P78}::1]:18281", f"http://[{P78}::1]:18282", "http://localhost:18281", "http://[::1]:18281"):
         eventually(lambda url=url: fetch(url) == b"hello\n", url)
     clean.dolium("port", "add", "box", f"[{P78}::1]:18283:80")
     eventually(lambda: fetch(f"http://[{P78}::1]:18283") == b"hello\n", "a port that was added")
@@ -108,7 +110,11 @@ def test_ports(clean: Daemon) -> None:
         assert fetch(f"http://[{P78}::1]:18281") == b"" and set(clean.docker("port", "box").stdout.splitlines()) == {
             "80/tcp -> 0.0.0.0:18281", f"80/tcp -> [{P78}::1]:18282"}
         clean.docker("restart", "-t0", "box")
-    for words, message in ((("--network", "six", "-p", "[::1]:18284:80"), "cannot publish at [::1]"),
+    up(clean, "local", "--network", "six", "-p", "[::1]:18284:80")
+    serve(clean, "local")
+    assert clean.docker("port", "local").stdout == "80/tcp -> [::1]:18284\n"
+    eventually(lambda: fetch("http://[::1]:18284") == b"hello\n", "by the relay")
+    for words, message in ((("--network", "six", "-p", "[::1]:18284:80/udp"), "cannot publish UDP at [::1]"),
                            (("-p", f"[{P78}::1]:18284:80"), "the container has no IPv6 address"),
                            (("--network", "six", "-p", "18281:80"), "port is already allocated"),
                            (("--network", "six", "-p", f"[{P78}::1]:18282:80"), f"[{P78}::1]:18282 failed")):

@@ -181,7 +181,8 @@ def test_published_ports_from_everywhere(tmp_path: Path, bridge_nf: str) -> None
             assert talk(server, a, gateway, 18180)  # hairpin
             assert talk(server, a, here, 18180)
             assert talk(server, -1, "127.0.0.1", 18180) == f"::ffff:{one['gateway']}"
-            assert refused(-1, "::1", 18180)  # who tries it first goes on to 127.0.0.1 without delay
+            assert talk(server, -1, "::1", 18180) == gateway  # by the relay
+            assert refused(-1, "::1", 18179)
 
     try:
         on_bench(body, tmp_path)
@@ -208,10 +209,15 @@ def test_ports_at_one_address_ranges_and_conflicts(tmp_path: Path) -> None:
                 await into(it, PortBinding(80, "tcp", "", 18191))
             for name, address, error, text in (
                     ("four", here, FailedPrecondition, "the container has no IPv6 address"),
-                    ("six", "::1", Unimplemented, "cannot publish at"),
                     ("six", "fe80::1%lo", InvalidArgument, "link-local"), ("six", "fd00:9::9", FailedPrecondition, "does not have")):
                 with pytest.raises(error, match=text):
                     await into(it, PortBinding(80, "tcp", "", 18192), PortBinding(80, "tcp", address, 18193), name=name)
+            with pytest.raises(Unimplemented, match="cannot publish UDP at"):
+                await into(it, PortBinding(80, "udp", "::1", 18192))
+            _, c, _ = await into(it, PortBinding(80, "tcp", "::1", 18192))
+            with listen(c, 80, "::") as server:
+                talk(server, -1, "::1", 18192)
+                assert refused(-1, here, 18192)
             _, _, four = await into(it, PortBinding(80, "tcp", "", 18192), name="four")
             assert [port["host_ip"] for port in four["ports"]] == ["0.0.0.0"]
 
@@ -293,12 +299,27 @@ def test_another_daemon_finds_all_and_leaves_nothing(tmp_path: Path) -> None:
         await network(it)
         container, fd, endpoint = await into(it, PortBinding(80, "tcp", "", 18196))
         name_server = it.networks._dns._child
+        while not (tmp_path / "relay.sock").exists():
+            await asyncio.sleep(0.01)
+        relay = it.networks._bridge._loopback._child
+        assert relay is not None
         await it.networks.close()  # with a container that lives, all stays
         it.networks = Networks(instance, it.store, run_dir=str(tmp_path))
         with listen(fd, 80, "::") as server, the_outside6() as (outside, _, here):
             talk(server, outside, here, 18196)
-            await it.networks.start({container: endpoint}, lambda _: os.dup(fd))
-            talk(server, outside, here, 18196)
+            talk(server, -1, "::1", 18196)  # while no daemon runs
+            with socket.create_connection(("::1", 18196)) as before, server.accept()[0] as accepted:
+                await it.networks.start({container: endpoint}, lambda _: os.dup(fd))
+                talk(server, outside, here, 18196)
+                talk(server, -1, "::1", 18196)
+                # the last daemon's relay goes on with what it has begun
+                before.sendall(b"late")
+                assert accepted.recv(9) == b"late"
+            relay.wait(SECONDS)
+            second = it.networks._bridge._loopback._child
+            assert second is not None
+            second.kill()
+            await asyncio.to_thread(talk, server, -1, "::1", 18196)  # waits for the next one
         row = it.networks.find("six")
         assert row["EnableIPv6"] and row["Containers"][container]["IPv6Address"] == f"{endpoint['ip6']}/64"
         for wrong in ({"address6": endpoint["ip6"]}, {"ports": (PortBinding(80, "tcp", "::", 18196),)}):

@@ -137,20 +137,23 @@ def test_foreign_chains_that_drop() -> None:
 
 SIX = [Bridge("doly", SUBNET, subnet6=IPv6Network("fd00:1::/64"))]
 BOTH = Publication(IPv4Address("172.18.0.2"), (
-    Published(80, "tcp", "0.0.0.0", 8080), Published(80, "tcp", "::", 8080), Published(53, "udp", "fd00::9", 53)),
+    Published(80, "tcp", "0.0.0.0", 8080), Published(80, "tcp", "::", 8080), Published(53, "udp", "fd00::9", 53),
+    Published(81, "tcp", "::1", 9)),
     IPv6Address("fd00:1::2"))
 
 
 def test_ipv6_has_a_table_of_its_own_while_a_bridge_has_it() -> None:
     assert element_text("add", "dolium-x", "cafe", BOTH) == (
         'add element ip dolium-x any { tcp . 8080 comment "cafe" : 172.18.0.2 . 80 }\n'
-        "add element ip6 dolium-x loopback { tcp . 8080 }\n"
+        "add element ip6 dolium-x loopback { tcp . 8080, tcp . 9 }\n"
+        "add element ip6 dolium-x targets { tcp . 8080 : fd00:1::2 . 80, tcp . 9 : fd00:1::2 . 81 }\n"
         'add element ip6 dolium-x any { tcp . 8080 comment "cafe" : fd00:1::2 . 80 }\n'
         'add element ip6 dolium-x one { fd00::9 . udp . 53 comment "cafe" : fd00:1::2 . 53 }\n')
     text = table_text("dolium-x", [*DEFAULT, *SIX], {"cafe": BOTH})
     four, six = text.split("add table ip6 dolium-x\n")
     assert '"dol0123abcd"' in four and '"doly"' in four and "ip6" not in four
     assert '"dol0123abcd"' not in six and 'ip6 saddr fd00:1::/64 oifname != "doly" masquerade' in six
+    assert "redirect" not in six and "redirect to :7000" in table_text("dolium-x", SIX, {}, relay=7000)
     wall, nft = firewall()
     wall.replace(SIX, {})
     wall.replace(DEFAULT)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from dolium.errors import DoliumError, Internal, PermissionDenied, Unavailable, Unimplemented
-from dolium.network.ports import ANY, ANY6, Published
+from dolium.network.ports import ANY, ANY6, LOOPBACK6, Published
 
 _log = logging.getLogger(__name__)
 _LIBRARY = "libnftables.so.1"
@@ -70,10 +70,11 @@ class _Family:
 _IP, _IP6 = _Family("ip", "ipv4_addr", "127.0.0.0/8"), _Family("ip6", "ipv6_addr", "::1")
 
 
-def table_text(table: str, bridges: Sequence[Bridge], publications: Mapping[str, Publication], *,
-               drop6: bool = False) -> str:
+def table_text(table: str, bridges: Sequence[Bridge], publications: Mapping[str, Publication], *, drop6: bool = False,
+               relay: int = 0) -> str:
     """One transaction that replaces the table, whatever it was, with one for these bridges that has these publications; and
-    so for IPv6, when a bridge has it. ``drop6``: there may be a table for IPv6 from before.
+    so for IPv6, when a bridge has it. ``drop6``: there may be a table for IPv6 from before; ``relay``: its port on ::1, 0
+    without one.
 
     A packet costs the same with one bridge and with a hundred: what is asked of each one is a look-up in a set. (Only the
     first packet of a connection goes through the nat chains.)
@@ -83,13 +84,13 @@ def table_text(table: str, bridges: Sequence[Bridge], publications: Mapping[str,
     six = [one for one in bridges if one.subnet6 is not None]
     text = _table(_IP, table, bridges)
     if six:
-        text += _table(_IP6, table, six)
+        text += _table(_IP6, table, six, relay)
     elif drop6:
         text += f"add table ip6 {table}\ndelete table ip6 {table}\n"
     return text + elements
 
 
-def _table(family: _Family, table: str, bridges: Sequence[Bridge]) -> str:
+def _table(family: _Family, table: str, bridges: Sequence[Bridge], relay: int = 0) -> str:
     ip, loopback = family.name, family.loopback
     every = _names(bridges)
     inner, outer = [one for one in bridges if one.internal], [one for one in bridges if not one.internal]
@@ -122,7 +123,10 @@ def _table(family: _Family, table: str, bridges: Sequence[Bridge]) -> str:
     rules = {name: "".join(f"        {rule}\n" for rule in lines) for name, lines in (
         ("guard", guard), ("postrouting", postrouting), ("forward", forward))}
     local = _LOCAL if family is _IP6 else ""
-    unchanged = '        ip6 daddr ::1 return comment "see local"\n' if family is _IP6 else ""
+    first = ""
+    if family is _IP6:
+        to_relay = "ip6 daddr ::1 meta l4proto . th dport @loopback meta l4proto tcp redirect to"
+        first = f"        {to_relay} :{relay}\n" * bool(relay) + "        ip6 daddr ::1 return\n"
     return f"""add table {ip} {table}
 delete table {ip} {table}
 table {ip} {table} {{
@@ -146,7 +150,7 @@ table {ip} {table} {{
     }}
     chain output {{
         type nat hook output priority -100; policy accept;
-{unchanged}        fib daddr type local goto publish
+{first}        fib daddr type local goto publish
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
@@ -179,6 +183,9 @@ def _sent(tunnels: Sequence[int]) -> str:
 _LOCAL = """    set loopback {
         type inet_proto . inet_service
     }
+    map targets {
+        type inet_proto . inet_service : ipv6_addr . inet_service
+    }
     chain local {
         type filter hook output priority filter; policy accept;
         ip6 daddr ::1 meta l4proto . th dport @loopback goto refuse
@@ -188,8 +195,8 @@ _LOCAL = """    set loopback {
         reject
     }
 """
-"""Ports that are published at all addresses do not lead from ::1 to a container: no answer from a link gets to ::1 (IPv4 has
-route_localnet for this). Who tries ::1 first is refused at once, and takes 127.0.0.1."""
+"""No answer from a link gets to ::1 (IPv4 has route_localnet for this): a relay takes TCP connections to it, and finds in
+``targets`` where they lead. The rest is refused at once: who tries ::1 first takes 127.0.0.1."""
 
 
 def _names(bridges: Sequence[Bridge]) -> str:
@@ -207,12 +214,16 @@ def element_text(verb: str, table: str, container: str, publication: Publication
     for port in publication.ports:
         key = f"{port.protocol} . {port.host_port}"
         six = ":" in port.host_ip
-        if port.host_ip == ANY6:
+        target = publication.address6 if six else publication.address
+        if port.host_ip in (ANY6, LOOPBACK6):
             lines.setdefault(f"ip6 {table} loopback", []).append(key)
+            lines.setdefault(f"ip6 {table} targets", []).append(
+                key + (f" : {target} . {port.container_port}" if verb == "add" else ""))
+        if port.host_ip == LOOPBACK6:
+            continue
         name = "any" if port.host_ip in (ANY, ANY6) else "one"
         if name == "one":
             key = f"{port.host_ip} . {key}"
-        target = publication.address6 if six else publication.address
         value = f' comment "{container}" : {target} . {port.container_port}' if verb == "add" else ""
         lines.setdefault(f"{'ip6' if six else 'ip'} {table} {name}", []).append(key + value)
     return "".join(f"{verb} element {name} {{ {', '.join(keys)} }}\n" for name, keys in lines.items())
@@ -235,8 +246,8 @@ def drops_in(listing: str, own: str, *, six: bool = False) -> list[str]:
 class Nft:
     """A libnftables context of this process's network namespace. May be used from any thread, one at a time."""
 
-    def __init__(self) -> None:
-        """Raises Unavailable when the library is not installed."""
+    def __init__(self, *, json: bool = True) -> None:
+        """``json``: how it prints; else in nft's own language. Raises Unavailable when the library is not installed."""
         try:
             library = ctypes.CDLL(_LIBRARY)
         except OSError as error:
@@ -256,10 +267,11 @@ class Nft:
         if not self._context or library.nft_ctx_buffer_output(self._context) \
                 or library.nft_ctx_buffer_error(self._context):
             raise Unavailable("libnftables gives no context")
-        library.nft_ctx_output_set_flags(self._context, _OUTPUT_JSON)
+        if json:
+            library.nft_ctx_output_set_flags(self._context, _OUTPUT_JSON)
 
     def run(self, text: str) -> str:
-        """Run commands as one transaction; what they print, as JSON.
+        """Run commands as one transaction; what they print.
 
         Raises PermissionDenied, Unimplemented (the kernel lacks a part of nftables), Internal.
         """
@@ -294,6 +306,8 @@ class Firewall:
         self._nft = nft
         self._bridges: tuple[Bridge, ...] | None = None
         self._six = False  # is there a table for IPv6, or may there be?
+        self.relay = 0
+        """The port on ::1 of the relay, in tables that are made from now on; 0 without one."""
         self._publications: dict[str, Publication] = {}
         self._lock = threading.Lock()
 
@@ -304,7 +318,7 @@ class Firewall:
             kept = self._publications if publications is None else dict(publications)
             if self._bridges is None:  # a killed daemon may have left one; a kernel without IPv6 knows no such table at all
                 self._six = self._left6()
-            self._nft.run(table_text(self.table, bridges, kept, drop6=self._six))
+            self._nft.run(table_text(self.table, bridges, kept, drop6=self._six, relay=self.relay))
             self._bridges, self._publications = tuple(bridges), kept
             self._six = any(one.subnet6 is not None for one in bridges)
 
@@ -344,7 +358,7 @@ class Firewall:
             if self._bridges is None:
                 raise
             _log.warning("the firewall table %s is made anew: %s", self.table, error)
-            self._nft.run(table_text(self.table, self._bridges, after, drop6=self._six))
+            self._nft.run(table_text(self.table, self._bridges, after, drop6=self._six, relay=self.relay))
         self._publications = after
 
     def delete(self) -> None:

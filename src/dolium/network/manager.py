@@ -66,7 +66,7 @@ class Networks:
         self.instance, self.run_dir = instance, run_dir
         self._store = store
         self._bridge = BridgeDriver(instance, self._settled, functools.partial(self._subnets_but, "bridge"),
-                                    pool_size=pool_size)
+                                    run_dir=run_dir, pool_size=pool_size)
         self._none = NoneDriver()
         self._drivers: dict[str, Driver] = {"none": self._none, "bridge": self._bridge, "overlay": self._bridge,
                                            "cni": CniDriver(run_dir)}

@@ -21,7 +21,7 @@ from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Pe
 from dolium.network.base import PortBinding
 
 _log = logging.getLogger(__name__)
-ANY, ANY6 = "0.0.0.0", "::"
+ANY, ANY6, LOOPBACK6 = "0.0.0.0", "::", "::1"
 _SO_ATTACH_FILTER = 26
 _ATTEMPTS = 16
 """For a port that is free in both families."""

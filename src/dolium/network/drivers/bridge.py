@@ -27,10 +27,11 @@ from dolium.network.base import Endpoint, Place, PortBinding
 from dolium.network.dns.sandbox import open_sockets
 from dolium.network.drivers.bridge_network import DEFAULT, BridgeNetwork, Held
 from dolium.network.firewall import Firewall, Nft, udp_ports
+from dolium.network.loopback import Loopback
 from dolium.network.netlink import Netlink
 from dolium.network.overlay import Overlay
 from dolium.network.pool import LINK, Pool, Slot
-from dolium.network.ports import Ports, Published, host_address
+from dolium.network.ports import ANY6, LOOPBACK6, Ports, Published, host_address
 from dolium.network.records import Record
 from dolium.network.switch import Switch, as_error, choosing, default_mtu, enable_forwarding, owner
 
@@ -55,10 +56,11 @@ class BridgeDriver:
     name, publishes, late = "bridge", True, False
 
     def __init__(self, instance: str, settled: Callable[[Record, bool, bool], None],
-                 others: Callable[[], Iterable[IPv4Network]], *, pool_size: int = pool.SIZE) -> None:
-        """``others``: the subnets of networks of other drivers."""
+                 others: Callable[[], Iterable[IPv4Network]], *, run_dir: str, pool_size: int = pool.SIZE) -> None:
+        """``others``: the subnets of networks of other drivers; ``run_dir``: as of ``Networks``."""
         self._instance, self._settled, self._others, self._pool_size = instance, settled, others, pool_size
         self._ports = Ports()
+        self._loopback = Loopback(f"dolium-{instance}", run_dir)
         self._networks: dict[str, BridgeNetwork] = {}
         self._gone: dict[int, str] = {}
         self._reaping: asyncio.TimerHandle | None = None
@@ -133,6 +135,8 @@ class BridgeDriver:
             if not network.default:
                 await self._resume(network)
         await self._adopt(live)
+        if not self._loopback.asked:
+            await self._loopback.unwanted()
         await self._run(self._firewall.replace, self._rules(), {
             container: held.publication for network in self._networks.values()
             for container, held in network.held.items() if held.ports})
@@ -150,7 +154,10 @@ class BridgeDriver:
         return Switch(self._instance, self._host, record.short, record.link, record.mtu or self._mtu)
 
     def _rules(self) -> list[Any]:
-        return [network.rule() for network in self._networks.values() if network.broken is None]
+        rules = [network.rule() for network in self._networks.values() if network.broken is None]
+        if any(one.subnet6 is not None for one in rules):
+            self._firewall.relay = self._loopback.port
+        return rules
 
     async def _resume(self, network: BridgeNetwork) -> None:
         """A user's network, which an earlier daemon has made. One that cannot be is named in the log; the rest works."""
@@ -202,7 +209,13 @@ class BridgeDriver:
                          network.record.name)
         if ports:
             self._ports.adopt(container, ports)
+            self._relay(ports)
         network.held[container] = held
+
+    def _relay(self, ports: Iterable[Published]) -> None:
+        """What leads from ::1 to a container needs a relay."""
+        if any(port.protocol == "tcp" and port.host_ip in (ANY6, LOOPBACK6) for port in ports):
+            self._loopback.wanted()
 
     # -- the pool --
 
@@ -272,6 +285,7 @@ class BridgeDriver:
         for port in wanted:
             _check_six(network, held, port)
         held.ports = (*held.ports, *self._ports.reserve(container, wanted, six=held.address6 is not None))
+        self._relay(held.ports)
         endpoint["ports"] = [port.as_dict() for port in held.ports]
 
     async def make(self, container: str, endpoint: Endpoint, namespace: int) -> int:
@@ -587,7 +601,9 @@ class BridgeDriver:
             await asyncio.gather(*self._tasks)
         try:
             if self._made:
-                await self._run(self._clear, keep=any(network.held for network in self._networks.values()))
+                keep = any(network.held for network in self._networks.values())
+                await self._loopback.close(keep=keep)
+                await self._run(self._clear, keep=keep)
         except OSError as error:
             raise as_error(error, "cannot remove the bridge network") from error
         finally:
@@ -597,6 +613,7 @@ class BridgeDriver:
     async def _clear_quietly(self, *, keep: bool) -> None:
         try:
             if self._made:
+                await self._loopback.close(keep=keep)
                 await self._run(self._clear, keep=keep)
         except (OSError, DoliumError) as error:
             _log.warning("what was made of the bridge network remains: %s", error)
@@ -632,8 +649,9 @@ def _check_six(network: BridgeNetwork, held: Held, port: PortBinding) -> None:
     if held.address6 is None:
         raise FailedPrecondition(f"cannot publish at [{address}]: the container has no IPv6 address, since the network "
                                  f"{network.record.name} has no IPv6", hint="make one by network create --ipv6")
-    if address.is_loopback:
-        raise Unimplemented("cannot publish at [::1]: the kernel sends no answers back to it", hint="publish at 127.0.0.1")
+    if address.is_loopback and port.protocol == "udp":
+        raise Unimplemented("cannot publish UDP at [::1]: the kernel lets no answer through to it",
+                            hint="publish at 127.0.0.1")
 
 
 def _flows_to(port: Published) -> bytes:
