@@ -175,13 +175,16 @@ def test_kill_all_ends_every_process(runtime: Runtime, bundle: Bundle) -> None:
 
 def test_list(runtime: Runtime, bundle: Bundle) -> None:
     assert runtime("list", "-q").out == "" and runtime("list", "--format", "json").out == "null\n"
+    bundle.config["annotations"] = {"a": "b"}
     runtime.create(bundle, identity="one")
     pid = runtime.state("one")["pid"]
     assert runtime("list", "-q").out == "one\n"
     (row,) = json.loads(runtime("list", "--format", "json").out)
     assert (row["id"], row["pid"], row["status"], row["owner"]) == ("one", pid, "created", "root")
+    assert row["annotations"] == {"a": "b"}
     head, line = runtime("list").out.splitlines()
     assert head.split() == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
+    assert line.startswith(f"{'one':12}{pid:<12}{'created':12}{bundle.path}   2")
     assert line.split()[:4] == ["one", str(pid), "created", str(bundle.path)]
 
 
@@ -208,6 +211,7 @@ def test_features(runtime: Runtime) -> None:
     assert "SCMP_ACT_ERRNO" in features["linux"]["seccomp"]["actions"]
     assert set(features["hooks"]) == {"prestart", "createRuntime", "createContainer", "startContainer", "poststart",
                                       "poststop"}
+    assert features["potentiallyUnsafeConfigAnnotations"] == ["org.systemd.property."]
 
 
 def test_pause_stops_and_resume_goes_on(runtime: Runtime, bundle: Bundle) -> None:

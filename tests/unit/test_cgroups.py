@@ -149,6 +149,13 @@ def test_v1_refuses_what_is_not_mounted(layout: tree.Layout, resources: dict[str
         check(FakeFacts(lists=PAGES), layout, resources)
 
 
+@pytest.mark.parametrize("layout", [V1, V2])
+@pytest.mark.parametrize("shares", [1, 262145])
+def test_shares_that_the_kernel_would_change_are_refused(layout: tree.Layout, shares: int) -> None:
+    with pytest.raises(InvalidArgument, match=f"linux.resources.cpu.shares: {shares} is not from 2 to 262144"):
+        check(FakeFacts(HOST_V2), layout, {"cpu": {"shares": shares}})
+
+
 def test_v1_device_files() -> None:
     rules = [{"allow": False}, {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"},
              {"allow": True, "type": "a", "major": 7}]

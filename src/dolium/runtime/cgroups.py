@@ -42,6 +42,9 @@ _ASKED_BY = {"cpuset": "cpu.cpus", "blkio": "blockIO", "io": "blockIO", "hugetlb
 
 def check(facts: Facts, where: tree.Layout, resources: dict[str, Any]) -> None:
     """Refuse, before anything is made, what this host's cgroups cannot hold. Raises InvalidArgument naming the field."""
+    shares = (resources.get("cpu") or {}).get("shares") or 2
+    if not 2 <= shares <= 262144:  # v1 would take the nearest without a word
+        raise InvalidArgument(f"config.json: linux.resources.cpu.shares: {shares} is not from 2 to 262144")
     if where.v1:
         if resources.get("unified"):
             raise InvalidArgument("config.json: linux.resources.unified: this host's controllers are on cgroup v1",

@@ -22,6 +22,7 @@ SECCOMP_FLAGS = ("SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "S
 
 def features(facts: Facts) -> dict[str, Any]:
     """The features object for this build on this host."""
+    from dolium.linux.cgroup import systemd
     from dolium.runtime import attributes, lsm, rdt
 
     layout = cgroups.layout(facts)
@@ -48,4 +49,5 @@ def features(facts: Facts) -> dict[str, Any]:
             "mountExtensions": {"idmap": {"enabled": True}},
             "netDevices": {"enabled": True},
         },
+        "potentiallyUnsafeConfigAnnotations": [systemd.ANNOTATION],
     }

@@ -422,8 +422,10 @@ def listing(context: Context, facts: Facts, *, quiet: bool, as_json: bool) -> Pl
         except FailedPrecondition:
             continue  # a damaged record must not hide the others; `state` tells what is wrong with it
         status = state.status(facts, where)
-        rows.append({"ociVersion": where.oci_version, "id": name, "pid": 0 if status == "stopped" else where.pid,
-                     "status": status, "bundle": where.bundle, "rootfs": where.rootfs, "created": where.created,
+        row = {"ociVersion": where.oci_version, "id": name, "pid": 0 if status == "stopped" else where.pid,
+               "status": status, "bundle": where.bundle, "rootfs": where.rootfs, "created": where.created}
+        annotations = _annotations(facts, where) if as_json else None
+        rows.append({**row, **({"annotations": annotations} if annotations else {}),
                      "owner": "root" if where.owner == 0 else str(where.owner)})
     if quiet:
         return _show("".join(f"{row['id']}\n" for row in rows))
@@ -432,10 +434,17 @@ def listing(context: Context, facts: Facts, *, quiet: bool, as_json: bool) -> Pl
     titles = ("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")
     table = [titles, *((row["id"], str(row["pid"]), row["status"], row["bundle"], row["created"], row["owner"])
                        for row in rows)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(titles))]
-    widths = [max(width, 11) for width in widths]
-    return _show("".join(" ".join(cell.ljust(width + 3) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n"
+    widths = [max(12, *(len(line[column]) + 3 for line in table)) for column in range(len(titles))]
+    return _show("".join("".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n"
                          for line in table))
+
+
+def _annotations(facts: Facts, where: state.State) -> object:
+    """Those of the configuration; None also when that is gone or damaged: `state` tells what is wrong with it."""
+    try:
+        return json.loads(facts.read(f"{where.folder}/config.json") or b"{}").get("annotations")
+    except (ValueError, AttributeError):
+        return None
 
 
 def processes(context: Context, facts: Facts, identity: str, words: list[str], *, as_json: bool) -> Plan:
