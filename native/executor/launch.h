@@ -102,6 +102,9 @@ int slot_fd(const struct launch *launch, int64_t slot);
 int64_t clock_ns(clockid_t clock);
 const struct op *find_op(const struct plan *plan, uint16_t code);
 int wait_for(pid_t pid, int *status); /* the pid or -errno */
+int all_signals(void);                /* a signalfd that does not block, or -1 */
+/* The next signal goes on to another process; one that is `kept` does not, and is returned. */
+int pass_signal(int signals, int pidfd, int kept);
 uint64_t process_start_time(pid_t pid);
 int write_all(int fd, const void *data, size_t len);
 int copy_all(int from, int to);

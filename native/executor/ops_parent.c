@@ -3,6 +3,7 @@
 #include <linux/nsfs.h>
 #include <sys/file.h>
 #include <sys/sendfile.h>
+#include <sys/signalfd.h>
 #include <sys/un.h>
 
 #include "fields.h"
@@ -92,11 +93,7 @@ OPERATION(print, write_all((int)op->a[0].i, op->a[1].s.data, op->a[1].s.len))
 
 OPERATION(exit_code, (launch->held_exit = (int)op->a[0].i, 0))
 
-int do_log_file(struct launch *launch, const struct op *op) {
-	launch->log_path = op->a[0].s.data;
-	launch->log_json = (int)op->a[1].i;
-	return 0;
-}
+OPERATION(log_file, (launch->log_path = op->a[0].s.data, launch->log_json = (int)op->a[1].i, 0))
 
 /* Makes the folder, and those above it that are missing when these have a mode; `begin` is done to each. -EEXIST when it
  * was there. */
@@ -133,14 +130,13 @@ int replace_file(const char *path, const char *fresh, mode_t mode, const void *d
 
 int do_write_file(struct launch *launch, const struct op *op) {
 	const char *path = op->a[0].s.data;
-	mode_t mode = (mode_t)op->a[2].i;
 	char fresh[PATH_MAX];
 	TRY(format_path(fresh, "%s.new", path));
 	cleanup_buffer text = { 0 };
 	TRY(render(launch, op->a[1].s, &text));
 	if (op->a[3].i & 1)
-		return replace_file(path, fresh, mode, text.data, text.used);
-	cleanup_fd fd = TRY(or_errno(open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode)));
+		return replace_file(path, fresh, (mode_t)op->a[2].i, text.data, text.used);
+	cleanup_fd fd = TRY(or_errno(open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, (mode_t)op->a[2].i)));
 	return write_all(fd, text.data, text.used);
 }
 
@@ -225,10 +221,25 @@ OPERATION(again, 0) /* the front looks for it */
 
 /* ---- hooks ---- */
 
+int all_signals(void) {
+	sigset_t set;
+	sigfillset(&set);
+	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+int pass_signal(int signals, int pidfd, int kept) {
+	struct signalfd_siginfo info;
+	if (read(signals, &info, sizeof info) != sizeof info || info.ssi_signo == SIGCHLD)
+		return 0;
+	return (int)info.ssi_signo == kept ? kept : (sys_pidfd_send_signal(pidfd, (int)info.ssi_signo), 0);
+}
+
 static void __attribute__((noreturn)) hook_child(struct launch *launch, const struct op *op, int in, int err) {
 	int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
 	setpgid(0, 0);
 	prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
+	if (op->a[3].i < 0)
+		sigfillset(&launch->original_mask); /* what comes before it looks waits */
 	if (dup2(in, 0) < 0 || dup2(null < 0 ? err : null, 1) < 0 || dup2(err, 2) < 0)
 		_exit(126);
 	int result = exec_program(launch, op->a[0].s.data, &op->a[1].l, &op->a[2].l, 3);
@@ -237,11 +248,9 @@ static void __attribute__((noreturn)) hook_child(struct launch *launch, const st
 }
 
 static int hook_outcome(struct launch *launch, int status, int err) {
-	char said[160];
-	ssize_t n = pread(err, said, sizeof said - 1, 0);
-	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+	char said[160] = "";
+	if (pread(err, said, sizeof said - 1, 0) >= 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0)
 		return 0;
-	said[n > 0 ? n : 0] = '\0';
 	said[strcspn(said, "\n")] = '\0';
 	return fail_with(launch, ECANCELED, "%s %d%s%s", WIFSIGNALED(status) ? "killed by signal" : "exit status",
 			 WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), *said ? ": " : "", said);
@@ -261,7 +270,11 @@ int do_hook(struct launch *launch, const struct op *op) {
 		hook_child(launch, op, state, err);
 	setpgid(pid, pid); /* in both, so that the group exists whoever is first */
 	cleanup_fd pidfd = sys_pidfd_open(pid, 0);
-	int late = limit && poll_until(pidfd, deadline) == 0, status;
+	cleanup_fd signals = limit < 0 && pidfd >= 0 ? all_signals() : -1; /* below 0: it is in the foreground */
+	struct pollfd p[2] = { { .fd = pidfd, .events = POLLIN }, { .fd = signals, .events = POLLIN } };
+	while (signals >= 0 && RETRY(poll(p, 2, -1)) > 0 && !p[0].revents)
+		pass_signal(signals, pidfd, 0);
+	int late = limit > 0 && poll_until(pidfd, deadline) == 0, status;
 	if (late)
 		kill(-pid, SIGKILL);
 	TRY(wait_for(pid, &status));

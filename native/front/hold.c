@@ -1,6 +1,5 @@
 /* The caller's terminal; and `run` and `exec` of the runtime in the foreground: the front stays, relays the terminal,
  * forwards signals, returns the status. */
-#include <sys/signalfd.h>
 #include <termios.h>
 
 #include "wire.h"
@@ -49,32 +48,17 @@ static ssize_t relay(int from, int to) {
 	return n;
 }
 
-/* Reaps everything that ended; 1 when init was among it. */
+/* Reaps what ended; 1 when init was among it. */
 static int reap(struct launch *launch, int *status) {
-	int seen = 0, one;
 	pid_t pid;
-	while ((pid = waitpid(-1, &one, WNOHANG)) > 0)
-		if (pid == launch->pid) {
-			*status = one;
-			seen = 1;
-		}
-	return seen;
-}
-
-static void take_signal(struct launch *launch, int fd) {
-	struct signalfd_siginfo info;
-	if (read(fd, &info, sizeof info) != sizeof info || info.ssi_signo == SIGCHLD)
-		return;
-	if (info.ssi_signo == SIGWINCH && launch->console >= 0)
-		copy_size(launch->console);
-	else
-		sys_pidfd_send_signal(launch->pidfd, (int)info.ssi_signo);
+	while ((pid = waitpid(-1, status, WNOHANG)) > 0)
+		if (pid == launch->pid)
+			return 1;
+	return 0;
 }
 
 int hold_until_exit(struct launch *launch) {
-	sigset_t set;
-	sigfillset(&set);
-	cleanup_fd signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	cleanup_fd signals = all_signals();
 	if (signals < 0)
 		return 1;
 	if (launch->console >= 0) {
@@ -91,8 +75,8 @@ int hold_until_exit(struct launch *launch) {
 	while (!reap(launch, &status)) {
 		if (poll(p, 4, -1) < 0 && errno != EINTR)
 			break;
-		if (p[0].revents)
-			take_signal(launch, signals);
+		if (p[0].revents && pass_signal(signals, launch->pidfd, launch->console < 0 ? 0 : SIGWINCH))
+			copy_size(launch->console);
 		if (p[2].revents && relay(launch->console, 1) == 0)
 			p[2].fd = -1;
 		if (p[3].revents && relay(0, launch->console) == 0)

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -48,6 +49,11 @@ def test_a_counter_goes_on_counting(runtime: Runtime, counter: Bundle, tmp_path:
     assert runtime.left() == [] and counter.groups() == [] and not alive(pid)
     reached = count(counter)
     assert reached > 3
+    damaged = shutil.copytree(images, tmp_path / "damaged")
+    (damaged / "pstree.img").write_bytes(b"no image")
+    result = runtime("restore", "-d", "-b", str(counter.path), "--image-path", str(damaged), "c", code=1)
+    assert "CRIU said: " in result.err and f"{damaged}/restore.log" in result.err and result.err.count("\n") == 1
+    assert runtime.left() == [] and counter.groups() == []
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "pidfd"))
         listener.listen()
@@ -111,28 +117,49 @@ def test_leave_running_pre_dump_and_a_second_life_beside_the_first(runtime: Runt
 
 @works
 def test_restored_in_the_foreground_with_the_callers_streams(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
-    images = str(tmp_path / "images")
-    bundle.sh("touch /tmp/ready; while [ ! -e /tmp/go ]; do sleep 0.1; done; read word; echo said $word; exit 7")
+    """Its streams, its signals from the first moment, its exit code; and the hooks that have their turn again."""
+    images, told = str(tmp_path / "images"), tmp_path / "told"
+    bundle.sh("trap 'echo one' USR1; trap 'echo two' HUP; trap 'exit 7' TERM; touch /tmp/ready;"
+              "while [ ! -e /tmp/go ]; do sleep 0.1; done; read word; echo said $word; while :; do sleep 0.1; done")
     bundle.write()
     first = runtime.popen("run", "--bundle", str(bundle.path), "c", stdin=subprocess.PIPE)
     until(lambda: (bundle.rootfs / "tmp/ready").exists(), "it runs")
     runtime("checkpoint", "--image-path", images, "c")
     first.communicate(timeout=60)
+    flags = ("-b", str(bundle.path), "--image-path", images)
+
+    bundle.hook("prestart", "/bin/sh", "-c", "echo no room >&2; exit 3").write()
+    failed = runtime("restore", *flags, "c", code=1)
+    assert failed.err.endswith("restore of c: prestart hook /bin/sh: exit status 3: no room\n") and failed.err.count("\n") == 1
+    assert runtime.left() == [] and bundle.groups() == []
+
+    del bundle.config["hooks"]
+    bundle.hook("prestart", "/bin/sh", "-c", f"cat > {told}.state; readlink /proc/self/ns/mnt > {told}.mnt", env=[])
+    bundle.hook("createRuntime", "/bin/sh", "-c", f"env > {told}.env; echo > {told}; while [ -e {told} ]; do sleep 0.01; done",
+                env=["WORD=a b"])
+    for kind in ("createContainer", "startContainer"):  # not theirs, as with runc
+        bundle.hook(kind, "/bin/sh", "-c", "exit 9")
+    bundle.write()
+    second = runtime.popen("restore", *flags, "c", stdin=subprocess.PIPE)
+    assert second.stdin is not None and second.stdout is not None
+    until(told.exists, "the hooks run")
+    second.send_signal(signal.SIGUSR1)  # there is no container yet
+    state = json.loads((told.with_suffix(".state")).read_text())
+    assert (state["status"], state["id"], state["bundle"]) == ("creating", "c", str(bundle.path))
+    assert os.readlink(f"/proc/{state['pid']}/ns/net") != os.readlink("/proc/self/ns/net")
+    assert told.with_suffix(".mnt").read_text().strip() == os.readlink("/proc/self/ns/mnt")
+    assert "WORD=a b" in told.with_suffix(".env").read_text() and "HOME=" not in told.with_suffix(".env").read_text()
+    told.unlink()
+    assert second.stdout.readline() == "one\n"
+    assert runtime.state()["pid"] == state["pid"]
     (bundle.rootfs / "tmp/go").touch()
-    result = runtime("restore", "-b", str(bundle.path), "--image-path", images, "c", stdin="hello\n", code=7)
-    assert result.out == "said hello\n" and runtime.left() == [] and bundle.groups() == []
-
-
-@works
-def test_what_criu_says_of_images_that_are_damaged(runtime: Runtime, counter: Bundle, tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    runtime.started(counter)
-    until(lambda: count(counter) > 1, "it counts")
-    runtime("checkpoint", "--image-path", str(images), "c")
-    (images / "pstree.img").write_bytes(b"no image")
-    result = runtime("restore", "-d", "-b", str(counter.path), "--image-path", str(images), "c", code=1)
-    assert "CRIU said: " in result.err and f"{images}/restore.log" in result.err and result.err.count("\n") == 1
-    assert runtime.left() == [] and counter.groups() == []
+    second.stdin.write("hello\n")
+    second.stdin.flush()
+    assert second.stdout.readline() == "said hello\n"
+    second.send_signal(signal.SIGHUP)
+    assert second.stdout.readline() == "two\n"
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(30) == 7 and runtime.left() == [] and bundle.groups() == []
 
 
 @pytest.mark.skipif(WORKS, reason="needs a kernel on which CRIU does not work: the host's 6.18")
@@ -157,8 +184,6 @@ def test_what_is_refused_before_criu_runs(runtime: Runtime, counter: Bundle, tmp
         result = runtime("checkpoint", "--image-path", images, *words, "c", code=1)
         assert why in result.err and result.err.count("\n") == 1
     assert "there is no dolium.json" in runtime("restore", "-b", str(counter.path), "--image-path", images, "d", code=1).err
-    counter.hook("createRuntime", "/bin/true").write()
-    assert "hooks.createRuntime" in runtime("restore", "-b", str(counter.path), "--image-path", images, "d", code=1).err
     assert runtime.state()["status"] == "running" and runtime.left() == ["c"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -244,6 +245,41 @@ def test_deleting_without_a_bus_goes_on_by_file(driver: Systemd, bundle: Bundle,
     driver("delete", "--force", "c", env=nobody)
     assert driver.left() == []
     until(lambda: not folder(unit).exists(), "systemd sees that it is empty")
+
+
+@with_systemd
+@pytest.mark.skipif(shutil.which("criu") is None, reason="needs the package criu")
+def test_checkpoint_and_restore(driver: Systemd, bundle: Bundle, unit: str, tmp_path: Path) -> None:
+    """The scope is another one with the same limits; a restore that fails leaves none."""
+    images, flags = tmp_path / "images", ("-b", str(bundle.path), "--image-path", str(tmp_path / "images"))
+    bundle.linux["resources"].update(LIMITS)
+    bundle.linux["resources"].pop("hugepageLimits")
+    driver.started(bundle.sh("i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.1; done"))
+    count = bundle.rootfs / "tmp/count"
+    until(lambda: count.exists() and count.read_text() > "1", "it counts")
+    driver("checkpoint", "--image-path", str(images), "c")
+    assert not folder(unit).exists() and driver.left() == []
+
+    bundle.hook("prestart", "/bin/false").write()
+    assert "prestart hook /bin/false: exit status 1" in driver("restore", "-d", *flags, "c", code=1).err
+    assert not folder(unit).exists() and driver.left() == [] and show(unit, "ActiveState")["ActiveState"] == "inactive"
+
+    del bundle.config["hooks"]
+    bundle.write()
+    driver("restore", "-d", *flags, "c")
+    before = int(count.read_text() or 0)
+    until(lambda: int(count.read_text() or 0) > before + 2, "it goes on")
+    state = driver.state()
+    assert state["status"] == "running"
+    inside = value(unit, "cgroup.procs").split()
+    assert str(state["pid"]) in inside
+    assert all(os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{state['pid']}/ns/pid") for pid in inside if alive(int(pid)))
+    assert {name: value(unit, name) for name in FILES if "huge" not in name} == {
+        name: text for name, text in FILES.items() if "huge" not in name}
+    wanted = {name: text for name, text in SHOWN.items() if name != "Description"}
+    assert show(unit, *wanted) == wanted
+    driver("delete", "--force", "c")
+    assert not folder(unit).exists() and driver.left() == []
 
 
 @pytest.mark.skipif(BOOTED, reason="needs a machine whose init is not systemd")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from test_runtime_cli import PID, Host, ask
 
 from dolium.errors import InvalidArgument
 from dolium.linux import criu, criu_calls
+from dolium.runtime import deeds
 from dolium.runtime import plan as P
 
 MOUNTINFO = ("95 97 254:0 /root\\040fs / rw - ext4 /dev/vda rw\n128 95 0:40 / /dev rw,nosuid master:1 - tmpfs tmpfs rw\n"
@@ -103,8 +105,8 @@ def test_a_terminal_is_left_to_whoever_restores() -> None:
     with pytest.raises(InvalidArgument, match="console socket"):
         ask(again, "restore", "-b", "bundle", "--image-path", "images", "-d", "new")
     wished = request(ask(again, "restore", "-b", "bundle", "--image-path", "images", "-d", "--console-socket", "s", "new"))
-    assert wished["terminal"] == {"socket": "/work/s", "rows": 3, "columns": 7, "console": [], "images": "/work/images",
-                                  "work": "/work/images"}
+    assert wished["terminal"] == {"socket": "/work/s", "rows": 3, "columns": 7, "console": []}
+    assert wished["images"] == wished["work"] == "/work/images"
 
 
 def test_messages_to_criu() -> None:
@@ -114,6 +116,12 @@ def test_messages_to_criu() -> None:
     for damaged in (b"\x80", b"\x0b", b"\x08"):
         with pytest.raises(criu_calls.Failed):
             criu_calls._fields(damaged)
+
+
+def test_flags_in_a_file() -> None:
+    assert criu_calls._statement("--lazy-pages") == "lazy-pages \n"
+    assert criu_calls._statement("--external=mnt[/a=b]:/c") == "external mnt[/a=b]:/c\n"
+    assert criu_calls._statement('--external=mnt[/a b]:/c"') == 'external "mnt[/a b]:/c\\""\n'
 
 
 NOTES = {"version": 1, "masks": ["/proc/kcore", "/dev/tty9"], "binds": ["/data"], "namespaces": {},
@@ -130,13 +138,43 @@ def fresh(**changes: Any) -> Host:
 def test_what_is_restored() -> None:
     plan = ask(fresh(), "restore", "-b", "bundle", "--image-path", "images", "-d", "new")
     asked = request(plan)
-    assert {"--restore-sibling", "--root=/real/bundle/rootfs", "--cgroup-root=/dolium/new", "--external=mnt[/data]:/real/bundle/vol",
+    assert {"--root=/real/bundle/rootfs", "--cgroup-root=/dolium/new", "--external=mnt[/data]:/real/bundle/vol",
             "--external=mnt[/proc/kcore]:/dev/null", "--external=mnt[/dev/tty9]:/dev/tty9"} <= set(asked["arguments"])
     assert sorted(asked["streams"]) == [[0, "file[1a:4]", "/dev/null"], [1, "pipe:[8]", "pipe:[8]"]]
     assert json.loads(asked["record"].replace(P.PID, "1").replace(P.START_TIME, "2"))["id"] == "new"
     names = [op.name for op in plan.stage(P.PARENT_BEFORE_CLONE)]
     assert names[:3] == ["mkdir", "lock", "write_file"] and names[-2:] == ["hook", "again"] and "cg_mkdir" in names
-    assert not any(op.name == "lock" for op in ask(fresh(), "restore", "-b", "bundle", "--image-path", "images", "new").ops)
+    assert plan.named("hook")[0].args[3] == 0 and asked["hooks"] == [] and asked["scope"] == ""
+    attached = ask(fresh(), "restore", "-b", "bundle", "--image-path", "images", "new")
+    assert not attached.named("lock") and attached.named("hook")[0].args[3] == deeds.FOREGROUND
+
+
+def test_hooks_of_new_namespaces_have_their_turn_again() -> None:
+    kinds = ("prestart", "createRuntime", "createContainer", "startContainer")
+    host = fresh(hooks={kind: [{"path": f"/{kind}", "timeout": 3}] for kind in kinds})
+    asked = request(ask(host, "restore", "-b", "bundle", "--image-path", "images", "-d", "new"))
+    assert [(kind, hook) for kind, hook, _ in asked["hooks"]] == [
+        (kind, {"path": f"/{kind}", "timeout": 3}) for kind in kinds[:2]]
+    state = json.loads(asked["hooks"][0][2].replace(P.PID, "7"))
+    assert (state["status"], state["pid"], state["id"]) == ("creating", 7, "new")
+
+
+def test_a_hook_that_fails_or_takes_too_long_is_told(tmp_path: Path) -> None:
+    def run(*args: str, **more: Any) -> None:
+        criu_calls._run_hook("prestart", {"path": "/bin/sh", "args": ["sh", "-c", *args], **more}, '{"id": "x"}', None)
+
+    run(f"cat > {tmp_path}/state; echo $A > {tmp_path}/env", env=["A=1=2", "B"])
+    assert (tmp_path / "state").read_text() == '{"id": "x"}' and (tmp_path / "env").read_text() == "1=2\n"
+    for script, why in (("echo oh >&2; exit 4", "exit status 4: oh"), ("kill -9 $$", "killed by signal 9")):
+        with pytest.raises(criu_calls.Failed, match=f"^prestart hook /bin/sh: {why}$"):
+            run(script)
+    with pytest.raises(criu_calls.Failed, match="no end after 1 s"):
+        run(f"sleep 99 & echo $! > {tmp_path}/pid; sleep 99", timeout=1)
+    stat = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX":  # what the hook left is on its way out
+        continue
+    with pytest.raises(criu_calls.Failed, match="prestart hook /no/such: No such file"):
+        criu_calls._run_hook("prestart", {"path": "/no/such"}, "", None)
 
 
 def test_labels_and_a_pidfd_of_what_is_restored() -> None:
@@ -166,7 +204,7 @@ def test_after_the_restore() -> None:
     host.files["/run/new/config.json"] = json.dumps(config(hooks={"poststart": [{"path": "/a"}], "poststop": [{"path": "/b"}]}))
     words = ("restore", "-b", "bundle", "new")
     host.files["/run/new/criu.outcome"] = '{"pid": 77}'
-    assert [op.name for op in ask(host, *words, cursor=b"done 1").ops] == ["lock", "unlink", "unlink", "hook"]
+    assert [op.name for op in ask(host, *words, cursor=b"done 1").ops] == ["lock", "unlink", "hook"]
     host.files["/run/new/criu.outcome"] = '{"exit": 7}'
     ended = ask(host, *words, cursor=b"done 1")
     assert [op.name for op in ended.ops if op.name != "cg_rmdir"] == ["lock", "cg_kill", "hook", "remove_dir", "exit_code"]

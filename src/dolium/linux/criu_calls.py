@@ -3,9 +3,11 @@
 The request is JSON on standard input; what came of it is JSON too, in the file it names, for the compiler's next look:
 ``{"pid": N}`` of a restored init, ``{"exit": N}`` when that has ended, ``{"error": text}``, or ``{}`` for a dump.
 
-A restore takes place in a mount namespace of its own, where the root is bound on itself (CRIU wants a mount point) and goes
-away with it. The restored init is this program's child, by CRIU's --restore-sibling: this waits for it, or leaves it to the
-caller's sub-reaper. The caller's standard streams are the front's, which is this program's parent: they are fetched from it.
+On a restore CRIU has a mount namespace of its own, where the root is bound on itself (CRIU wants a mount point), which goes
+away with it; this program and the hooks stay in the caller's. The restored init is this program's child (rst_sibling): this
+waits for it, or leaves it to the caller's sub-reaper. The caller's standard streams are the front's, which is this program's
+parent: they are fetched from it. In the foreground the front starts this with all signals blocked: what it passes on waits
+until there is a container.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import select
 import signal
 import socket
 import struct
+import subprocess
 import termios
 import tty
 
@@ -28,7 +31,8 @@ from dolium.linux.syscalls import make_dirs_in_root, open_in_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable, Iterator
+    from typing import Any, NoReturn
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PIDFD_GETFD = 438
@@ -73,7 +77,7 @@ def _stream(own: int, key: str, path: str) -> int:
 
 
 def _own_root(rootfs: str) -> None:
-    """``rootfs`` as a mount at its own place, in a mount namespace of this process."""
+    """``rootfs`` as a mount at its own place, in a mount namespace of this process. Raises Failed."""
     _check(_LIBC.unshare(_CLONE_NEWNS), "unshare the mount namespace")
     _check(_LIBC.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None), "cut off from the host's mounts")
     path = os.fsencode(rootfs)
@@ -112,14 +116,15 @@ def _run(program: str, request: dict[str, Any]) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            for folder in request.get("join") or []:
-                with open(f"{folder}/cgroup.procs", "w") as file:
-                    file.write("0")
             os.chdir("/")
-            os.execve(program, [program, *request["arguments"]], {"PATH": request["path"], "LANG": "C.UTF-8"})
+            os.execve(program, [program, *request["arguments"]], _environment(request))
         finally:
             os._exit(127)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _environment(request: dict[str, Any]) -> dict[str, str]:
+    return {"PATH": request["path"], "LANG": "C.UTF-8"}
 
 
 def _explain(code: int, request: dict[str, Any]) -> Failed:
@@ -175,105 +180,143 @@ def _dump(request: dict[str, Any]) -> dict[str, int]:
 
 def _restore(request: dict[str, Any]) -> dict[str, int]:
     program = _program(request)
-    number = FIRST_FD
-    for own, key, path in request["streams"]:
-        _keep(_stream(own, key, path), number)
-        request["arguments"].append(f"--inherit-fd=fd[{number}]:{key}")
-        number += 1
-    for path, key in request["opened"]:
-        _keep(os.open(path, os.O_RDONLY), number)
-        request["arguments"].append(f"--inherit-fd=fd[{number}]:{key}")
-        number += 1
+    inherited = [(key, _stream(own, key, path)) for own, key, path in request["streams"]]
+    inherited += [(key, os.open(path, os.O_RDONLY)) for path, key in request["opened"]]
+    for number, (_, fd) in enumerate(inherited, FIRST_FD):
+        _keep(fd, number)
     _make_targets(request["rootfs"], request["targets"])
-    _own_root(request["rootfs"])
-    terminal = Terminal(request) if request["terminal"] else None
-    code = terminal.run(program) if terminal is not None else _run(program, request)
-    for fd in range(FIRST_FD, number):
-        os.close(fd)
-    if code != 0:
-        raise _explain(code, request)
-    with open(request["pid_file"]) as file:
-        pid = int(file.read())
+    restoring = Restoring(request, [key for key, _ in inherited])
+    pid = restoring.run(program)
+    os.closerange(FIRST_FD, FIRST_FD + len(inherited))
     record = request["record"].replace("\x01p", str(pid)).replace("\x01s", str(_start_time(pid)))
     _replace(request["state"], record, 0o600)
     if request["told"]:
         _replace(request["told"], str(pid), 0o644)
     if request["pidfd_socket"]:
         _send_fd("--pidfd-socket", request["pidfd_socket"], b"standard", os.pidfd_open(pid), pid)
-    if terminal is not None and request["terminal"]["socket"]:
-        _send_fd("--console-socket", request["terminal"]["socket"], b"/dev/pts/0", terminal.master, pid)
+    if request["terminal"] and request["terminal"]["socket"]:
+        _send_fd("--console-socket", request["terminal"]["socket"], b"/dev/pts/0", restoring.master, pid)
     if request["detach"]:
         return {"pid": pid}
-    if terminal is not None:
-        _relay(terminal.master, pid)
+    _stay(restoring.master, pid)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return {"exit": 128 - code if code < 0 else code}
 
 
-class Terminal:
-    """A restore with a terminal whose outer end was outside: CRIU makes a new pair in the container's own devpts and hands
-    the outer end over, which only its RPC can (``criu swrk``, images/rpc.proto). All else is told by a file of flags.
+class Restoring:
+    """A restore, asked for by CRIU's RPC (``criu swrk``, images/rpc.proto): by that alone it says when the namespaces are
+    there, which is the hooks' turn, and hands over the outer end of a terminal that was outside: of a new pair in the
+    container's own devpts. Most else is told by a file of flags.
 
-    ``master``: the outer end, -1 before it has come.
+    ``inherited``: CRIU's names for the descriptors from FIRST_FD on. ``master``: the terminal's outer end, -1 while there is
+    none.
     """
 
-    def __init__(self, request: dict[str, Any]) -> None:
-        self._request, self._wished = request, request["terminal"]
+    def __init__(self, request: dict[str, Any], inherited: list[str]) -> None:
+        self._request, self._wished, self._inherited = request, request["terminal"], inherited
+        self._holders = _processes(request["scope"])
         self.master = -1
 
     def run(self, program: str) -> int:
-        """As ``_run``; the pid is in the pid file, as CRIU's command line writes it."""
-        folder = os.path.dirname(self._request["outcome"])
-        flags = f"{folder}/criu.flags"
-        words = [word.removeprefix("--").replace("=", " ", 1) for word in self._request["arguments"]
-                 if word.startswith("--") and not word.startswith(_BY_RPC)]
-        words += [f"external mnt[{place}]:/dev/null" for place in self._wished["console"]]
+        """The pid of the restored init. Raises Failed."""
+        request, init, failure = self._request, None, None
+        flags = f"{os.path.dirname(request['outcome'])}/criu.flags"
         with open(os.open(flags, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write("".join(f"{word}\n" for word in words))
+            file.write("".join(map(_statement, self._flags())))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        heard, says = os.pipe()
         pid = os.fork()
         if pid == 0:
-            try:
-                os.set_inheritable(theirs.fileno(), True)
-                os.execve(program, [program, "swrk", str(theirs.fileno())],
-                          {"PATH": self._request["path"], "LANG": "C.UTF-8"})
-            finally:
-                os._exit(127)
+            self._become(program, theirs, says)
         theirs.close()
+        os.close(says)
+        with open(heard) as pipe:
+            said = pipe.read()  # its end: CRIU runs
         with ours:
-            done = self._talk(ours, flags)
+            try:
+                init = None if said else self._talk(ours, flags, pid)
+            except Failed as error:
+                failure = error
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         os.unlink(flags)
-        return 0 if done else code or 1
+        self._let_go()
+        if failure or said:
+            raise failure or Failed(said)
+        if init is None or (self._wished and self.master < 0):
+            raise _explain(code, request)
+        return init
 
-    def _talk(self, sock: socket.socket, flags: str) -> bool:
-        """Ask for the restore and answer CRIU's questions; whether it succeeded."""
-        images = os.open(self._wished["images"], os.O_RDONLY | os.O_DIRECTORY)
-        work = os.open(self._wished["work"], os.O_RDONLY | os.O_DIRECTORY)
+    def _flags(self) -> list[str]:
+        words = [word for word in self._request["arguments"] if word.startswith("--") and not word.startswith(_BY_RPC)]
+        if not self._wished:
+            return words
+        # with it CRIU would take the caller's terminal for the container's
+        return [word for word in words if word != "--shell-job"] + [
+            f"--external=mnt[{place}]:/dev/null" for place in self._wished["console"]]
+
+    def _become(self, program: str, sock: socket.socket, says: int) -> NoReturn:
+        """CRIU, in this process; what keeps it from that is said."""
+        try:
+            for folder in self._request["join"]:
+                with open(f"{folder}/cgroup.procs", "w") as file:
+                    file.write("0")
+            _own_root(self._request["rootfs"])
+            if not self._request["detach"]:
+                _unblock()
+            sock.set_inheritable(True)
+            os.execve(program, [program, "swrk", str(sock.fileno())], _environment(self._request))
+        except (Failed, OSError) as error:
+            os.write(says, str(error).encode())
+        finally:
+            os._exit(127)
+
+    def _talk(self, sock: socket.socket, flags: str, criu: int) -> int | None:
+        """Ask for the restore, answer CRIU's questions. The pid of init; None when its log says why not. Raises Failed."""
+        # seen from CRIU's mount namespace: in folders of another one it cannot mount
+        images, work = (os.open(f"/proc/{criu}/root{os.path.realpath(self._request[key])}", os.O_RDONLY | os.O_DIRECTORY)
+                        for key in ("images", "work"))
+        passed = (_field(27, _field(1, key.encode()) + _field(2, number))
+                  for number, key in enumerate(self._inherited, FIRST_FD))
         options = b"".join((_field(1, images), _field(9, 4), _field(10, b"restore.log"), _field(12, 1), _field(17, work),
-                            _field(26, 1), _field(50, 1), _field(51, flags.encode())))
+                            _field(26, 1), *passed, *([_field(50, 1)] if self._wished else []), _field(51, flags.encode())))
         sock.send(_field(1, _RESTORE) + _field(2, options))
         try:
             while True:
                 data, fds, _, _ = socket.recv_fds(sock, 1 << 16, 1)
                 if not data:
-                    return False  # its log says why
+                    return None
                 answer = _fields(data)
                 if answer.get(1) == _RESTORE:
-                    if not answer.get(2) or self.master < 0:
-                        return False
-                    pid = int(_fields(answer[4])[1])
-                    _replace(self._request["pid_file"], str(pid), 0o600)
-                    return True
+                    return int(_fields(answer[4])[1]) if answer.get(2) else None
                 notice = _fields(answer.get(5) or b"")
-                if notice.get(1) == b"orphan-pts-master" and fds:
-                    self.master = fds[0]
-                elif notice.get(1) == b"post-restore":  # all is made, and nothing runs yet
-                    self._furnish(int(notice[2]))
+                try:
+                    self._heed(notice.get(1), notice.get(2) or 0, fds)
+                except (Failed, OSError):
+                    sock.send(_field(1, _NOTIFY) + _field(3, 0))
+                    raise
                 sock.send(_field(1, _NOTIFY) + _field(3, 1))
         finally:
             os.close(images)
             os.close(work)
+
+    def _heed(self, notice: bytes | None, pid: int, fds: list[int]) -> None:
+        """What is due at one of CRIU's stages. Raises Failed."""
+        if notice == b"orphan-pts-master" and fds:
+            self.master = fds[0]
+        elif notice == b"setup-namespaces":  # they are there, and nothing is in them yet
+            for kind, hook, state in self._request["hooks"]:
+                _run_hook(kind, hook, state.replace("\x01p", str(pid)), None if self._request["detach"] else _unblock)
+        elif notice == b"post-restore" and self._wished:  # all is made, and nothing runs yet
+            self._furnish(pid)
+        if self._holders and set(_processes(self._request["scope"])) - set(self._holders):
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Who only held the scope open ends: as soon as somebody else is in it, or when nobody will be."""
+        for pid in self._holders:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._holders = []
 
     def _furnish(self, pid: int) -> None:
         """The terminal's size, and its inner end on /dev/console, where a placeholder is. Raises Failed."""
@@ -297,33 +340,74 @@ class Terminal:
             raise Failed("cannot mount the terminal on /dev/console")
 
 
-def _relay(master: int, pid: int) -> None:
-    """The caller's terminal and the container's, as one, until the container ends."""
-    keyboard, screen, init = _from_front(0), _from_front(1), os.pidfd_open(pid)
-    before = termios.tcgetattr(keyboard) if os.isatty(keyboard) else None
+def _statement(flag: str) -> str:
+    """``--name`` or ``--name=value`` as a line of CRIU's configuration file."""
+    name, _, value = flag.removeprefix("--").partition("=")
+    if any(sign in value for sign in ' \t"'):
+        value = '"' + value.replace('"', '\\"') + '"'
+    return f"{name} {value}\n"
 
-    def resize(*_: object) -> None:
-        if os.isatty(keyboard):
-            fcntl.ioctl(master, termios.TIOCSWINSZ, fcntl.ioctl(keyboard, termios.TIOCGWINSZ, bytes(8)))
 
-    signal.signal(signal.SIGWINCH, resize)
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTOU):  # the keys go to the container
-        signal.signal(number, signal.SIG_IGN)
-    resize()
-    group = -1
-    with contextlib.suppress(OSError):  # not a terminal, or another session's
-        # programs that a plan runs are in a group of their own, and only the foremost one may read
-        group = os.tcgetpgrp(keyboard)
-        os.tcsetpgrp(keyboard, os.getpgrp())
+def _processes(folder: str) -> list[int]:
+    """Pids in a cgroup; none when it is not named."""
+    if not folder:
+        return []
+    with open(f"{folder}/cgroup.procs") as file:
+        return [int(line) for line in file]
+
+
+def _run_hook(kind: str, hook: dict[str, Any], state: str, first: Callable[[], None] | None) -> None:
+    """As the executor runs one: with its own environment alone, in a process group that is ended with it. Raises Failed."""
+    label, limit = f"{kind} hook {hook['path']}", int(hook.get("timeout") or 0)
+    env = dict(entry.split("=", 1) for entry in hook.get("env") or [] if "=" in entry)
+    with open(os.memfd_create("state"), "w+") as told, open(os.memfd_create("stderr"), "w+", errors="replace") as err:
+        told.write(state)
+        told.seek(0)
+        try:
+            child = subprocess.Popen(hook.get("args") or [hook["path"]], executable=hook["path"], stdin=told, stderr=err,
+                                     stdout=subprocess.DEVNULL, process_group=0, env=env, preexec_fn=first)
+        except OSError as error:
+            raise Failed(f"{label}: {error.strerror}") from None
+        try:
+            code = child.wait(limit or None)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"{label}: no end after {limit} s; its process group was killed") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        err.seek(0)
+        said = err.readline().strip()
+    if code:
+        how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+        raise Failed(f"{label}: {how}{f': {said}' if said else ''}")
+
+
+def _unblock() -> None:
+    """For what is run in the foreground."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _stay(master: int, pid: int) -> None:
+    """Until the container ends: signals are its own, and the caller's terminal and its own (``master``) are one."""
+    init, signals = os.pidfd_open(pid), _check(_LIBC.signalfd(-1, b"\xff" * 128, os.O_CLOEXEC), "signalfd")
     watch = select.poll()
-    for fd in (keyboard, master, init):
-        watch.register(fd, select.POLLIN)
-    try:
-        if before is not None:
-            tty.setraw(keyboard, termios.TCSANOW)  # what was typed before is not lost
+    watch.register(init, select.POLLIN)
+    watch.register(signals, select.POLLIN)
+    with _relayed(master) as (keyboard, screen):
+        if master >= 0:
+            watch.register(keyboard, select.POLLIN)
+            watch.register(master, select.POLLIN)
         ended = False
-        while True:
+        while not (ended and master < 0):
             ready = dict(watch.poll(0 if ended else None))
+            if signals in ready:
+                number = int.from_bytes(os.read(signals, 128)[:4], "little")
+                if number == signal.SIGWINCH and master >= 0:
+                    _resize(keyboard, master)
+                elif number != signal.SIGCHLD:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(init, number)
             if master in ready and not _copy(master, screen):
                 return
             if keyboard in ready and not _copy(keyboard, master):
@@ -331,6 +415,31 @@ def _relay(master: int, pid: int) -> None:
             if ended and master not in ready:
                 return
             ended = ended or init in ready
+
+
+def _resize(keyboard: int, master: int) -> None:
+    if os.isatty(keyboard):
+        fcntl.ioctl(master, termios.TIOCSWINSZ, fcntl.ioctl(keyboard, termios.TIOCGWINSZ, bytes(8)))
+
+
+@contextlib.contextmanager
+def _relayed(master: int) -> Iterator[tuple[int, int]]:
+    """The caller's standard input, raw while this lasts where it is a terminal, and output; -1 each without a ``master``."""
+    if master < 0:
+        yield -1, -1
+        return
+    keyboard, screen = _from_front(0), _from_front(1)
+    before = termios.tcgetattr(keyboard) if os.isatty(keyboard) else None
+    _resize(keyboard, master)
+    group = -1
+    with contextlib.suppress(OSError):  # not a terminal, or another session's
+        # programs that a plan runs are in a group of their own, and only the foremost one may read
+        group = os.tcgetpgrp(keyboard)
+        os.tcsetpgrp(keyboard, os.getpgrp())
+    try:
+        if before is not None:
+            tty.setraw(keyboard, termios.TCSANOW)  # what was typed before is not lost
+        yield keyboard, screen
     finally:
         if before is not None:
             termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
@@ -355,7 +464,7 @@ def _copy(source: int, target: int) -> bool:
 
 _RESTORE, _NOTIFY = 2, 6
 _TIOCGPTN = 0x80045430
-_BY_RPC = ("--images-dir", "--work-dir", "--log-file", "--pidfile", "--restore-detached", "--restore-sibling", "--shell-job")
+_BY_RPC = ("--images-dir=", "--work-dir=", "--log-file=")
 
 
 def _varint(number: int) -> bytes:

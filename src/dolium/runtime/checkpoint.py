@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from dolium.linux import criu
 from dolium.linux import mounts as km
 from dolium.linux.cgroup import tree
@@ -23,8 +23,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from dolium.linux.cgroup.systemd import Unit
     from dolium.runtime.facts import Facts
     from dolium.runtime.lifecycle import Context
+    from dolium.runtime.systemd import Driver
 
 NOTES, NOTES_VERSION = "dolium.json", 1  # beside CRIU's images: what restore has to give back
 CALLS = "dolium.linux.criu_calls"
@@ -205,30 +207,26 @@ def restore(context: Context, facts: Facts, identity: str, options: dict[str, An
         size = process.get("consoleSize") or {}
         terminal = {"socket": absolute(context.cwd, options["console-socket"]) if options.get("console-socket") else "",
                     "rows": size.get("height") or 0, "columns": size.get("width") or 0}
-    if context.systemd:
-        raise Unimplemented("restore with --systemd-cgroup is not supported", hint="leave the flag out")
-    for kind in ("prestart", "createRuntime"):  # the container's own had their turn in its first life
-        if (config.get("hooks") or {}).get(kind):
-            raise Unimplemented(f"restore of {identity}: hooks.{kind}: CRIU makes the namespaces; no hook can come between",
-                                hint="restore from a bundle without it")
     images = _images(context, options)
     notes = _notes(facts, images)
     if terminal:
-        terminal |= {"console": notes["console"], "images": images, "work": _work(context, options, images)}
+        terminal["console"] = notes["console"]
     layout = cgroups.layout(facts)
     linux = config.get("linux") or {}
-    cgroups.check(facts, layout, linux.get("resources") or {})
-    group = tree.group_of(linux.get("cgroupsPath") or "", identity)
+    resources = linux.get("resources") or {}
+    cgroups.check(facts, layout, resources)
+    unit, driver, group = _group(context, facts, layout, config, identity)
     folders = layout.paths(group)
     outcome = f"{folder}/criu.outcome"
     rootfs = config["root"]["path"]
     rootfs = rootfs if rootfs.startswith("/") else f"{bundle}/{rootfs}"
-    record = state.template(identity, bundle, rootfs, context.created, context.uid, folders, config["ociVersion"])
+    record = state.template(identity, bundle, rootfs, context.created, context.uid, folders, config["ociVersion"],
+                            unit.name if unit else "")
     arguments = [f"--root={rootfs}", *_restore_arguments(context, options, config, notes, images, bundle, group)]
     request = _request(
-        context, "restore", ["restore", f"--pidfile={folder}/criu.pid", *arguments], outcome,
-        log=f"{_work(context, options, images)}/restore.log", rootfs=rootfs,
-        pid_file=f"{folder}/criu.pid", detach=bool(options.get("detach")), opened=_namespace_files(config, notes),
+        context, "restore", arguments, outcome, log=f"{_work(context, options, images)}/restore.log", rootfs=rootfs,
+        images=images, work=_work(context, options, images), detach=bool(options.get("detach")),
+        opened=_namespace_files(config, notes), hooks=_hooks(config, identity, bundle), scope=folders[0] if unit else "",
         targets=_targets(config), record=record, state=f"{folder}/state.json",
         told=absolute(context.cwd, options["pid-file"]) if options.get("pid-file") else "",
         pidfd_socket=absolute(context.cwd, options["pidfd-socket"]) if options.get("pidfd-socket") else "",
@@ -240,12 +238,42 @@ def restore(context: Context, facts: Facts, identity: str, options: dict[str, An
         plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {folder}", folder)
     plan.add(P.PARENT_BEFORE_CLONE, "write_file", f"write {folder}/config.json", f"{folder}/config.json",
              text.replace(b"\x01", b"\x01\x01"), 0o600, 0)
-    cgroups.make(plan, layout, group, linux.get("resources") or {}, FIRST_CGROUP_SLOT, born=True)
-    cgroups.remove(plan, P.ON_FAILURE, folders)
+    if unit and driver:
+        plan.add(P.PARENT_BEFORE_CLONE, "write_file", f"write {folder}/unit", f"{folder}/unit",
+                 f"{unit.name}\n{folders[0]}\n", 0o600, 0)
+        driver.hold(plan, P.PARENT_BEFORE_CLONE, unit, identity, config.get("annotations") or {}, resources)
+        cgroups.enable_controllers(plan, P.PARENT_BEFORE_CLONE, group, resources)
+        cgroups.add_limits(plan, P.PARENT_BEFORE_CLONE, layout, group, resources)
+    else:
+        cgroups.make(plan, layout, group, resources, FIRST_CGROUP_SLOT, born=True)
+    cgroups.remove(plan, P.ON_FAILURE, folders, unit.name if unit else "", driver)
     plan.add(P.ON_FAILURE, "remove_dir", f"remove state folder {folder}", folder)
-    deeds.add(plan, P.PARENT_BEFORE_CLONE, f"restore {identity}", CALLS, request, 0, optional=True)
+    deeds.add(plan, P.PARENT_BEFORE_CLONE, f"restore {identity}", CALLS, request,
+              0 if options.get("detach") else deeds.FOREGROUND, optional=True)
     plan.add(P.PARENT_BEFORE_CLONE, "again", "look", 0, f"done {context.now}")
     return plan
+
+
+def _group(context: Context, facts: Facts, layout: tree.Layout, config: dict[str, Any],
+           identity: str) -> tuple[Unit | None, Driver | None, str]:
+    """With --systemd-cgroup the scope to make and by whom; and the group's path below a hierarchy's root."""
+    path = (config.get("linux") or {}).get("cgroupsPath") or ""
+    if not context.systemd:
+        return None, None, tree.group_of(path, identity)
+    from dolium.linux.cgroup.systemd import unit_of
+    from dolium.runtime.systemd import Driver, require
+
+    require(facts, layout)
+    unit = unit_of(path, identity, context.uid)
+    return unit, Driver(context.env, context.uid), unit.group
+
+
+def _hooks(config: dict[str, Any], identity: str, bundle: str) -> list[tuple[str, dict[str, Any], str]]:
+    """Those that have their turn again: the namespaces are new. createContainer and startContainer belong to a root and a
+    program that are made, which CRIU brings back instead; runc runs neither."""
+    state = state_json(config, identity, bundle, "creating")
+    return [(kind, hook, state) for kind in ("prestart", "createRuntime")
+            for hook in (config.get("hooks") or {}).get(kind) or []]
 
 
 def _notes(facts: Facts, images: str) -> dict[str, Any]:
@@ -298,7 +326,7 @@ def _restore_arguments(context: Context, options: dict[str, Any], config: dict[s
             source = f"{tree.ROOT}{group}"
         pairs.append((place, source if source.startswith("/") else f"{bundle}/{source}"))
     labels = [f"--{flag}={options[flag]}" for flag in ("lsm-profile", "lsm-mount-context") if options.get(flag)]
-    return ["--restore-detached", "--restore-sibling", *labels, *_common(context, options, images, "restore.log"),
+    return [*labels, *_common(context, options, images, "restore.log"),
             f"--cgroup-root={group}", *criu.externals(pairs)]
 
 
@@ -310,17 +338,18 @@ def _restored(context: Context, facts: Facts, identity: str, bundle: str, option
         plan.add(P.PARENT_BEFORE_CLONE, "exit_code", "the exit code", 128 + 9)
         return plan
     config = load(facts.read(f"{folder}/config.json") or b"", f"{folder}/config.json")
-    folders = cgroups.layout(facts).paths(tree.group_of((config.get("linux") or {}).get("cgroupsPath") or "", identity))
+    layout = cgroups.layout(facts)
+    unit, driver, group = _group(context, facts, layout, config, identity)
+    folders = layout.paths(group)
     found = _outcome(facts, f"{folder}/criu.outcome")
     plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {folder}", folder)
     if "pid" in found:
-        for name in ("criu.outcome", "criu.pid"):
-            plan.add(P.PARENT_BEFORE_CLONE, "unlink", f"forget {name}", f"{folder}/{name}")
+        plan.add(P.PARENT_BEFORE_CLONE, "unlink", "forget the outcome", f"{folder}/criu.outcome")
         add_hooks(plan, P.PARENT_BEFORE_CLONE, config, "poststart",
                   state_json(config, identity, bundle, "running", found["pid"]), optional=True)
         return plan
     if "error" in found or not options.get("keep"):
-        cgroups.remove(plan, P.PARENT_BEFORE_CLONE, folders)
+        cgroups.remove(plan, P.PARENT_BEFORE_CLONE, folders, unit.name if unit else "", driver)
         if "error" not in found:
             add_hooks(plan, P.PARENT_BEFORE_CLONE, config, "poststop", state_json(config, identity, bundle, "stopped", 0),
                       optional=True)

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 _PID = -314159265  # stands for init's pid in a request until the executor knows it
 PID_LATER = _PID
+FOREGROUND = -1  # instead of a limit: it starts with all signals blocked, and gets those that the front gets
 
 
 def add(plan: Plan, stage: int, label: str, module: str, request: dict[str, Any], limit_ms: int, *, optional: bool = False,
         nothing_ours: bool = False) -> None:
-    """An operation that runs ``main()`` of a module with a request; 0 is no time limit. What the program writes to standard
-    error becomes the error's detail (its first line, 159 bytes)."""
+    """An operation that runs ``main()`` of a module with a request, within ``limit_ms`` (0: no limit). What the program
+    writes to standard error becomes the error's detail (its first line, 159 bytes)."""
     python, here = sys.executable, __file__
     root = here[: here.rindex("/dolium/")]
     if not python or "'" in root or "\\" in root:

@@ -46,6 +46,13 @@ class Driver:
                   self.request("start", unit.name, pid=deeds.PID_LATER, group=unit.group, properties=wanted), LIMIT_MS,
                   nothing_ours=True)
 
+    def hold(self, plan: Plan, stage: int, unit: systemd.Unit, identity: str, annotations: dict[str, str],
+             resources: dict[str, Any]) -> None:
+        """A new scope for processes that somebody else makes: until then one of ours is in it (ten minutes at most)."""
+        wanted = systemd.start_properties(unit, identity, annotations, systemd.properties(resources))
+        deeds.add(plan, stage, f"start systemd unit {unit.name}", CALLS,
+                  self.request("hold", unit.name, group=unit.group, properties=wanted), LIMIT_MS, nothing_ours=True)
+
     def stop(self, plan: Plan, stage: int, unit: str) -> None:
         """Stop the scope. Without systemd's answer the rest of a clean-up goes on: an empty scope goes away by itself."""
         deeds.add(plan, stage, f"stop systemd unit {unit}", CALLS, self.request("stop", unit), LIMIT_MS, optional=True)

@@ -1,8 +1,9 @@
 """What is said to systemd for one container: a program of its own, run by a plan's operation as ``python -I -S -E``.
 
-The request is JSON on standard input: ``verb`` (start, set, stop), ``bus`` (D-Bus address), ``uid``, ``unit``, and for start
-``pid``, ``group`` and ``properties``, for set ``properties``. On failure: exit code 1 and one line on standard error, which
-the runtime shows. Every wait has a deadline; what a failed start has left of the unit is stopped again.
+The request is JSON on standard input: ``verb`` (start, hold, set, stop), ``bus`` (D-Bus address), ``uid``, ``unit``, and for
+start ``pid``, ``group`` and ``properties``, for hold those without ``pid``, for set ``properties``. On failure: exit code 1
+and one line on standard error, which the runtime shows. Every wait has a deadline; what a failed start has left of the unit
+is stopped again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 CALL_SECONDS, JOB_SECONDS = 10.0, 25.0
+SIGKILL = 9
+HOLD_SECONDS = 600  # who holds a scope open ends by itself: whoever was to put a container in may have been killed
 SYSTEMD, PATH = "org.freedesktop.systemd1", "/org/freedesktop/systemd1"
 MANAGER = f"{SYSTEMD}.Manager"
 EXISTS, NO_SUCH_UNIT = f"{SYSTEMD}.UnitExists", f"{SYSTEMD}.NoSuchUnit"
@@ -103,26 +106,57 @@ def _group_of(pid: int) -> str:
     return next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
 
 
+def _holder() -> int:
+    """A process that does nothing, for HOLD_SECONDS at most; in a session of its own, because a hook's process group is
+    killed when the hook has ended."""
+    import signal
+
+    pid = posix.fork()
+    if pid == 0:
+        try:
+            posix.setsid()
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            signal.alarm(HOLD_SECONDS)
+            posix.closerange(0, 64)
+            while True:
+                signal.pause()
+        finally:
+            posix._exit(1)
+    return pid
+
+
+def _start(manager: Manager, request: dict[str, Any], pid: int) -> None:
+    unit = request["unit"]
+    properties = [(name, (signature, value)) for name, signature, value in request["properties"]]
+    try:
+        manager.start(unit, [*properties, ("PIDs", ("au", [pid]))])
+    except DeadlineExceeded:
+        manager.abandon(unit)
+        raise
+    found = _group_of(pid)
+    if found != request["group"]:
+        manager.abandon(unit)
+        raise FailedPrecondition(f"systemd put it into cgroup {found}, not {request['group']}")
+
+
 def perform(request: dict[str, Any]) -> None:
     """Do what a request says. Raises DoliumError."""
     bus = Bus(request["bus"], request["uid"], CALL_SECONDS)
     manager, unit = Manager(bus), request["unit"]
-    properties = [(name, (signature, value)) for name, signature, value in request.get("properties") or []]
     try:
         if request["verb"] == "set":
-            manager.change(unit, properties)
+            manager.change(unit, [(name, (signature, value)) for name, signature, value in request["properties"]])
         elif request["verb"] == "stop":
             manager.stop(unit)
+        elif request["verb"] == "start":
+            _start(manager, request, request["pid"])
         else:
+            pid = _holder()
             try:
-                manager.start(unit, [*properties, ("PIDs", ("au", [request["pid"]]))])
-            except DeadlineExceeded:
-                manager.abandon(unit)
+                _start(manager, request, pid)
+            except BaseException:
+                posix.kill(pid, SIGKILL)
                 raise
-            found = _group_of(request["pid"])
-            if found != request["group"]:
-                manager.abandon(unit)
-                raise FailedPrecondition(f"systemd put it into cgroup {found}, not {request['group']}")
     finally:
         bus.close()
 
