@@ -18,10 +18,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
-from packets import Bench, links, nothing_left, tables
+from packets import FORWARD6, SECONDS, Bench, inside, links, nothing_left, tables
 
 from dolium.errors import AlreadyExists, DoliumError, NotFound, PermissionDenied
 from dolium.network.base import NetworkRequest, Place, PortBinding, endpoints
+from dolium.network.netlink import Netlink
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.leaves("children")]
 T = TypeVar("T")
@@ -46,6 +47,9 @@ class Machine(RuleBasedStateMachine):
         self.internal: dict[str, bool] = {"bridge": False}
         self.model: dict[str, list[str]] = {}
         self.ports: dict[int, str] = {}  # of the host: whose
+        self.six: set[str] = set()  # networks with IPv6
+        self.ports6: set[int] = set()  # of ``ports``, those that are at IPv6 addresses too
+        self.relays: list[subprocess.Popen[bytes]] = []
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
@@ -62,14 +66,17 @@ class Machine(RuleBasedStateMachine):
         self.do(self.bench.networks.start({}))
         return "bridge"
 
-    @rule(target=networks, name=st.sampled_from(["red", "green", "blue"]), internal=st.booleans())
-    def create(self, name: str, internal: bool) -> Any:
+    @rule(target=networks, name=st.sampled_from(["red", "green", "blue"]), internal=st.booleans(), six=st.booleans())
+    def create(self, name: str, internal: bool, six: bool) -> Any:
         if name in self.internal:
             with pytest.raises(AlreadyExists):
                 self.do(self.bench.networks.create({"Name": name}))
             return multiple()
-        self.do(self.bench.networks.create({"Name": name, "Internal": internal}))
+        six = six and FORWARD6.exists()
+        self.do(self.bench.networks.create({"Name": name, "Internal": internal, "EnableIPv6": six}))
         self.internal[name] = internal
+        if six:
+            self.six.add(name)
         return name
 
     @rule(name=networks)
@@ -81,6 +88,7 @@ class Machine(RuleBasedStateMachine):
         elif name in self.internal:
             self.do(self.bench.networks.remove(name))
             del self.internal[name]
+            self.six.discard(name)
         else:
             with pytest.raises(NotFound):
                 self.do(self.bench.networks.remove(name))
@@ -98,8 +106,15 @@ class Machine(RuleBasedStateMachine):
         self.bench.prepared[container] = self.do(self.bench.networks.prepare(request))
         self.model[container] = [name]
         if port is not None and not self.internal[name]:
-            self.ports[port] = container
+            self._published(container, port)
         return container
+
+    def _published(self, container: str, port: int) -> None:
+        self.ports[port] = container
+        if self.first(container) in self.six:
+            self.ports6.add(port)
+        else:
+            self.ports6.discard(port)
 
     @rule(container=consumes(containers))
     def down(self, container: str) -> None:
@@ -131,6 +146,8 @@ class Machine(RuleBasedStateMachine):
         self.model[container].remove(name)
         if not self.first(container):
             self.ports = {port: owner for port, owner in self.ports.items() if owner != container}
+        if self.first(container) not in self.six:  # the next one has them, but no IPv6
+            self.ports6 = {port for port in self.ports6 if self.ports.get(port) != container}
 
     @rule(container=containers, port=st.sampled_from(PORTS))
     def publish(self, container: str, port: int) -> None:
@@ -141,7 +158,7 @@ class Machine(RuleBasedStateMachine):
                 self.do(work)
             return
         prepared.endpoint = self.do(work)
-        self.ports[port] = container
+        self._published(container, port)
 
     @rule(container=containers, port=st.sampled_from(PORTS))
     def withdraw(self, container: str, port: int) -> None:
@@ -158,7 +175,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def another_daemon(self) -> None:
-        name_server = self.bench.networks._dns._child
+        name_server, relay = self.bench.networks._dns._child, self.bench.networks._bridge._loopback._child
+        if relay is not None:  # it ends when the next daemon's has taken over
+            self.relays.append(relay)
         self.do(self.bench.networks.close())
         self.bench.networks = type(self.bench.networks)(self.instance, self.bench.store, run_dir=str(self.bench.folder))
         self.do(self.bench.networks.start(
@@ -181,9 +200,25 @@ class Machine(RuleBasedStateMachine):
             assert [one["network"] for one in endpoints(self.endpoint(container))] == names
             mine = {port["host_port"] for port in self.endpoint(container).get("ports") or []}
             assert mine == {port for port, owner in self.ports.items() if owner == container}
-        listed = subprocess.run(["nft", "list", "map", "ip", f"dolium-{self.instance}", "any"], check=True, capture_output=True,
-                                text=True).stdout
-        assert {port for port in PORTS if f"tcp . {port} " in listed} == set(self.ports)
+            way6 = next((one for one in endpoints(self.endpoint(container)) if one.get("gateway6")), None)
+            assert self._default6(container) == ({way6["link"]} if way6 is not None else set())
+        assert self._listed("ip", "any") == set(self.ports)
+        if self.six:
+            ports6 = {port for port in self.ports6 if port in self.ports}
+            assert self._listed("ip6", "any") == self._listed("ip6", "targets") == ports6
+        else:
+            assert f"table ip6 dolium-{self.instance}" not in tables()
+
+    def _listed(self, family: str, name: str) -> set[int]:
+        text = subprocess.run(["nft", "list", "map", family, f"dolium-{self.instance}", name], check=True, capture_output=True,
+                              text=True).stdout
+        return {port for port in PORTS if f"tcp . {port} " in text}
+
+    def _default6(self, container: str) -> set[str]:
+        """The links of the default routes of IPv6 in its namespace."""
+        with contextlib.closing(inside(self.bench.prepared[container].fd, Netlink)) as there:
+            names = {link.index: link.name for link in there.links()}
+            return {names[route.link] for route in there.routes6() if not route.network.prefixlen and route.link > 1}
 
     def teardown(self) -> None:
         try:
@@ -192,6 +227,8 @@ class Machine(RuleBasedStateMachine):
             for name in [name for name in self.internal if name != "bridge"]:
                 self.do(self.bench.networks.remove(name))
             self.do(self.bench.networks.close())
+            for relay in self.relays:
+                relay.wait(SECONDS)
             assert links(self.instance) == set()
             assert f"dolium-{self.instance}" not in tables()
         finally:

@@ -111,12 +111,12 @@ async def serve(listener: socket.socket, table: str, path: str) -> None:
     fresh = f"{path}.{os.getpid()}"
     control = await asyncio.start_unix_server(retire, fresh)
     os.chmod(fresh, 0o600)
+    os.rename(fresh, path)
     try:
         print("ready", flush=True)
     except BrokenPipeError:  # the daemon has died: the next one starts its own
-        os.unlink(fresh)
+        os.unlink(path)
         return
-    os.rename(fresh, path)
     await over.wait()
     control.close()
     await relay.idle.wait()
