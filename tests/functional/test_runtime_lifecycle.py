@@ -353,7 +353,7 @@ def test_bad_ids_and_flags_are_refused(runtime: Runtime, bundle: Bundle) -> None
         assert runtime("run", "--bundle", str(bundle.path), "--", identity, code=1).out == ""
     for words in (["--nosuch", "list"], ["nosuch"], ["create"], ["run", "a", "b"], ["kill"], ["exec", "c"],
                   ["list", "--format", "xml"], ["--log-format", "xml", "list"], ["run", "--preserve-fds", "x", "c"],
-                  ["--root"]):
+                  ["exec", "--preserve-fds", "x", "c", "true"], ["kill", "c", "9" * 5000], ["--root"]):
         result = runtime(*words, code=None)
         assert result.code == (255 if "exec" in words else 1) and result.err.startswith("dolium-runtime: "), (words, result)
     assert runtime.left() == []

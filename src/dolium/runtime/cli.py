@@ -122,8 +122,8 @@ def _take_flags(words: list[str], flags: dict[str, bool], short: dict[str, str],
 
 
 def is_number(text: str) -> bool:
-    """Decimal ASCII digits: str.isdigit() alone takes what int() refuses."""
-    return text.isascii() and text.isdigit()
+    """Decimal ASCII digits: str.isdigit() alone takes what int() refuses. Not more of them than a plan's numbers hold."""
+    return text.isascii() and text.isdigit() and len(text) <= 18
 
 
 def signal_number(text: str) -> int:
