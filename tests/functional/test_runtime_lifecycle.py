@@ -141,6 +141,30 @@ def test_delete_force_of_a_created_a_running_and_a_paused_container(runtime: Run
         assert not alive(pid) and bundle.groups() == [] and runtime.left() == []
 
 
+def test_a_created_container_is_paused_and_resumed(runtime: Runtime, bundle: Bundle) -> None:
+    runtime.create(bundle.sh("touch /tmp/started; exec sleep 1000"))
+    runtime("pause", "c")
+    assert runtime.state()["status"] == "paused"
+    assert "in the paused state" in runtime("start", "c", code=1).err
+    assert "that is not stopped: paused" in runtime("delete", "c", code=1).err
+    runtime("resume", "c")
+    assert runtime.state()["status"] == "created"
+    runtime("start", "c")
+    until(lambda: (bundle.rootfs / "tmp/started").exists(), "it runs")
+
+
+def test_kill_all_reaches_everyone(runtime: Runtime, bundle: Bundle) -> None:
+    """Its children too, with any signal."""
+    script = "trap 'echo %s >> /tmp/got' USR1; echo > /tmp/ready-%s; while :; do sleep 0.02; done"
+    runtime.started(bundle.sh(f"({script % (('child',) * 2)}) & {script % (('init',) * 2)}"))
+    until(lambda: len(list((bundle.rootfs / "tmp").glob("ready-*"))) == 2, "both listen")
+    runtime("kill", "c", "USR1")
+    got = bundle.rootfs / "tmp/got"
+    until(lambda: got.exists() and got.read_text() == "init\n", "init alone")
+    runtime("kill", "--all", "c", "USR1")
+    until(lambda: sorted(got.read_text().split()) == ["child", "init", "init"], "both")
+
+
 def test_delete_of_a_created_container_needs_no_force(runtime: Runtime, bundle: Bundle) -> None:
     runtime.create(bundle)
     pid = runtime.state()["pid"]
@@ -333,7 +357,7 @@ def test_bad_ids_and_flags_are_refused(runtime: Runtime, bundle: Bundle) -> None
         assert runtime("run", "--bundle", str(bundle.path), "--", identity, code=1).out == ""
     for words in (["--nosuch", "list"], ["nosuch"], ["create"], ["run", "a", "b"], ["kill"], ["exec", "c"],
                   ["list", "--format", "xml"], ["--log-format", "xml", "list"], ["run", "--preserve-fds", "x", "c"],
-                  ["--root"]):
+                  ["exec", "--preserve-fds", "x", "c", "true"], ["kill", "c", "9" * 5000], ["--root"]):
         result = runtime(*words, code=None)
         assert result.code == (255 if "exec" in words else 1) and result.err.startswith("dolium-runtime: "), (words, result)
     assert runtime.left() == []

@@ -106,7 +106,7 @@ def checkpoint(context: Context, facts: Facts, identity: str, options: dict[str,
         arguments.append("--track-mem")
     if options.get("page-server"):
         address, colon, port = options["page-server"].rpartition(":")
-        if not colon or not port.isdigit():
+        if not colon or not port.isascii() or not port.isdigit():
             raise InvalidArgument(f"--page-server: {options['page-server']!r} is not ADDRESS:PORT")
         # with --lazy-pages the dump itself serves there
         arguments += [*([] if options.get("lazy-pages") else ["--page-server"]), f"--address={address}", f"--port={port}"]
@@ -119,7 +119,7 @@ def checkpoint(context: Context, facts: Facts, identity: str, options: dict[str,
         plan.add(P.PARENT_BEFORE_CLONE, "mkdir", f"make {folder}", folder, 0o700, 1)
     plan.add(P.PARENT_BEFORE_CLONE, "unlink", "forget the outcome before", outcome)
     status_fd = options.get("status-fd")
-    if status_fd is not None and not status_fd.isdigit():
+    if status_fd is not None and not (status_fd.isascii() and status_fd.isdigit() and len(status_fd) < 10):
         raise InvalidArgument(f"--status-fd: {status_fd!r} is not a number")
     request = _request(context, "dump", arguments, outcome, log=f"{_work(context, options, images)}/dump.log", notes=notes,
                        serves=bool(options.get("lazy-pages")), notes_path="" if before else f"{images}/{NOTES}",

@@ -122,8 +122,8 @@ def _take_flags(words: list[str], flags: dict[str, bool], short: dict[str, str],
 
 
 def is_number(text: str) -> bool:
-    """Decimal ASCII digits: str.isdigit() alone takes what int() refuses."""
-    return text.isascii() and text.isdigit()
+    """Decimal ASCII digits: str.isdigit() alone takes what int() refuses. Not more of them than a plan's numbers hold."""
+    return text.isascii() and text.isdigit() and len(text) <= 18
 
 
 def signal_number(text: str) -> int:
@@ -264,9 +264,9 @@ def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
         raise InvalidArgument(f"usage: dolium-runtime {command} [flags] {COMMANDS[command][2]}")
     identity = words.arguments[0]
     state.check_identity(identity)
+    if not is_number(options.get("preserve-fds") or "0"):
+        raise InvalidArgument(f"--preserve-fds: {options['preserve-fds']!r} is not a number")
     if command in ("create", "run"):
-        if not is_number(options.get("preserve-fds") or "0"):
-            raise InvalidArgument(f"--preserve-fds: {options['preserve-fds']!r} is not a number")
         return lifecycle.create(context, facts, identity, options.get("bundle") or ".", options, run=command == "run")
     if command == "exec":
         facts.want(f"read:{context.root}/{identity}/state.json", f"read:{context.root}/{identity}/config.json",

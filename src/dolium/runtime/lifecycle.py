@@ -264,6 +264,8 @@ def start(context: Context, facts: Facts, identity: str) -> Plan:
     status = state.status(facts, where)
     if status == "stopped":
         raise FailedPrecondition(f"cannot start a container that has stopped: {identity}")
+    if status == "paused":
+        raise FailedPrecondition(f"cannot start a container in the paused state: {identity}", hint="resume it first")
     if status != "created":
         raise FailedPrecondition(f"cannot start an already running container: {identity}")
     config = read_config(facts, where)
@@ -307,12 +309,22 @@ def query(context: Context, facts: Facts, identity: str) -> Plan:
 
 
 def kill(context: Context, facts: Facts, identity: str, signal: int, *, everyone: bool) -> Plan:
-    """``kill``: a signal to init; with ``everyone`` (--all) SIGKILL to all in its cgroup even when init is dead."""
+    """``kill``: a signal to init; with ``everyone`` (--all) to all in its cgroup, even when init is dead. Who is made
+    meanwhile is reached by SIGKILL alone: that is sent until the group is empty."""
     where = state.load(facts, context.root, identity)
     status = state.status(facts, where)
     plan = Plan()
     if everyone and signal == SIGKILL:
         plan.add(P.PARENT_BEFORE_CLONE, "cg_kill", f"kill all of {identity}", where.folders)
+        return plan
+    if everyone and where.folders:
+        pids = cgroups.processes(facts, where.folders[0])
+        facts.want(*(f"read:/proc/{pid}/stat" for pid in pids))
+        for pid in pids:
+            started = state.start_time(facts, pid)
+            if started is not None:
+                plan.add(P.PARENT_BEFORE_CLONE, "signal", f"kill process {pid} of {identity}", pid, started, signal,
+                         optional=True)
         return plan
     if status == "stopped":
         raise FailedPrecondition(f"container not running: {identity}")

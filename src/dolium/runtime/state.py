@@ -79,13 +79,18 @@ def load(facts: Facts, root: str, identity: str) -> State:
         raise FailedPrecondition(f"{folder}/state.json is damaged: {error!r}") from error
 
 
-def alive(facts: Facts, pid: int, start_time: int) -> bool:
+def alive(facts: Facts, pid: int, started: int) -> bool:
     """Is the process with that pid the recorded one, and not a zombie?"""
+    return start_time(facts, pid) == started
+
+
+def start_time(facts: Facts, pid: int) -> int | None:
+    """When a process began, in clock ticks after boot; None when it is gone, or a zombie."""
     text = facts.read(f"/proc/{pid}/stat")
     if text is None:
-        return False
+        return None
     fields = text[text.rindex(b")") + 2 :].split()
-    return fields[0] not in (b"Z", b"X") and int(fields[19]) == start_time
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def status(facts: Facts, state: State) -> str:
@@ -94,13 +99,11 @@ def status(facts: Facts, state: State) -> str:
                *(f"read:{path}" for path in _freeze_files(state)))
     if not alive(facts, state.pid, state.start_time):
         return "stopped"
-    if facts.stat(f"{state.folder}/start.sock") is not None:
-        return "created"
-    for path in _freeze_files(state):
+    for path in _freeze_files(state):  # first: a created container that is frozen can be resumed, and not started
         text = facts.read(path)
         if text is not None and text.strip() in (b"FROZEN", b"1"):
             return "paused"
-    return "running"
+    return "created" if facts.stat(f"{state.folder}/start.sock") is not None else "running"
 
 
 def _freeze_files(state: State) -> list[str]:
