@@ -276,7 +276,8 @@ def boot(place: Path, scratch: Path, word: str, deadline: float) -> int:
 def main() -> int:
     """Make what is missing, boot, test."""
     options = argparse.ArgumentParser(description="run tests in a virtual machine with cgroup v2 only")
-    options.add_argument("--deadline", type=float, default=885.0, help="seconds for all of it (840)")
+    options.add_argument("--deadline", type=float, default=1100.0,
+                         help="seconds for all of it, making the machine too (%(default)g)")
     given, words = options.parse_known_args()  # the rest is pytest's
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # the machine ends with us
