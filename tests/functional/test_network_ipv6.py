@@ -376,3 +376,19 @@ def test_a_host_that_forwards_keeps_the_routes_that_routers_told_it() -> None:
             assert [route["gateway"] for route in ip(fd, "route", "show", "default")] == ["fe80::1"]
     finally:
         os.close(fd)
+
+
+def test_a_foreign_chain_that_drops_ipv6_is_named_with_the_first_network_that_has_it(tmp_path: Path) -> None:
+    table = f"dtest{secrets.token_hex(3)}"
+
+    async def body(it: Bench) -> None:
+        assert not any(table in warning for warning in it.networks.warnings)
+        for name in ("one", "two"):
+            await network(it, name, subnet="")
+        assert sum(f"ip6 {table} fw " in warning for warning in it.networks.warnings) == 1
+
+    subprocess.run(["nft", f"table ip6 {table} {{ chain fw {{ type filter hook forward priority 5; policy drop; }}; }}"], check=True)
+    try:
+        on_bench(body, tmp_path)
+    finally:
+        subprocess.run(["nft", "delete", "table", "ip6", table], check=True)

@@ -141,10 +141,7 @@ class BridgeDriver:
             container: held.publication for network in self._networks.values()
             for container, held in network.held.items() if held.ports})
         faults.point("network.table.made")
-        self.warnings = [
-            f"the chain {chain} drops forwarded packets by policy: containers have no network beyond the host "
-            f"(let {default.switch.name} pass in it, or set its policy to accept)"
-            for chain in await self._run(self._firewall.foreign_drops)]
+        self.warnings = [_drops(chain, default.switch.name) for chain in await self._run(self._firewall.foreign_drops)]
 
     def _switch(self, record: Record) -> Switch:
         if record.name == DEFAULT:
@@ -481,9 +478,18 @@ class BridgeDriver:
                 network = BridgeNetwork(record, self._switch(record))
                 network.settle(record)
                 await self._make(network)
+                if network.six is not None:
+                    await self._warn_of(network)
             finally:
                 await self._run(lock.__exit__, None, None, None)
         return record
+
+    async def _warn_of(self, network: BridgeNetwork) -> None:
+        """Chains that drop IPv6 do not matter before there is a network with it."""
+        for chain in await self._run(self._firewall.foreign_drops):
+            if chain.startswith("ip6 ") and not any(f" {chain} " in warning for warning in self.warnings):
+                self.warnings.append(_drops(chain, network.switch.name))
+                _log.warning("%s", self.warnings[-1])
 
     def subnets(self) -> list[IPv4Network]:
         """Of all its networks that can be used."""
@@ -634,6 +640,11 @@ class BridgeDriver:
             self._host.close()
             self._nft.close()
             self._conntrack.close()
+
+
+def _drops(chain: str, bridge: str) -> str:
+    return (f"the chain {chain} drops forwarded packets by policy: containers have no network beyond the host "
+            f"(let {bridge} pass in it, or set its policy to accept)")
 
 
 def _routed6(record: Record) -> bool:
