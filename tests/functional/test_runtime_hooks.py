@@ -88,7 +88,9 @@ def test_several_of_one_kind_run_in_their_order(runtime: Runtime, bundle: Bundle
 @pytest.mark.parametrize("kind", FAILING)
 def test_a_failing_hook_undoes_everything(runtime: Runtime, bundle: Bundle, tmp_path: Path, kind: str) -> None:
     bundle.hook(kind, "/bin/sh", "-c", "echo it broke >&2; exit 3").sh(f"touch {tmp_path}/ran /tmp/ran")
+    bundle.hook("poststop", "/bin/sh", "-c", f"cat > {tmp_path}/poststop; exit 4")  # runtime.md, Lifecycle: it comes after that
     result = runtime.run(bundle, code=1)
+    assert json.loads((tmp_path / "poststop").read_text())["status"] == "stopped"
     assert f"{kind} hook /bin/sh" in result.err and "exit status 3: it broke" in result.err
     assert runtime.left() == [] and bundle.groups() == [] and not (bundle.rootfs / "tmp/ran").exists()
 

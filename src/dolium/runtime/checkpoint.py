@@ -350,9 +350,8 @@ def _restored(context: Context, facts: Facts, identity: str, bundle: str, option
         return plan
     if "error" in found or not options.get("keep"):
         cgroups.remove(plan, P.PARENT_BEFORE_CLONE, folders, unit.name if unit else "", driver)
-        if "error" not in found:
-            add_hooks(plan, P.PARENT_BEFORE_CLONE, config, "poststop", state_json(config, identity, bundle, "stopped", 0),
-                      optional=True)
+        add_hooks(plan, P.PARENT_BEFORE_CLONE, config, "poststop", state_json(config, identity, bundle, "stopped", 0),
+                  optional=True)
         plan.add(P.PARENT_BEFORE_CLONE, "remove_dir", f"remove state folder {folder}", folder)
     if "error" in found:
         plan.add(P.PARENT_BEFORE_CLONE, "again", "tell", 0, f"failed {found['error']}")

@@ -168,6 +168,8 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
             if not options.get("keep"):
                 _remove(plan, P.AFTER_EXIT, folders, folder, config, identity, bundle, unit, launch.driver,
                         notify=bool(manager))
+    # runtime.md, Lifecycle: after a hook that fails comes step 12, and poststop
+    add_hooks(plan, P.ON_FAILURE, config, "poststop", state_json(config, identity, bundle, "stopped", 0), optional=True)
     _remove_folder(plan, P.ON_FAILURE, folder, notify=bool(manager))
     return _clone_last(plan)
 
