@@ -106,6 +106,13 @@ def test_device_rules_are_in_the_kernel(runtime: Runtime, bundle: Bundle) -> Non
     runtime.create(bundle)
     rules = Path(bundle.group("devices"), "devices.list").read_text().splitlines()
     assert "c 10:229 rw" in rules and "c 1:3 rwm" in rules and "a *:* rwm" not in rules
+    none = {"allow": False, "access": "rwm"}
+    runtime("update", "-r", "-", "c", stdin=json.dumps({"devices": [none, {"allow": True, "type": "c", "major": 10, "minor": 200}]}))
+    now = Path(bundle.group("devices"), "devices.list").read_text().splitlines()
+    assert "c 10:200 rwm" in now and "c 10:229 rw" not in now and "c 1:3 rwm" in now
+    refused = {"devices": [none, {"allow": True, "type": "c", "major": 1 << 33, "minor": 1}]}  # by the kernel, after the first
+    assert "set devices.allow" in runtime("update", "-r", "-", "c", stdin=json.dumps(refused), code=1).err
+    assert sorted(Path(bundle.group("devices"), "devices.list").read_text().splitlines()) == sorted(now)
 
 
 def test_freezing_what_forks_all_the_time_and_killing_it(runtime: Runtime, bundle: Bundle) -> None:

@@ -87,6 +87,9 @@ WRONG: list[tuple[str, object, str]] = [
     ("process.ioPriority", {"class": "IOPRIO_CLASS_BE", "priority": 8}, "process.ioPriority.priority"),
     ("process.execCPUAffinity", {"initial": "0-"}, "process.execCPUAffinity.initial: '0-' is not a list"),
     ("process.execCPUAffinity", {"final": "3-1"}, "process.execCPUAffinity.final"),
+    ("process.rlimits", [{"type": "RLIMIT_CPU", "soft": 1, "hard": 2}] * 2,
+     "process.rlimits[1].type: 'RLIMIT_CPU' is listed twice"),
+    ("process.noNewPrivileges", "no", "process.noNewPrivileges: must be a boolean"),
     ("process.selinuxLabel", 1, "process.selinuxLabel: must be a string"),
     ("process.apparmorProfile", [], "process.apparmorProfile: must be a string"),
     ("mounts", {}, "mounts: must be an array"),
@@ -120,6 +123,8 @@ WRONG: list[tuple[str, object, str]] = [
     ("linux.seccomp", {}, "linux.seccomp.defaultAction: is required"),
     ("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": [1]}]},
      "linux.seccomp.syscalls[0].names[0]: must be a string"),
+    ("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": [], "action": "SCMP_ACT_LOG"}]},
+     "linux.seccomp.syscalls[0].names: must name a system call"),
     ("linux.intelRdt", [], "linux.intelRdt: must be an object"),
     ("linux.intelRdt", {"closID": "../x"}, "linux.intelRdt.closID: '../x' is not the name"),
     ("linux.intelRdt", {"memBwSchema": "L3:0=f"}, "linux.intelRdt.memBwSchema: must be one line"),
@@ -149,6 +154,7 @@ WRONG: list[tuple[str, object, str]] = [
     ("hooks", {"poststart": [{"path": "/x", "timeout": 0}]}, "hooks.poststart[0].timeout: must be above 0"),
     ("hooks", {"createRuntime": [{"path": "/x", "args": "x"}]}, "hooks.createRuntime[0].args: must be an array"),
     ("annotations", {"a": 1}, "annotations.a: must be a string"),
+    ("annotations", {"": "a"}, "annotations: a key must not be empty"),
 ]
 
 

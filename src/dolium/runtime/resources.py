@@ -129,12 +129,17 @@ def update(context: Context, facts: Facts, identity: str, resources: dict[str, A
         cgroups.enable_controllers(plan, P.PARENT_BEFORE_CLONE, group, wanted)
     cgroups.add_limits(plan, P.PARENT_BEFORE_CLONE, layout, group, wanted)
     _swap_in_order(plan, files, wanted["memory"])
-    written = [op for op in plan.named("cg_write") if not str(op.args[0]).endswith("/cgroup.subtree_control")]
+    # the files of v1's device rules cannot be read: the rules before are written again
+    written = [op for op in plan.named("cg_write")
+               if not str(op.args[0]).endswith(("/cgroup.subtree_control", "/devices.allow", "/devices.deny"))]
     facts.want(*(f"read:{op.args[0]}" for op in written))
     for op in reversed(written):
         before = facts.read(str(op.args[0]))
-        if before is not None and before.strip() and not op.label.startswith("set devices."):
+        if before is not None and before.strip():
             plan.add(P.ON_FAILURE, "cg_write", f"put {op.args[0]} back", op.args[0], before.strip(), 1, optional=True)
+    if resources.get("devices"):
+        rules = ((config.get("linux") or {}).get("resources") or {}).get("devices") or [{"allow": True}]
+        cgroups.add_limits(plan, P.ON_FAILURE, layout, group, {"devices": rules})
     if rdt:
         from dolium.runtime import rdt as resctrl
 

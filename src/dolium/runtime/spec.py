@@ -137,6 +137,8 @@ def validate(config: dict[str, Any]) -> None:
     for key, value in (take(config, "annotations", "object", "") or {}).items():
         if not isinstance(value, str):
             raise wrong(f"annotations.{key}", "must be a string")
+        if not key:
+            raise wrong("annotations", "a key must not be empty")
 
 
 def namespaces(config: dict[str, Any]) -> dict[str, str]:
@@ -189,7 +191,8 @@ def _process(process: dict[str, Any], field: str) -> None:
     cwd = take(process, "cwd", "string", field, required=True)
     if not cwd.startswith("/"):
         raise wrong(f"{field}.cwd", f"{cwd!r} is not absolute")
-    take(process, "terminal", "boolean", field)
+    for key in ("terminal", "noNewPrivileges"):
+        take(process, key, "boolean", field)
     user = take(process, "user", "object", field) or {}
     for key in ("uid", "gid", "umask"):
         value = take(user, key, "integer", f"{field}.user")
@@ -203,10 +206,15 @@ def _process(process: dict[str, Any], field: str) -> None:
         for index, name in enumerate(strings(capabilities, kind, f"{field}.capabilities")):
             if name not in NUMBERS:
                 raise wrong(f"{field}.capabilities.{kind}[{index}]", f"{name!r} is not a capability")
+    kinds: list[str] = []
     for index, limit in enumerate(objects(process, "rlimits", field)):
         name = f"{field}.rlimits[{index}]"
-        if take(limit, "type", "string", name, required=True) not in RLIMITS:
-            raise wrong(f"{name}.type", f"{limit['type']!r} is not a resource limit")
+        kind = take(limit, "type", "string", name, required=True)
+        if kind not in RLIMITS:
+            raise wrong(f"{name}.type", f"{kind!r} is not a resource limit")
+        if kind in kinds:
+            raise wrong(f"{name}.type", f"{kind!r} is listed twice")
+        kinds.append(kind)
         soft = take(limit, "soft", "integer", name, required=True)
         hard = take(limit, "hard", "integer", name, required=True)
         if not 0 <= soft < 1 << 64 or not 0 <= hard < 1 << 64:
@@ -421,7 +429,8 @@ def _validate_seccomp(seccomp: dict[str, Any]) -> None:
         strings(seccomp, key, "linux.seccomp")
     for index, rule in enumerate(objects(seccomp, "syscalls", "linux.seccomp")):
         field = f"linux.seccomp.syscalls[{index}]"
-        strings(rule, "names", field)
+        if not strings(rule, "names", field):
+            raise wrong(f"{field}.names", "must name a system call")
         take(rule, "action", "string", field, required=True)
         take(rule, "errnoRet", "integer", field)
         for number, argument in enumerate(objects(rule, "args", field)):
