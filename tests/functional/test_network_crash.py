@@ -65,17 +65,23 @@ async def _other_kinds(bench: Bench) -> None:
     config.write_text(json.dumps({"cniVersion": "1.0.0", "name": f"dolium-{bench.instance}", "plugins": [
         {"type": "ptp", "ipam": {"type": "host-local", "dataDir": str(bench.folder / "leases"),
                                  "ranges": [[{"subnet": "10.219.2.0/24"}]]}}]}))
+    key = bench.folder / "key"
+    key.write_text("of this test alone, and long enough\n")
+    key.chmod(0o600)
     wishes: list[dict[str, Any]] = [
         {"Name": "alone", "Driver": "macvlan", "Internal": True},
         {"Name": "lan", "Driver": "macvlan", "Options": {"parent": f"dol{bench.instance}"}},
         {"Name": "far", "Driver": "overlay", "Options": {"vni": str(int(bench.instance[:5], 16) + 1)},
          "IPAM": {"Config": [{"Subnet": "10.219.0.0/23", "IPRange": "10.219.1.0/24"}]}},
+        {"Name": "secret", "Driver": "overlay",
+         "Options": {"vni": str(int(bench.instance[:5], 16) + 2), "encrypted": "", "key_file": str(key), "local": "127.0.0.1"},
+         "IPAM": {"Config": [{"Subnet": "10.219.4.0/23", "IPRange": "10.219.5.0/24"}]}},
         {"Name": "plugins", "Driver": "cni", "Options": {"config": str(config)}}]
     for wish in wishes:
         try:
             await bench.networks.create(wish)
         except Unimplemented:
-            continue  # a kernel without dummy links
+            continue  # a kernel without dummy links, or WireGuard
         prepared = await bench.networks.prepare(NetworkRequest("ab" * 32, wish["Name"], names=("box",)))
         os.close(prepared.fd)
         await bench.networks.release("ab" * 32, prepared.endpoint)
@@ -207,8 +213,10 @@ def test_the_points_are_all_known() -> None:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at(point: str, tmp_path: Path) -> None:
-    if point == "network.parent.made" and not _has_dummy_links():
+    if point == "network.parent.made" and not _has("dummy"):
         pytest.skip("this kernel has no dummy links, and no VLANs")
+    if point == "network.tunnel.made" and not _has("wireguard"):
+        pytest.skip("this kernel has no WireGuard")
     instance = secrets.token_hex(4)
     with nothing_left(instance):
         process = _daemon(tmp_path, instance, fault=point)
@@ -235,9 +243,9 @@ def test_killed_at(point: str, tmp_path: Path) -> None:
         asyncio.run(next_daemon())
 
 
-def _has_dummy_links() -> bool:
-    done = subprocess.run(["ip", "link", "add", "dtdummy", "type", "dummy"], capture_output=True, check=False)
-    subprocess.run(["ip", "link", "del", "dtdummy"], capture_output=True, check=False)
+def _has(kind: str) -> bool:
+    done = subprocess.run(["ip", "link", "add", "dtprobe", "type", kind], capture_output=True, check=False)
+    subprocess.run(["ip", "link", "del", "dtprobe"], capture_output=True, check=False)
     return done.returncode == 0
 
 

@@ -35,13 +35,15 @@ def choose_subnet(taken: Iterable[IPv4Network]) -> IPv4Network:
 def choose_subnet6(instance: str, taken: Iterable[IPv6Network]) -> IPv6Network:
     """A /64 of the instance's own /48 of unique local addresses (RFC 4193), whose 40 bits are made of its id: the first
     that overlaps none of the routed networks. Raises ResourceExhausted."""
-    networks = [network for network in taken if network.prefixlen]
     prefix = b"\xfd" + hashlib.sha256(f"dolium {instance}".encode()).digest()[:5]
-    for number in range(1 << 16):
-        subnet = IPv6Network((prefix + number.to_bytes(2, "big") + bytes(8), 64))
-        if not any(subnet.overlaps(network) for network in networks):
-            return subnet
-    raise ResourceExhausted(f"no IPv6 subnet is left of {IPv6Network((prefix + bytes(10), 48))}")
+    own = IPv6Network((prefix + bytes(10), 48))
+    networks = [network for network in taken if network.prefixlen and network.overlaps(own)]
+    if not any(own.subnet_of(network) for network in networks):
+        for number in range(1 << 16):
+            subnet = IPv6Network((prefix + number.to_bytes(2, "big") + bytes(8), 64))
+            if not any(subnet.overlaps(network) for network in networks):
+                return subnet
+    raise ResourceExhausted(f"no IPv6 subnet is left of {own}")
 
 
 def mac_for(address: IPv4Address) -> str:
