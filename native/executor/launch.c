@@ -54,6 +54,7 @@ static const char *hint(uint16_t code, int number) {
 		{ OP_mount_fs, EPERM, "probable cause: the user namespace does not own the namespace this file system "
 		  "shows, or a mount below is locked" },
 		{ OP_mount_fs, ENODEV, "the kernel does not know this file system type" },
+		{ OP_mount_tree, EINVAL, "probable cause: one of the two is a folder, the other is not" },
 		{ OP_mount_fs, EBUSY, "probable cause: the file system is mounted elsewhere with other options" },
 		{ OP_rlimit, EPERM, "probable cause: above the hard limit without CAP_SYS_RESOURCE" },
 		{ OP_proc_write, EACCES, "probable cause: lowering it needs CAP_SYS_RESOURCE" },

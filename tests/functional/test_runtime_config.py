@@ -370,6 +370,12 @@ def test_bind_mounts_ro_rw_recursive_and_files(runtime: Runtime, bundle: Bundle,
     assert (volume / "written").read_text() == "w\n" and (volume / "file").read_text() == "host\n"
 
 
+def test_a_file_on_a_folder_is_told(runtime: Runtime, bundle: Bundle) -> None:
+    file = str(bundle.path / "config.json")
+    result = runtime.run(bundle.mount("/tmp", "bind", file, "bind"), code=1)
+    assert f"bind {file} on /tmp: EINVAL" in result.err and "one of the two is a folder, the other is not" in result.err
+
+
 def test_relative_bind_source_is_in_the_bundle(runtime: Runtime, bundle: Bundle) -> None:
     (bundle.path / "data").mkdir()
     (bundle.path / "data/x").write_text("x")

@@ -194,17 +194,16 @@ def test_a_failed_unit_of_the_name_is_forgotten(driver: Systemd, bundle: Bundle,
 
 
 @with_systemd
-@pytest.mark.parametrize(("change", "words"), [
-    ({"cgroupsPath": "/a/b"}, 'linux.cgroupsPath: expected "slice:prefix:name"'),
-    ({"cgroupsPath": "a:b:c:d"}, 'linux.cgroupsPath: expected "slice:prefix:name"'),
-    ({"cgroupsPath": "no-such:b:c"}, "'no-such' is not the name of a slice"),
-    ({"cgroupsPath": "a.slice:b:c.slice"}, "is a slice"),
-    ({"cgroupsPath": "a.slice:b:c", "resources": {"cpu": {"cpus": "x"}}}, "linux.resources.cpu.cpus"),
-])
-def test_what_is_refused_before_anything_is_made(driver: Systemd, bundle: Bundle, change: dict[str, Any], words: str) -> None:
-    bundle.linux.update(change)
-    result = driver("run", "--bundle", str(bundle.write()), "c", code=1)
-    assert words in result.err and result.err.count("\n") == 1 and driver.left() == []
+def test_what_is_refused_before_anything_is_made(driver: Systemd, bundle: Bundle) -> None:
+    resources = bundle.linux["resources"]
+    for path, more, words in (("/a/b", {}, 'linux.cgroupsPath: expected "slice:prefix:name"'),
+                              ("a:b:c:d", {}, 'linux.cgroupsPath: expected "slice:prefix:name"'),
+                              ("no-such:b:c", {}, "'no-such' is not the name of a slice"),
+                              ("a.slice:b:c.slice", {}, "is a slice"),
+                              ("a.slice:b:c", {"cpu": {"cpus": "x"}}, "linux.resources.cpu.cpus")):
+        bundle.linux.update(cgroupsPath=path, resources={**resources, **more})
+        result = driver("run", "--bundle", str(bundle.write()), "c", code=1)
+        assert words in result.err and result.err.count("\n") == 1 and driver.left() == []
 
 
 @with_systemd
