@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from bundles import FRONT, Bundle, Runtime, alive, bundle, needs, runtime, until
+from bundles import DEADLINE, FRONT, Bundle, Runtime, alive, bundle, needs, runtime, until
 from test_runtime_terminal import Screen, receive
 
 __all__ = ["bundle", "runtime"]
@@ -252,6 +252,7 @@ def test_a_terminal_by_console_socket_and_in_the_foreground(runtime: Runtime, bu
     if pid == 0:
         os.execv(FRONT, [FRONT, "--root", str(runtime.root), "restore", *flags, "c"])
     screen = Screen(fd)
+    until(lambda: runtime("state", "c", code=None).code == 0, "it is restored", 2 * DEADLINE)
     screen.type(b"echo $((x+2)); exit 7\n")
     assert b"43\r\n" in screen.rest()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7 and runtime.left() == []
