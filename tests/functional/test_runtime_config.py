@@ -370,6 +370,14 @@ def test_bind_mounts_ro_rw_recursive_and_files(runtime: Runtime, bundle: Bundle,
     assert (volume / "written").read_text() == "w\n" and (volume / "file").read_text() == "host\n"
 
 
+def test_options_of_a_file_system_as_a_whole(runtime: Runtime, bundle: Bundle) -> None:
+    """What a mount of its own has, or the default is, is told to no file system: tmpfs would refuse it."""
+    bundle.mount("/whole", "tmpfs", "tmpfs", "sync", "dirsync", "lazytime", "async", "nomand", "loud", "silent", "acl", "noiversion",
+                 "sync")
+    shown = runtime.run(bundle.sh("grep ' /whole ' /proc/mounts")).out.split()[3].split(",")
+    assert {"sync", "dirsync", "lazytime"} <= set(shown)
+
+
 def test_a_file_on_a_folder_is_told(runtime: Runtime, bundle: Bundle) -> None:
     file = str(bundle.path / "config.json")
     result = runtime.run(bundle.mount("/tmp", "bind", file, "bind"), code=1)

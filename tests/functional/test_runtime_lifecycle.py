@@ -236,6 +236,10 @@ def test_features(runtime: Runtime) -> None:
     assert set(features["hooks"]) == {"prestart", "createRuntime", "createContainer", "startContainer", "poststart",
                                       "poststop"}
     assert features["potentiallyUnsafeConfigAnnotations"] == ["org.systemd.property."]
+    # every option that runc knows; remount has nothing to change in a container that is made
+    known = {"acl", "async", "dirsync", "iversion", "lazytime", "loud", "mand", "noacl", "noiversion", "nolazytime", "nomand", "silent",
+             "sync", "defaults", "bind", "rro", "tmpcopyup", "rnosymfollow"}
+    assert known <= set(features["mountOptions"]) and "remount" not in features["mountOptions"]
 
 
 def test_pause_stops_and_resume_goes_on(runtime: Runtime, bundle: Bundle) -> None:

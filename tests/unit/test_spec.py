@@ -210,3 +210,9 @@ def test_an_execs_process_is_checked_the_same() -> None:
 def test_text_that_no_call_can_take_is_named(text: str, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         spec.load(text.encode(), "config.json")
+
+
+def test_the_process_of_an_exec_is_not_said_to_be_in_config_json() -> None:
+    """It came by flags, or in a file of its own."""
+    with pytest.raises(InvalidArgument, match=r"^process\.cwd: 'rel' is not absolute"):
+        spec.validate_process({"args": ["true"], "cwd": "rel"})

@@ -56,7 +56,8 @@ PROPAGATIONS: dict[str, int] = {
     "runbindable": MS_UNBINDABLE | MS_REC,
 }
 
-
+# Of a file system as a whole; the kernel takes them of any type's options.
+WHOLE = ("sync", "dirsync", "lazytime", "nolazytime", "mand")
 # What mount(8) knows and no file system is told: the default, or of no effect on a mount of today.
 IGNORED = ("", "defaults", "async", "nomand", "loud", "silent", "remount", "acl", "noacl", "iversion", "noiversion")
 

@@ -27,7 +27,7 @@ def features(facts: Facts) -> dict[str, Any]:
 
     layout = cgroups.layout(facts)
     options = sorted({*mounts.ATTRIBUTES, *(f"r{name}" for name in mounts.ATTRIBUTES), *mounts.PROPAGATIONS, "bind",
-                      "rbind", "defaults", "idmap", "ridmap", "tmpcopyup"})
+                      "rbind", "idmap", "ridmap", "tmpcopyup", *mounts.WHOLE, *mounts.IGNORED} - {"", "remount"})
     return {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": OCI_VERSION,

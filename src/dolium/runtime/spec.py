@@ -241,7 +241,10 @@ def validate_process(process: dict[str, Any]) -> None:
     """The same checks for the process of an exec. Raises InvalidArgument."""
     if not process:
         raise InvalidArgument("the process to execute is empty")
-    _process(process, "process")
+    try:
+        _process(process, "process")
+    except InvalidArgument as error:  # it came by flags or a file of its own
+        raise InvalidArgument(error.message.removeprefix("config.json: "), hint=error.hint) from None
 
 
 def _mounts(config: dict[str, Any]) -> None:
