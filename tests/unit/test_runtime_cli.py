@@ -168,7 +168,12 @@ def test_kill_goes_to_the_recorded_process_or_to_all() -> None:
     assert ask(Host("running"), "kill", "box", "SIGKILL").ops[0].args == (PID, START, 9)
     assert order(ask(Host("running"), "kill", "--all", "box", "KILL")) == ["cg_kill"]
     assert order(ask(Host("stopped"), "kill", "-a", "box", "9")) == ["cg_kill"]
-    assert order(ask(Host("running"), "kill", "-a", "box", "TERM")) == ["signal"]
+    host = Host("running")
+    host.files[f"{FOLDERS[0]}/cgroup.procs"] = f"{PID}\n4300\n4301\n"
+    host.files["/proc/4300/stat"] = RUNNING.replace(f" {START} ", " 800 ")
+    plan = ask(host, "kill", "-a", "box", "TERM")
+    assert order(plan) == ["signal", "signal"], "who is gone meanwhile is passed over"
+    assert [op.args for op in plan.ops] == [(PID, START, 15), (4300, 800, 15)]
 
 
 def test_a_reused_pid_is_not_the_container() -> None:
