@@ -109,6 +109,8 @@ class Options:
             self.recursive_clear = self.recursive_clear & ~add | remove
         elif option == "tmpcopyup":
             self.copy_up = True
+        elif option in ("async", "nomand"):  # the default; of two that contradict each other the last holds
+            self.data = [one for one in self.data if one != {"async": "sync", "nomand": "mand"}[option]]
         elif option not in IGNORED:
             # runc joins them, the kernel takes them apart again; an overlay's folders may have commas of their own
             self.data += [option] if "dir=" in option else option.split(",")
