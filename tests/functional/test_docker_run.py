@@ -254,6 +254,12 @@ def test_devices_ulimits_init_and_cgroup_device_rules(engine: Daemon) -> None:
     done = engine.docker("run", "--rm", "base:1", "sh", "-c", "busybox mknod /tmp/kmsg c 1 11 && cat /tmp/kmsg", check=False)
     assert "Operation not permitted" in done.stderr
     assert out(engine, "--ulimit", "nofile=100:200", "base:1", "sh", "-c", "ulimit -n; ulimit -Hn").split() == ["100", "200"]
+    twice = [{"Name": "nofile", "Soft": soft, "Hard": 90} for soft in (70, 80)]
+    made = engine.api("POST", "/containers/create?name=twice", {"Image": "base:1", "Cmd": ["sh", "-c", "ulimit -n"],
+                                                                "HostConfig": {"Ulimits": twice}})
+    assert made[0] == 201, made
+    assert engine.docker("start", "-a", "twice").stdout == "80\n"  # the last holds
+    engine.docker("rm", "twice")
     assert "docker-init" in out(engine, "--init", "base:1", "ps")
 
 

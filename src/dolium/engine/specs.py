@@ -155,7 +155,8 @@ def process_for(container: Container, user: User, args: list[str], env: list[str
         "capabilities": capability_sets(caps, user),
         "noNewPrivileges": options.get("no-new-privileges") == "true",
         "rlimits": [{"type": f"RLIMIT_{limit['Name'].upper()}", "soft": _limit(limit["Soft"]), "hard": _limit(limit["Hard"])}
-                    for limit in host.get("Ulimits") or []],
+                    # of one that a body has twice the last holds; a specification may have it once
+                    for limit in {limit["Name"].upper(): limit for limit in host.get("Ulimits") or []}.values()],
     }
     if host.get("OomScoreAdj") or _own_oom_score() < 0:  # a daemon's own protection is not for containers
         process["oomScoreAdj"] = host.get("OomScoreAdj") or 0
