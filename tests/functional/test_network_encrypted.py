@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packets import inside, links, make_socket
+from packets import inside, links, make_socket, named_namespaces
 
 HOSTS = ("10.216.1.1", "10.216.1.2")
 MARK = b"what nobody on the wire may read"
@@ -87,8 +87,7 @@ class Host:
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[tuple[Host, Host]]:
     with contextlib.ExitStack() as undo:
-        if not os.path.ismount("/run/netns"):  # ip netns mounts it on itself
-            undo.callback(subprocess.run, ["umount", "/run/netns"], check=False)
+        undo.enter_context(named_namespaces())
         undo.callback(lambda: None)
         one, other = (Host(number, tmp_path / f"host{number}") for number in range(2))
         for host in (one, other):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from daemon import Daemon, eventually
+from packets import named_namespaces
 
 HOSTS = ("10.216.0.1", "10.216.0.2")
 pytestmark = pytest.mark.leaves("links", "nft")
@@ -50,6 +51,7 @@ class Host:
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[tuple[Host, Host]]:
     with contextlib.ExitStack() as undo:
+        undo.enter_context(named_namespaces())
         two = []
         for number in range(2):
             undo.callback(subprocess.run, ["ip", "netns", "del", f"dhost{number}"], check=False)
