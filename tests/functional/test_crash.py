@@ -38,8 +38,8 @@ BY_IMAGE_TESTS = {point for point in faults.POINTS if point.split(".")[0] in (
     "pull", "push", "image", "content", "snapshot", "driver", "lease", "commit", "save")}
 # The witness keeps the bridge, and the kernel removes links with their namespaces: test_network_crash.py passes these.
 BY_NETWORK_TESTS = {"network.bridge.made", "network.link.removed", "network.record.deleted", "dns.started", "dns.sandbox",
-                    "network.parent.made", "network.child.made", "network.vxlan.made", "network.cni.intent", "network.cni.added",
-                    "network.cni.removed"}
+                    "network.parent.made", "network.child.made", "network.vxlan.made", "network.tunnel.made", "network.cni.intent",
+                    "network.cni.added", "network.cni.removed"}
 # Only passed when something ended meanwhile: test_ends_while_no_daemon_runs_are_recorded.
 BY_ENDS = {"reconcile.cleaned"}
 POINTS = sorted(faults.POINTS - BY_IMAGE_TESTS - BY_NETWORK_TESTS - BY_ENDS)
