@@ -70,7 +70,7 @@ def test_create_start_kill_delete(runtime: Runtime, bundle: Bundle) -> None:
     assert alive(state["pid"])
     runtime("start", "c")
     assert runtime.state()["status"] == "running"
-    assert b"sleep" in Path(f"/proc/{state['pid']}/cmdline").read_bytes()
+    until(lambda: b"sleep" in Path(f"/proc/{state['pid']}/cmdline").read_bytes(), "it runs")  # runc does not wait for exec
     assert "cannot delete container c that is not stopped" in runtime("delete", "c", code=1).err
     assert alive(state["pid"])
     runtime("kill", "c", "SIGKILL")
