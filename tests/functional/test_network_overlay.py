@@ -84,6 +84,10 @@ def test_containers_of_two_hosts_and_a_cut_wire(hosts: tuple[Host, Host]) -> Non
     eventually(lambda: one.daemon.docker("exec", "box", "sh", "-c", f"head -c 300000 /dev/zero | nc {there} 90",
                                          check=False).returncode == 0, "it listens")
     eventually(lambda: other.daemon.docker("exec", "box", "stat", "-c", "%s", "/tmp/got").stdout == "300000\n", "all comes through")
+    # neither host keeps track of it
+    for host in hosts:
+        flows = host.run("cat", "/proc/net/nf_conntrack").splitlines()
+        assert [line for line in flows if {f"src={here}", f"dst={there}"} <= {*line.split()}] == []
     # the other host vanishes, and comes back
     other.wire(up=False)
     assert not one.reaches(there)

@@ -327,13 +327,12 @@ class Networks:
             new["link"] = self._link_name(new, found)
             if first_way_out:
                 driver.publish(container, new, ports)
+            if restricted(first):  # it may have had no network when this daemon started
+                await self._policies.resume(container, first, namespace)
             await self._policies.placed(container, [*found, new])
             await driver.join(container, new, namespace, default=first_way_out, default6=_way6(found) is None)
             after = _ordered([new, *found] if first_way_out else [*found, new])
             after |= {key: first[key] for key in _OF_ALL if key in first}  # also of one that had no network any more
-            if restricted(after):  # it had no network any more
-                await self._policies.resume(container, after, namespace)
-                await self._policies.placed(container, [*found, new])
             await self._renamed(container, after, namespace)
         except BaseException:
             await driver.leave(container, new, namespace)

@@ -37,7 +37,7 @@ class Policies:
         self._table, self._sources, self._peer_of, self._on_refused = f"dolium-{instance}", sources, peer_of, on_refused
         self._places: dict[str, dict[str, list[str]]] = {}  # by container and network: its addresses
         self._walls: dict[str, _Wall] = {}
-        self._guard = ""
+        self._guard: str | None = ""  # the table's text; None when it is not known what is there
         self._applying = asyncio.Lock()
         self._watched: dict[str, socket.socket] = {}
 
@@ -55,30 +55,29 @@ class Policies:
                     await self.resume(container, first, namespace)
                 finally:
                     os.close(namespace)
-        await self._guard_now()
-        await self._apply()
+        self._guard = None
+        await self._apply_quietly()
 
     # -- a container's own --
 
     async def enter(self, container: str, first: Endpoint, namespace: int) -> None:
-        """A new one, before anything runs in it: its rules. Raises DoliumError; then ``leave``."""
+        """A new one that is restricted, before anything runs in it: its rules. Raises DoliumError; then ``leave``."""
         try:
             if "egress" in first:
                 await asyncio.to_thread(refusals.run_inside, namespace, egress.table_text(egress.parse(first["egress"])))
             if "ingress" in first:
                 self._walls[container] = _Wall(os.dup(namespace), ingress.parse(first["ingress"]))
                 await self._apply(container)
-            if restricted(first):
-                self._watch(container, await asyncio.to_thread(refusals.watch, namespace))
+            self._watch(container, await asyncio.to_thread(refusals.watch, namespace))
         except OSError as error:
             raise as_error(error, f"cannot restrict what container {container[:12]} reaches, or is reached by") from error
 
     async def resume(self, container: str, first: Endpoint, namespace: int) -> None:
-        """Of one that runs: its rules are there. Without events it goes on."""
+        """A restricted one that runs: its rules are there. Without events it goes on."""
         try:
             if "ingress" in first and container not in self._walls:
                 self._walls[container] = _Wall(os.dup(namespace), ingress.parse(first["ingress"]))
-            if restricted(first) and container not in self._watched:
+            if container not in self._watched:
                 self._watch(container, await asyncio.to_thread(refusals.watch, namespace))
         except (OSError, DoliumError) as error:
             _log.warning("what container %s is refused is not told: %s", container[:12], error)
@@ -115,23 +114,33 @@ class Policies:
         """A container that runs has another name."""
         await self._apply()
 
-    async def leave(self, container: str) -> None:
-        """It is gone, or on its way; before its addresses are given to another one. Idempotent."""
+    def _unwatch(self, container: str) -> None:
         sock = self._watched.pop(container, None)
         if sock is not None:
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()
+
+    async def leave(self, container: str) -> None:
+        """It is gone, or on its way; before its addresses are given to another one. Idempotent. What fails is logged."""
+        self._unwatch(container)
         wall = self._walls.pop(container, None)
         if wall is not None:
             async with self._applying:  # nobody is about to use it
                 os.close(wall.namespace)
         if self._places.pop(container, None) is not None or wall is not None:
+            await self._apply_quietly()
+
+    async def _apply_quietly(self) -> None:
+        """Where something else must go on all the same."""
+        try:
             await self._apply()
+        except DoliumError as error:
+            _log.error("the rules on who may reach containers are as they were: %s", error)
 
     async def _apply(self, new: str = "") -> None:
         """Make all rules what they should be. A failure for another container than ``new`` is logged: it may be on its way
         out, and is tried again at the next change."""
-        if not self._walls and not self._guard:
+        if not self._walls and self._guard == "":
             return
         async with self._applying:
             await self._guard_now()
@@ -186,9 +195,7 @@ class Policies:
     async def close(self) -> None:
         """The rules of those that run stay."""
         for container in list(self._watched):
-            sock = self._watched.pop(container)
-            asyncio.get_running_loop().remove_reader(sock)
-            sock.close()
+            self._unwatch(container)
         for wall in self._walls.values():
             os.close(wall.namespace)
         self._walls.clear()
