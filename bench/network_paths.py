@@ -148,11 +148,10 @@ def address(engine: Engine, name: str, network: str) -> str:
 
 def _pair(engine: Engine, network: str, *flags: str, far: Engine | None = None) -> Spot:
     """A server and a client in a network; the client on another host, if there is one."""
-    name = network.replace("_", "-")
-    docker(engine, "run", "-d", "--name", f"server-{name}", "--network", network, *flags, "base:1", "sleep", "3600")
-    docker(far or engine, "run", "-d", "--name", f"client-{name}", "--network", network, "base:1", "sleep", "3600")
-    target = "127.0.0.1" if network == "host" else address(engine, f"server-{name}", network)
-    return Spot(init(engine, f"server-{name}"), init(far or engine, f"client-{name}"), target, 5201)
+    docker(engine, "run", "-d", "--name", f"server-{network}", "--network", network, *flags, "base:1", "sleep", "3600")
+    docker(far or engine, "run", "-d", "--name", f"client-{network}", "--network", network, "base:1", "sleep", "3600")
+    target = "127.0.0.1" if network == "host" else address(engine, f"server-{network}", network)
+    return Spot(init(engine, f"server-{network}"), init(far or engine, f"client-{network}"), target, 5201)
 
 
 def _wired(one: Engine, other: Engine) -> None:

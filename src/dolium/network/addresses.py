@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from dolium.errors import AlreadyExists, InvalidArgument, ResourceExhausted
@@ -64,11 +64,10 @@ class _Numbers:
     """Addresses of one subnet, as numbers. The next one follows the last one given, so that an address comes back only after
     all others had their turn (neighbours' ARP entries, connections under way)."""
 
-    kind = ""
-
     def __init__(self, subnet: IPv4Network | IPv6Network, hosts: range, within: IPv4Network | IPv6Network | None,
-                 reserved: Iterable[int]) -> None:
-        self._subnet, self._hosts = subnet, hosts
+                 reserved: Iterable[int], read: Callable[[str], int]) -> None:
+        """``read``: an address that is written out, as a number; raises AddressValueError."""
+        self._subnet, self._hosts, self._read, self.kind = subnet, hosts, read, f"IPv{subnet.version}"
         pool = subnet if within is None else within
         self._pool = range(max(int(pool.network_address), hosts.start), min(int(pool.broadcast_address) + 1, hosts.stop))
         self._reserved = set(reserved)
@@ -110,12 +109,9 @@ class _Numbers:
     def _after(self, number: int) -> int:
         return number + 1 if number + 1 in self._pool else self._pool.start
 
-    def _number(self, text: str) -> int:
-        raise NotImplementedError
-
     def _parse(self, text: str) -> int:
         try:
-            number = self._number(text)
+            number = self._read(text)
         except AddressValueError as error:
             raise InvalidArgument(f"invalid {self.kind} address: {text!r}") from error
         if number not in self._hosts or number in self._reserved:
@@ -145,8 +141,6 @@ class _Numbers:
 class AddressPool(_Numbers):
     """Of an IPv4 subnet."""
 
-    kind = "IPv4"
-
     def __init__(self, subnet: IPv4Network, *, gateway: IPv4Address | None = None, within: IPv4Network | None = None,
                  reserved: Iterable[IPv4Address] = ()) -> None:
         """``subnet`` has a prefix length of at most 30; ``gateway``: its first host when it is not named; ``within``: where
@@ -154,10 +148,7 @@ class AddressPool(_Numbers):
         self.subnet = subnet
         self.gateway = gateway or subnet.network_address + 1
         super().__init__(subnet, range(int(subnet.network_address) + 1, int(subnet.broadcast_address)), within,
-                         map(int, (self.gateway, *reserved)))
-
-    def _number(self, text: str) -> int:
-        return int(IPv4Address(text))
+                         map(int, (self.gateway, *reserved)), lambda text: int(IPv4Address(text)))
 
     def allocate(self, wanted: str = "") -> IPv4Address:
         """The next free address, or the one that is wanted.
@@ -168,10 +159,14 @@ class AddressPool(_Numbers):
         return IPv4Address(self._allocate(wanted))
 
 
+def _number6(text: str) -> int:
+    if "%" in text:  # its scope says a link of the host
+        raise AddressValueError(text)
+    return int(IPv6Address(text))
+
+
 class AddressPool6(_Numbers):
     """Of an IPv6 subnet: its first address is all routers' (RFC 4291, 2.6.1), its last one a host's."""
-
-    kind = "IPv6"
 
     def __init__(self, subnet: IPv6Network, *, gateway: IPv6Address | None = None, within: IPv6Network | None = None,
                  reserved: Iterable[IPv6Address] = ()) -> None:
@@ -179,12 +174,7 @@ class AddressPool6(_Numbers):
         self.subnet = subnet
         self.gateway = gateway or subnet.network_address + 1
         super().__init__(subnet, range(int(subnet.network_address) + 1, int(subnet.broadcast_address) + 1), within,
-                         map(int, (self.gateway, *reserved)))
-
-    def _number(self, text: str) -> int:
-        if "%" in text:  # its scope says a link of the host
-            raise AddressValueError(text)
-        return int(IPv6Address(text))
+                         map(int, (self.gateway, *reserved)), _number6)
 
     def allocate(self, wanted: str = "") -> IPv6Address:
         """As ``AddressPool.allocate``."""

@@ -9,7 +9,7 @@ so a name is no way out of its own. What is refused is told as an event (refusal
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -45,16 +45,18 @@ class Allow:
 
 def parse(texts: Iterable[str]) -> tuple[Allow, ...]:
     """All that --egress says; nothing for ``none``. Raises InvalidArgument."""
-    found = []
+    hint = "allow=NAME[:PORT[/udp]], allow=ADDRESS[/BITS][:PORT[/udp]], or none"
+    return tuple(dict.fromkeys(_allow(text, what) for text, what in allowed("--egress", texts, hint)))
+
+
+def allowed(flag: str, texts: Iterable[str], hint: str) -> Iterator[tuple[str, str]]:
+    """(text, WHAT) of each ``allow=WHAT`` that a flag says; nothing for ``none``. Raises InvalidArgument."""
     for text in texts:
-        if text == NONE:
-            continue
         key, _, what = text.partition("=")
-        if key != "allow" or not what:
-            raise InvalidArgument(f"invalid --egress {text!r}",
-                                  hint="allow=NAME[:PORT[/udp]], allow=ADDRESS[/BITS][:PORT[/udp]], or none")
-        found.append(_allow(text, what))
-    return tuple(dict.fromkeys(found))
+        if text != NONE and (key != "allow" or not what):
+            raise InvalidArgument(f"invalid {flag} {text!r}", hint=hint)
+        if text != NONE:
+            yield text, what
 
 
 def _allow(text: str, what: str) -> Allow:

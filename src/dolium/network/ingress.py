@@ -16,10 +16,10 @@ from itertools import chain
 
 from dolium.errors import InvalidArgument
 from dolium.network.base import Peer
+from dolium.network.egress import allowed
 from dolium.network.refusals import REFUSE_INCOMING
 
 TABLE = "dolium-ingress"
-NONE = "none"
 _CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 _PORT = re.compile(r"(.*):([0-9]{1,5})(?:/(tcp|udp))?\Z", re.DOTALL)
 _HINT = "allow=CONTAINER[:PORT[/udp]], allow=label:KEY[=VALUE], allow=network:NAME, allow=ADDRESS[/BITS], or none"
@@ -54,15 +54,7 @@ class Allow:
 
 def parse(texts: Iterable[str]) -> tuple[Allow, ...]:
     """All that --ingress says; nothing for ``none``. Raises InvalidArgument."""
-    found = []
-    for text in texts:
-        if text == NONE:
-            continue
-        key, _, what = text.partition("=")
-        if key != "allow" or not what:
-            raise InvalidArgument(f"invalid --ingress {text!r}", hint=_HINT)
-        found.append(_allow(text, what))
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(_allow(text, what) for text, what in allowed("--ingress", texts, _HINT)))
 
 
 def _allow(text: str, what: str) -> Allow:
@@ -88,18 +80,18 @@ def _allow(text: str, what: str) -> Allow:
     return Allow(where, port=port, protocol=protocol)
 
 
-def table_text(allowed: Sequence[Allow], peers: Sequence[tuple[Peer, Places]]) -> str:
+def table_text(rules: Sequence[Allow], peers: Sequence[tuple[Peer, Places]]) -> str:
     """nft's text for a namespace that has no such table, or one to be replaced. ``peers``: all other containers, with their
     addresses by network. No packet sees a moment without rules."""
-    rules = []
-    for one in allowed:
+    lines = []
+    for one in rules:
         found = {ip_address(address) for peer, places in peers for address in one.addresses(peer, places)}
         sources = [(one.network.version, str(one.network))] if one.network is not None else [
             (version, "{ " + ", ".join(sorted(str(address) for address in found if address.version == version)) + " }")
             for version in sorted({address.version for address in found})]
         port = f" {one.protocol} dport {one.port}" if one.port else ""
         for version, text in sources:
-            rules.append(f"        {'ip' if version == 4 else 'ip6'} saddr {text}{port} accept\n")
+            lines.append(f"        {'ip' if version == 4 else 'ip6'} saddr {text}{port} accept\n")
     return f"""add table inet {TABLE}
 delete table inet {TABLE}
 table inet {TABLE} {{
@@ -108,6 +100,6 @@ table inet {TABLE} {{
         iifname "lo" accept
         ct state established,related accept
         ip6 hoplimit 255 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert }} accept
-{"".join(rules)}{REFUSE_INCOMING}    }}
+{"".join(lines)}{REFUSE_INCOMING}    }}
 }}
 """

@@ -80,6 +80,11 @@ def _message(kind: int, flags: int, *parts: bytes) -> bytes:
     return struct.pack("=IHHII", len(body) + 16, kind, flags | _REQUEST, 0, 0) + body
 
 
+def generic(family: int, command: int, body: bytes, *, ack: bool = True) -> bytes:
+    """A command of a family of generic netlink (``Netlink.family``), of its first version."""
+    return _message(family, _ACK if ack else 0, struct.pack("=BBH", command, 1, 0), body)
+
+
 def _ifinfo(index: int = 0, flags: int = 0, change: int = 0, family: int = socket.AF_UNSPEC) -> bytes:
     return struct.pack("=BxHiII", family, 0, index, flags, change)
 
@@ -400,8 +405,8 @@ class Netlink:
 
     def family(self, name: str) -> int:
         """The number of a family of generic netlink. Raises OSError (ENOENT: the kernel has none of that name)."""
-        header = struct.pack("=BBH", _CTRL_GETFAMILY, 1, 0)
-        for body in self._get(_message(_GENL_CTRL, 0, header, _text(_CTRL_FAMILY_NAME, name)), _GENL_CTRL, False):
+        question = generic(_GENL_CTRL, _CTRL_GETFAMILY, _text(_CTRL_FAMILY_NAME, name), ack=False)
+        for body in self._get(question, _GENL_CTRL, False):
             for kind, value in attributes(body[4:]):
                 if kind == _CTRL_FAMILY_ID:
                     return int(struct.unpack("=H", value)[0])

@@ -45,7 +45,7 @@ class Overlay(Switch):
         self._below = mtu - wireguard.HEADERS
         self._record = record
         self._wire_index = self._tunnel_index = 0
-        self._secret = b""
+        self._secret, self._key = b"", wireguard.Key(b"", b"", IPv6Address(0))
         self._peers: dict[IPv4Address, Peer] | None = None  # as the tunnel knows them
         self._file_peers: set[IPv4Address] = set()
         self._said = ""
@@ -62,6 +62,7 @@ class Overlay(Switch):
     def _make(self, subnet: IPv4Network, gateway: IPv4Address, keep: bool, six: Six | None) -> None:
         if self._record.encrypted:
             self._secret = wireguard.read_secret(self._record.options["key_file"])  # before anything is made
+            self._key = wireguard.key_of(self._secret, self._record.vni, IPv4Address(self._record.options["local"]))
         super()._make(subnet, gateway, keep, six)
         local = self._record.options.get("local")
         own: Host | None = IPv4Address(local) if local else None
@@ -98,21 +99,16 @@ class Overlay(Switch):
                 raise
             faults.point("network.tunnel.made")
         self._tunnel_index, self._peers = found.index, None
-        own = wireguard.key_of(self._secret, self._record.vni, self._local).address
         if not os.path.isdir(f"{_IPV6}/{self.tunnel}"):
             raise FailedPrecondition(f"network {self._record.name}: this kernel runs without IPv6, by which the tunnels' "
                                      "ends have addresses", hint="take ipv6.disable=1 off the kernel's command line")
         write(f"{_IPV6}/{self.tunnel}/disable_ipv6", "0")
         self.host.request(netlink.set_link(found.index, mtu=self._below, up=True))
         try:
-            self.host.request(netlink.new_address6(found.index, own, _LINK_LOCAL))
+            self.host.request(netlink.new_address6(found.index, self._key.address, _LINK_LOCAL))
         except FileExistsError:
             _log.debug("the tunnel %s has its address already", self.tunnel)
-        return own
-
-    @property
-    def _local(self) -> IPv4Address:
-        return IPv4Address(self._record.options["local"])
+        return self._key.address
 
     def _connect(self, hosts: set[IPv4Address]) -> set[Host]:
         """Tell WireGuard who the other hosts are, when it is not what it knows; their addresses within."""
@@ -121,7 +117,7 @@ class Overlay(Switch):
             peers = {host: known.get(host) or wireguard.peer_of(self._secret, number, host) for host in hosts}
             port = self._record.tunnel_port
             try:
-                wireguard.configure(self._tunnel_index, wireguard.key_of(self._secret, number, self._local), port,
+                wireguard.configure(self._tunnel_index, self._key, port,
                                     [peer for host, peer in peers.items() if host not in known],
                                     None if self._peers is None else [known[host] for host in known.keys() - hosts])
             except OSError as error:

@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from dolium.errors import FailedPrecondition
-from dolium.network.netlink import NETLINK_GENERIC, Netlink, attribute
+from dolium.network.netlink import NETLINK_GENERIC, Netlink, attribute, generic
 
 HEADERS = 60
 """Bytes that it takes of each packet below, by IPv4."""
 _LEAST, _MOST = 32, 4096
-_REQUEST, _ACK = 0x1, 0x4
-_SET_DEVICE, _VERSION = 1, 1
+_SET_DEVICE = 1
 _IFINDEX, _PRIVATE_KEY, _FLAGS, _LISTEN_PORT, _PEERS = 1, 3, 5, 6, 8
 _REPLACE_PEERS = 1
 _PEER_KEY, _PEER_FLAGS, _PEER_ENDPOINT, _PEER_ALLOWED = 1, 3, 4, 9
@@ -102,7 +101,7 @@ def device_messages(family: int, index: int, private: bytes, port: int, peers: S
         body = attribute(_IFINDEX, struct.pack("=I", index)) + (b"" if number else first)
         if part:
             body += attribute(_PEERS | _NESTED, b"".join(part))
-        found.append(_message(family, _SET_DEVICE, body))
+        found.append(generic(family, _SET_DEVICE, body))
     return found
 
 
@@ -116,11 +115,6 @@ def _peer(peer: Peer, port: int) -> bytes:
                         + attribute(_ALLOWED_ADDRESS, peer.address.packed) + attribute(_ALLOWED_BITS, b"\x80"))
     return attribute(_NESTED, attribute(_PEER_KEY, peer.public) + attribute(_PEER_FLAGS, struct.pack("=I", _REPLACE_ALLOWED))
                      + attribute(_PEER_ENDPOINT, endpoint) + attribute(_PEER_ALLOWED | _NESTED, allowed))
-
-
-def _message(kind: int, command: int, body: bytes) -> bytes:
-    whole = struct.pack("=BBH", command, _VERSION, 0) + body
-    return struct.pack("=IHHII", len(whole) + 16, kind, _REQUEST | _ACK, 0, 0) + whole
 
 
 def configure(index: int, key: Key, port: int, peers: Iterable[Peer], gone: Iterable[Peer] | None = None) -> None:
