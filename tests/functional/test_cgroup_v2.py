@@ -106,7 +106,14 @@ def stuck(tmp_path: Path) -> Iterator[Path]:
 
 
 def in_uninterruptible_sleep(pids: list[str]) -> bool:
-    return any(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D" for pid in pids)
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a short sleep of its, over since the list was read
+        if state == "D":
+            return True
+    return False
 
 
 def test_pause_waits_until_all_are_frozen(runtime: Runtime, bundle: Bundle, stuck: Path) -> None:

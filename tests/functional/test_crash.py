@@ -161,6 +161,18 @@ def test_ends_while_no_daemon_runs_are_recorded(daemon: Daemon, tmp_path: Path) 
     eventually(lambda: daemon.inspect("again")["State"]["Running"], "the restart policy is kept")
 
 
+def test_an_end_between_two_runs_is_stored_as_one(daemon: Daemon) -> None:
+    """Killed right after an end is on record: the restart policy is kept, as it is with no daemon killed."""
+    daemon.stop()
+    daemon.start(fault="exit.recorded")
+    daemon.docker("run", "-d", "--name", "again", "--restart", "on-failure", "base:1", "sh", "-c",
+                  "[ -e /ran ] && sleep 600; > /ran; exit 3", check=False)
+    assert daemon.wait() == -9
+    daemon.start()
+    eventually(lambda: daemon.inspect("again")["State"]["Running"], "it runs again")
+    assert daemon.inspect("again")["RestartCount"] == 1
+
+
 def test_a_dead_shim_while_no_daemon_runs(daemon: Daemon) -> None:
     daemon.docker("run", "-d", "--name", "poor", "base:1", "sleep", "600")
     pid = daemon.inspect("poor")["State"]["Pid"]

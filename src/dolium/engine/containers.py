@@ -467,8 +467,10 @@ class Containers:
         """Init is dead: record, give back, tell. The container's lock is held."""
         engine = self._engine
         network = container.network
-        container.status, container.pid, container.start_time, container.starting = model.EXITED, 0, 0, False
+        container.pid, container.start_time, container.starting = 0, 0, False
         container.exit_code, container.finished_at, container.oom_killed, container.error = code, when, oom, error
+        again = self.restarts.schedule(container)  # first: nobody is to see, or to store, an end between two runs
+        container.status = model.RESTARTING if again else model.EXITED
         if not self._told_by_shim(container):
             engine.record(container)
         faults.point("exit.recorded")
@@ -487,10 +489,6 @@ class Containers:
             engine.event(container, "oom")
         engine.event(container, "die", exitCode=str(code))
         self.networks.tell(container, "disconnect")
-        again = self.restarts.schedule(container)
-        if again:
-            container.status = model.RESTARTING
-            engine.record(container)
         self._wake(container)
         if container.host_config.get("AutoRemove") and not again:
             self.task(self.remove_quietly(container.id))
