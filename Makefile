@@ -17,10 +17,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3
 
-.PHONY: test-crash control bench bench-images bench-network bench-storage bench-packages help build native packages test-packages run check test-unit test-functional test-sanitize test test-vm fuzz clean
+.PHONY: test-crash test-levels control bench bench-images bench-network bench-storage bench-packages help build native packages test-packages run check test-unit test-functional test-sanitize test test-vm fuzz clean
 
 help:
-	@echo "make build | run | test | bench | bench-images | bench-network | bench-storage | test-crash | test-vm | control | fuzz | clean; parts of test: check test-unit test-sanitize test-functional"
+	@echo "make build | run | test | bench | bench-images | bench-network | bench-storage | test-crash | test-levels | test-vm | control | fuzz | clean; parts of test: check test-unit test-sanitize test-functional"
 
 # $(1): lists of packages. A package that dpkg knows is not asked for again.
 define install_packages
@@ -89,11 +89,15 @@ test-functional: build test-packages
 	@$(BIN)/python -m pytest -q tests/functional
 
 test: test-packages build check
-	@$(BIN)/python -m pytest -q -m "not crash" tests/unit tests/native tests/functional
+	@$(BIN)/python -m pytest -q -m "not crash and not levels" tests/unit tests/native tests/functional
 
 # The campaigns: daemon and runtime killed at every point, at random moments, a power cut
 test-crash: test-packages build
 	@$(BIN)/python -m pytest -q -m crash tests/functional
+
+# The same on every level of isolation: dolium's own runtime, runc, crun, runsc
+test-levels: test-packages build
+	@$(BIN)/python -m pytest -q -m levels tests/functional
 
 # Ten minutes each: config.json, the plan decoder, the archive reader (tests/fuzz). Parts: make fuzz TARGETS=config SECONDS=60
 fuzz: build test-packages

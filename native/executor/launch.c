@@ -31,43 +31,16 @@ static op_function *const functions[256] = {
 };
 
 static const char *errno_name(int number) {
-#define NAME(name) case name: return #name;
-	switch (number) {
-	NAME(EPERM) NAME(ENOENT) NAME(ESRCH) NAME(EINTR) NAME(EIO) NAME(ENXIO) NAME(E2BIG) NAME(ENOEXEC) NAME(EBADF)
-	NAME(EAGAIN) NAME(ENOMEM) NAME(EACCES) NAME(EFAULT) NAME(ENOTBLK) NAME(EBUSY) NAME(EEXIST) NAME(EXDEV)
-	NAME(ENODEV) NAME(ENOTDIR) NAME(EISDIR) NAME(EINVAL) NAME(ENFILE) NAME(EMFILE) NAME(ENOTTY) NAME(ETXTBSY)
-	NAME(EFBIG) NAME(ENOSPC) NAME(EROFS) NAME(EMLINK) NAME(EPIPE) NAME(ERANGE) NAME(ENAMETOOLONG) NAME(ENOSYS)
-	NAME(ENOTEMPTY) NAME(ELOOP) NAME(EOPNOTSUPP) NAME(ECONNREFUSED) NAME(ETIMEDOUT) NAME(EOVERFLOW) NAME(EUSERS)
-	NAME(EDQUOT) NAME(ESTALE) NAME(EADDRINUSE) NAME(ECANCELED) NAME(EPROTO) NAME(ENODATA)
-	default: return "errno";
-	}
+#define NAME(name) if (number == name) return #name;
+#include "words.def"
 #undef NAME
+	return "errno";
 }
 
 /* The probable cause of an errno, where one is likely enough to be worth saying. */
 static const char *hint(uint16_t code, int number) {
-	static const struct {
-		uint16_t code;
-		int number;
-		const char *text;
-	} hints[] = {
-		{ OP_mount_fs, EPERM, "probable cause: the user namespace does not own the namespace this file system "
-		  "shows, or a mount below is locked" },
-		{ OP_mount_fs, ENODEV, "the kernel does not know this file system type" },
-		{ OP_mount_tree, EINVAL, "probable cause: one of the two is a folder, the other is not" },
-		{ OP_mount_fs, EBUSY, "probable cause: the file system is mounted elsewhere with other options" },
-		{ OP_rlimit, EPERM, "probable cause: above the hard limit without CAP_SYS_RESOURCE" },
-		{ OP_proc_write, EACCES, "probable cause: lowering it needs CAP_SYS_RESOURCE" },
-		{ OP_cg_write, EINVAL, "the kernel refused this value" },
-		{ OP_clone, EPERM, "probable cause: namespaces need CAP_SYS_ADMIN, or user namespaces are switched off" },
-		{ OP_clone, ENOSPC, "probable cause: /proc/sys/user/max_*_namespaces" },
-		{ OP_clone, EAGAIN, "probable cause: pids.max or RLIMIT_NPROC" },
-		{ OP_mkdir, EEXIST, "the id is already in use" },
-		{ OP_mknod, EPERM, "probable cause: CAP_MKNOD is missing in the initial user namespace" },
-	};
-	for (size_t i = 0; i < sizeof hints / sizeof hints[0]; i++)
-		if (hints[i].code == code && hints[i].number == number)
-			return hints[i].text;
+#define HINT(op, error, text) if (code == OP_##op && number == error) return text;
+#include "words.def"
 	return NULL;
 }
 
@@ -226,28 +199,29 @@ static int simple_message(struct launch *launch, uint32_t type) {
 	return send_record(launch->sync, &m, sizeof m, -1);
 }
 
+/* One record; an fd that came with it is the console. Its size, 0 at end of file, -errno. */
+static int receive_record(struct launch *launch, int socket, void *data, size_t size) {
+	struct iovec iov = { data, size };
+	union control control;
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.space,
+			      .msg_controllen = sizeof control.space };
+	int n = TRY(or_errno(RETRY(recvmsg(socket, &msg, MSG_CMSG_CLOEXEC))));
+	struct cmsghdr *c = n ? CMSG_FIRSTHDR(&msg) : NULL;
+	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
+		close_fd(&launch->console);
+		memcpy(&launch->console, CMSG_DATA(c), sizeof(int));
+	}
+	return msg.msg_flags & MSG_TRUNC ? -EMSGSIZE : n;
+}
+
 /* Receives one message; the console is taken in on the way. 1, 0 at end of file, -errno. */
 static int receive(struct launch *launch, int socket, struct message *m) {
-	for (;;) {
-		struct iovec iov = { m, sizeof *m };
-		union control control;
-		struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.space,
-				      .msg_controllen = sizeof control.space };
-		int n = or_errno(RETRY(recvmsg(socket, &msg, MSG_CMSG_CLOEXEC)));
-		if (n <= 0)
-			return n == -ECONNRESET ? 0 : n;
-		cleanup_fd passed = -1;
-		struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-		if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
-			memcpy(&passed, CMSG_DATA(c), sizeof(int));
-		if (n != sizeof *m || msg.msg_flags & MSG_TRUNC)
-			continue;
-		m->failure.text[sizeof m->failure.text - 1] = '\0';
-		if (m->type != CHILD_CONSOLE)
-			return 1;
-		close_fd(&launch->console);
-		launch->console = keep(&passed);
-	}
+	int n;
+	do
+		n = receive_record(launch, socket, m, sizeof *m);
+	while (n == -EMSGSIZE || (n > 0 && (n != sizeof *m || m->type == CHILD_CONSOLE)));
+	m->failure.text[sizeof m->failure.text - 1] = '\0';
+	return n > 0 ? 1 : n == -ECONNRESET ? 0 : n;
 }
 
 /* ---- the child ---- */
@@ -556,6 +530,31 @@ int launch_start(struct launch *launch) {
 		return 0;
 	launch_abandon(launch); /* a poststart hook that fails takes the container with it, as in runc */
 	return -1;
+}
+
+/* The child was another runtime. Its end leaves us, the sub-reaper, the process that it made. */
+int do_adopt(struct launch *launch, const struct op *op) {
+	char text[32];
+	int status, tries = 1000, late = RETRY(poll(&(struct pollfd){ launch->pidfd, POLLIN, 0 }, 1, (int)op->a[2].i)) == 0;
+	if (late)
+		sys_pidfd_send_signal(launch->pidfd, SIGKILL);
+	TRY(wait_for(launch->pid, &status));
+	launch->pid = 0;
+	close_fd(&launch->pidfd);
+	if (late || status || read_text(op->a[0].s.data, text, sizeof text) <= 0)
+		return fail_with(launch, late ? ETIMEDOUT : ECANCELED, late ? "no end after %lld ms; it was killed" :
+				 "it failed", (long long)op->a[2].i);
+	cleanup_fd fd = TRY_SAYING(sys_pidfd_open(atoi(text), 0), "process %s is gone", text), connection = -1;
+	/* crun says that it is done a moment before it lets go of its child. */
+	while (waitid(P_PIDFD, (id_t)fd, NULL, WEXITED | WNOHANG | WNOWAIT) && errno == ECHILD && tries-- > 0)
+		usleep(1000);
+	TRY_SAYING(tries < 0 ? -ECHILD : 0, "process %s is another's child", text);
+	launch->pid = atoi(text);
+	launch->pidfd = keep(&fd);
+	launch->start_time = process_start_time(launch->pid);
+	if (op->a[1].i >= 0)
+		connection = TRY_SAYING(or_errno(accept4(slot_fd(launch, op->a[1].i), NULL, NULL, SOCK_CLOEXEC)), "no terminal");
+	return connection < 0 ? 0 : receive_record(launch, connection, text, sizeof text);
 }
 
 int launch_after_exit(struct launch *launch) { return run_stage(launch, AFTER_EXIT, 1); }

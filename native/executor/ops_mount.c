@@ -225,6 +225,8 @@ int do_user_namespace(struct launch *launch, const struct op *op) {
 OPERATION(propagation, or_errno(mount(NULL, "/", NULL, (unsigned long)op->a[0].i, NULL)))
 
 int do_root_attach(struct launch *launch, const struct op *op) {
+	if (op->a[0].i < 0) /* a runtime that wants paths comes next: the root stays what it is */
+		return launch->root = or_errno(open("/", O_PATH | O_DIRECTORY | O_CLOEXEC));
 	int tree = slot_fd(launch, op->a[0].i);
 	/* On top of the old root: a look-up that starts at "/" does not cross to what lies on it, so the host's paths stay
 	 * reachable until pivot_root, and no folder of the host serves as a mount point. */

@@ -74,12 +74,7 @@ static void send_body(struct connection *c, struct buffer *body) {
 	buffer_free(body);
 }
 
-void send_event(struct buffer *b) {
-	if (current)
-		send_body(current, b);
-	else
-		buffer_free(b);
-}
+void send_event(struct buffer *b) { current ? send_body(current, b) : buffer_free(b); }
 
 int daemon_is_here(void) { return current != NULL; }
 
@@ -98,8 +93,7 @@ int refuse(struct request *r, int result, const char *format, ...) {
 /* ---- requests ---- */
 
 static int request_hello(struct request *r) {
-	if (fields_number(&r->frame, "version", 0) != SHIM_VERSION)
-		return refuse(r, -EPROTO, "this shim speaks version %d", SHIM_VERSION);
+	REFUSE_IF(fields_number(&r->frame, "version", 0) != SHIM_VERSION, r, -EPROTO, "this shim speaks version %d", SHIM_VERSION);
 	REFUSE_IF(strcmp(fields_get(&r->frame, "nonce").data, shim.nonce), r, -EACCES, "the nonce is another shim's");
 	put_self(&r->answer);
 	put_processes(&r->answer);

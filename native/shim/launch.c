@@ -25,7 +25,8 @@ static int keep_for_later(struct request *r, struct process *p) {
 static int check_plan(struct request *r, const struct plan *plan, int tty) {
 	REFUSE_IF(!find_op(plan, OP_clone) || find_op(plan, OP_wait_start), r, -EINVAL,
 		  "the plan must clone a process and not wait for start");
-	REFUSE_IF((find_op(plan, OP_console) != NULL) != tty, r, -EINVAL,
+	const struct op *adopt = find_op(plan, OP_adopt);
+	REFUSE_IF((find_op(plan, OP_console) || (adopt && adopt->a[1].i >= 0)) != tty, r, -EINVAL,
 		  tty ? "the plan has no console" : "the plan has a console, tty is 0");
 	return 0;
 }
@@ -36,8 +37,7 @@ static int take_passed(struct request *r, struct launch *launch) {
 	REFUSE_IF(slots.count != r->fd_count, r, -EINVAL, "%u fds for %u slots", r->fd_count, slots.count);
 	for (struct string text; list_take(&slots, &text);) {
 		long slot = strtol(text.data, NULL, 10);
-		if (slot < 0 || slot >= SLOT_STDIN || launch->slot[slot] >= 0)
-			return refuse(r, -EINVAL, "slot %ld is out of range or used twice", slot);
+		REFUSE_IF(slot < 0 || slot >= SLOT_STDIN || launch->slot[slot] >= 0, r, -EINVAL, "slot %ld is out of range or used twice", slot);
 		launch->slot[slot] = keep(fd++);
 	}
 	return 0;
@@ -64,9 +64,12 @@ static int make_stdio(struct process *p, struct launch *launch, int wants_stdin)
 }
 
 static int take_console(struct process *p, struct launch *launch, int wants_stdin) {
+	if (!p->tty || launch->console < 0)
+		return 0;
 	int master = p->out[0].source.fd = keep(&launch->console);
 	TRY(or_errno(fcntl(master, F_SETFL, O_NONBLOCK)));
-	p->slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if ((p->slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0) /* it was in a namespace that has gone */
+		p->slave = fcntl(master, F_DUPFD_CLOEXEC, 3);
 	/* A second fd, so that reading and writing are watched apart. */
 	p->input.fd = wants_stdin ? fcntl(master, F_DUPFD_CLOEXEC, 3) : -1;
 	return p->slave < 0 || (wants_stdin && p->input.fd < 0) ? -errno : 0;
@@ -133,7 +136,13 @@ static int run(struct request *r, struct process *p) {
 	launch.only_slots = 1;
 	if (launch_create(&launch))
 		return plan_failed(r, &launch);
-	int result = p->tty ? take_console(p, &launch, wants_stdin) : 0;
+	p->oom_before = oom_kills(p->oom_files);
+	p->started_at = clock_ns(CLOCK_REALTIME);
+	int result = take_console(p, &launch, wants_stdin);
+	if (!result && launch_start(&launch))
+		return plan_failed(r, &launch);
+	if (!result) /* of a runtime that was started it comes now */
+		result = take_console(p, &launch, wants_stdin);
 	for (int i = 0; i < 2 && !result; i++)
 		if (p->out[i].source.fd >= 0)
 			result = watch(&p->out[i].source, EPOLLIN);
@@ -141,10 +150,6 @@ static int run(struct request *r, struct process *p) {
 		launch_abandon(&launch);
 		return refuse(r, result, "take the terminal: %s", strerror(-result));
 	}
-	p->oom_before = oom_kills(p->oom_files);
-	p->started_at = clock_ns(CLOCK_REALTIME);
-	if (launch_start(&launch))
-		return plan_failed(r, &launch);
 	adopt(r, p, &launch);
 	return 0;
 }

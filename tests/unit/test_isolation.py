@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dolium.isolation import process
+from dolium.isolation.launcher import Launcher
 from dolium.isolation.shim import ShimHandle, is_alive
 from dolium.linux.cgroup.tree import Layout
 from dolium.runtime.plan import Plan
@@ -33,7 +34,7 @@ def test_the_same_exec_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
         return Plan()
 
     monkeypatch.setattr(process, "compile_exec", compile)
-    one = process.ProcessIsolation(Layout({}, "/sys/fs/cgroup"), str(tmp_path), str(tmp_path), lambda path: None)
+    one = process.ProcessIsolation(Launcher(str(tmp_path), lambda path: None), Layout({}, "/sys/fs/cgroup"), str(tmp_path))
     config: dict[str, Any] = {"linux": {"namespaces": [{"type": "network"}]}}
 
     def ask(pid: int = 7, word: str = "true", groups: str = "0::/a\n") -> bytes:

@@ -245,7 +245,7 @@ def test_a_root_is_not_mounted_before_its_last_mount_is_closed(tmp_path: Path, m
     monkeypatch.setattr(os, "close", slowly)
     (tmp_path / "containers").mkdir()
     snapshots = OverlaySnapshotter(FolderLayers(tmp_path / "snapshots"))
-    roots = Roots(snapshots, str(tmp_path / "points"), str(tmp_path / "containers"))
+    roots = Roots(snapshots, str(tmp_path / "points"), str(tmp_path / "containers"), lambda one: one.pid)
     container = Container("a" * 64, "one", 0.0, "", "", [], "", {}, {}, "true", [], [])
     snapshots.prepare(container.id, [])
 

@@ -20,7 +20,7 @@ from dolium.api.docker.streams import keys_of
 from dolium.api.hijack import Connection
 from dolium.engine.containers import launch_exit_code
 from dolium.errors import DoliumError, InvalidArgument
-from dolium.isolation.process import Attachment
+from dolium.isolation.base import Attachment
 
 routes = web.RouteTableDef()
 STREAM_EXIT, STREAM_FAILURE, STREAM_NOTE = 4, 5, 6

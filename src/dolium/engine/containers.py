@@ -40,7 +40,7 @@ from dolium.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from dolium.isolation.process import INIT, USER_IN_SLOT, Attachment, Started, Stdio
+from dolium.isolation.base import INIT, USER_IN_SLOT, Attachment, Started, Stdio, Wish
 from dolium.isolation.shim import Closed, Event, Exited, ExitRecord, Shim
 from dolium.linux import syscalls, user_namespaces
 from dolium.linux.cgroup import manage
@@ -114,6 +114,7 @@ class Containers:
                                   "network of its own")
         rules = request.rules(host, done)
         host = {key: value for key, value in host.items() if key not in request.RULES} | rules
+        host["Runtime"] = engine.levels.choose(host)
         networks = wished_networks(engine, host, networking)
         mode = host.get("NetworkMode") or "default"
         for key in JOINING:  # by id: another container may have the name later
@@ -141,6 +142,9 @@ class Containers:
         engine.creating[identity] = container
         try:
             container.ids = self._making[identity] = self._ids(host)
+            idmapped = any(mount.idmap or (container.ids and mount.kind == "volume") for mount in mounts)
+            engine.backend(container).check(Wish(host, idmapped, any("shared" in mount.propagation for mount in mounts),
+                                                 bool(rootfs)))
             if not container.ids and any(mount.idmap == "idmap" for mount in mounts):
                 raise InvalidArgument("idmap: the container has no user namespace of its own whose mapping there is",
                                       hint="--userns auto, or idmap=uids=…;gids=…")
@@ -226,7 +230,7 @@ class Containers:
                 engine.save(container)
             faults.point("start.intent")
             # a spare, or one that is made while the rest is
-            shim = engine.isolation.prepare(engine.paths.shim(container.id), partial(self.on_event, container.id))
+            shim = engine.launcher.prepare(engine.paths.shim(container.id), partial(self.on_event, container.id))
             if container.ids:
                 with timings.step("user namespace"):
                     user, own = await self._user_namespace(container)
@@ -288,7 +292,7 @@ class Containers:
         shim: Shim | None = None
         with contextlib.suppress(DoliumError):
             shim = await asyncio.shield(preparing)
-        await self._engine.isolation.end(shim, self._engine.paths.shim(container.id))
+        await self._engine.launcher.end(shim, self._engine.paths.shim(container.id))
 
     async def user_namespace(self, container: Container) -> int:
         """An fd of a user namespace with the container's ids: its own while it runs. Raises FailedPrecondition."""
@@ -384,7 +388,8 @@ class Containers:
         engine, config = self._engine, container.config
         hidden = [path for path in around.hidden if os.path.isdir(path)]
         with timings.step("plan"):
-            plan = engine.isolation.compile(container.id, spec, network=network is not None, user=user >= 0, hidden=hidden)
+            backend, folder = engine.backend(container), engine.paths.shim(container.id)
+            plan = backend.compile(container.id, spec, folder, network=network is not None, user=user >= 0, hidden=hidden)
         size, files = request.log_limits(container.host_config)
         logged = ((container.host_config.get("LogConfig") or {}).get("Type") or "json-file") != "none"
         stdio = Stdio(bool(config.get("Tty")), bool(config.get("OpenStdin")), bool(config.get("StdinOnce")),
@@ -396,8 +401,8 @@ class Containers:
             if network is not None:
                 write_endpoint(engine.paths.container(container.id), container)
             faults.point("start.network")
-        return await engine.isolation.run(
-            shim, engine.paths.shim(container.id), plan, stdio, root=root, network=namespace, user=user,
+        return await backend.run(
+            shim, folder, plan, stdio, root=root, network=namespace, user=user,
             attachments=self._pending.pop(container.id, []), oom_files=oom_files, timings=timings)
 
     def _oom_files(self, folder: str) -> list[str]:
@@ -461,6 +466,7 @@ class Containers:
             _log.warning("the shim of container %s is gone: %s", container.name, reason)
             group = self._engine.layout.paths(self._engine.container_group(identity))
             await asyncio.to_thread(manage.kill_and_remove, group)
+            await self._engine.forgotten(container)
             await self.ended(container, 128 + SIGKILL, time.time(), error=f"its shim died: {reason}")
 
     async def ended(self, container: Container, code: int, when: float, *, oom: bool = False, error: str = "") -> None:
@@ -483,7 +489,7 @@ class Containers:
         if shim is not None and container.host_config.get("AutoRemove"):
             self._ending[container.id] = shim  # its clients wait until the container is removed
         else:
-            await engine.isolation.end(shim, engine.paths.shim(container.id))
+            await engine.launcher.end(shim, engine.paths.shim(container.id))
         faults.point("exit.shim")
         if oom:
             engine.event(container, "oom")
@@ -557,15 +563,15 @@ class Containers:
         if number in (SIGKILL, signal_number(container.config.get("StopSignal") or "TERM")):
             container.stopped_by_user = True
         try:
-            await shim.signal(INIT, number)
+            await self._engine.backend(container).signal(shim, container.id, number)
         except DeadlineExceeded:
             if number != SIGKILL:
                 raise
             # it waits for the process of an exec, which the container has stopped: with init both end
             await asyncio.to_thread(manage.kill, self._engine.layout.paths(self._engine.container_group(container.id)))
         if number == SIGKILL and container.status == model.PAUSED:
-            await asyncio.to_thread(manage.freeze, self._engine.layout.paths(self._engine.container_group(container.id)),
-                                    False)
+            with contextlib.suppress(FailedPrecondition):  # of one that is dying
+                await self._freeze(container, False)
         self._engine.event(container, "kill", signal=str(number))
 
     async def stop(self, reference: str, timeout: int | None = None, signal: str = "") -> bool:
@@ -590,8 +596,7 @@ class Containers:
         with contextlib.suppress(FailedPrecondition):
             await self.kill(container.id, signal or container.config.get("StopSignal") or "TERM")
             if container.status == model.PAUSED:
-                await asyncio.to_thread(manage.freeze,
-                                        self._engine.layout.paths(self._engine.container_group(container.id)), False)
+                await self._freeze(container, False)
         faults.point("stop.signalled")
         try:
             async with asyncio.timeout(timeout if timeout >= 0 else None):
@@ -620,14 +625,17 @@ class Containers:
                 raise FailedPrecondition(f"container {container.id} is not running")
             if not frozen and container.status != model.PAUSED:
                 raise FailedPrecondition(f"Container {container.id} is not paused")
-            folders = self._engine.layout.paths(self._engine.container_group(container.id))
             try:
-                await asyncio.to_thread(manage.freeze, folders, frozen)
+                await self._freeze(container, frozen)
             except (OSError, TimeoutError) as error:
                 raise Unavailable(f"{'pause' if frozen else 'unpause'} container {container.name}: {error}") from error
             container.status = model.PAUSED if frozen else model.RUNNING
             self._engine.record(container)
             self._engine.event(container, "pause" if frozen else "unpause")
+
+    async def _freeze(self, container: Container, frozen: bool) -> None:
+        folders = self._engine.layout.paths(self._engine.container_group(container.id))
+        await self._engine.backend(container).freeze(container.id, folders, frozen)
 
     async def rename(self, reference: str, name: str) -> None:
         """Give another name. Raises AlreadyExists, InvalidArgument."""
@@ -666,7 +674,7 @@ class Containers:
 
     async def _end_shim(self, identity: str) -> None:
         """The end of a shim whose clients waited for a removal. Idempotent."""
-        await self._engine.isolation.end(self._ending.pop(identity, None), self._engine.paths.shim(identity))
+        await self._engine.launcher.end(self._ending.pop(identity, None), self._engine.paths.shim(identity))
 
     async def remove(self, reference: str, *, force: bool = False, volumes: bool = False) -> None:
         """Remove a container and all of it; the record goes last. Raises FailedPrecondition in Docker's words."""
@@ -745,6 +753,7 @@ def _kind_of(error: OSError) -> type[DoliumError]:
 
 def launch_exit_code(text: str) -> int:
     """Docker's code for a container that could not be started: 127 not found, 126 not executable, else 128."""
+    text = text.lower()
     if "executable file not found" in text or "no such file or directory" in text or "onto a file (or" in text:
         return 127
     if "permission denied" in text or "is a directory" in text:

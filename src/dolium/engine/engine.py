@@ -18,13 +18,14 @@ from dolium.engine.rootfs import Roots
 from dolium.engine.shared_memory import SharedMemory
 from dolium.engine.specs import kernel_version
 from dolium.engine.store import Store, open_database
-from dolium.errors import DoliumError, InvalidArgument, NotFound, ResourceExhausted
+from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from dolium.images.names import Removal, Use
 from dolium.images.records import SqliteImageRecords
 from dolium.images.snapshots.drivers import DRIVERS, make_snapshotter
 from dolium.images.store import ImageStore
 from dolium.images.view import Image
-from dolium.isolation.process import ProcessIsolation
+from dolium.isolation.base import Backend
+from dolium.isolation.levels import Levels
 from dolium.linux.cgroup import manage, tree
 from dolium.network.base import NetworkManager, Peer, Refused
 from dolium.trash import Trash, delete
@@ -85,15 +86,16 @@ class Engine:
         self.remapped = remapped(userns_remap) if userns_remap else []
         self.images = ImageStore(Path(paths.data), SqliteImageRecords(self._connection), in_use=self._image_users,
                                  etc=Path(paths.etc), snapshots=make_snapshotter(snapshotter, Path(paths.data)))
-        self.roots = Roots(self.images.snapshots, f"{paths.data}/mountpoints", f"{paths.data}/containers")
+        self.roots = Roots(self.images.snapshots, f"{paths.data}/mountpoints", f"{paths.data}/containers", self._root_of)
         self.volumes = Volumes(f"{paths.data}/volumes", self.store)
         self.shared_memory = SharedMemory(f"{paths.run}/shm")
         self.network = make_network(self.instance, self.store)
         self.network.on_refused = self._refused
         self.network.peer_of = self._peer
         self.trash, self.run_trash = Trash(f"{paths.data}/trash"), Trash(f"{paths.run}/trash")
-        self.isolation = ProcessIsolation(self.layout, f"{paths.data}/cache/seccomp", f"{paths.run}/shims",
-                                          self.run_trash.discard)
+        self.levels = Levels(self.layout, etc=paths.etc, cache=f"{paths.data}/cache/seccomp", run=paths.run,
+                             discard=self.run_trash.discard)
+        self.launcher = self.levels.launcher
         self.containers = {doc["id"]: Container.from_doc(doc) for doc in self.store.containers()}
         self.names = {container.name: container.id for container in self.containers.values()}
         self.creating: dict[str, Container] = {}  # without a record yet
@@ -212,6 +214,9 @@ class Engine:
         self.events.publish("container", action, container.id,
                             {**labels, "image": container.image, "name": container.name, **attributes})
 
+    def _root_of(self, container: Container) -> int:
+        return self.backend(container).root_of(container.id, container.pid)
+
     def _refused(self, identity: str, refused: Refused) -> None:
         container = self.containers.get(identity)
         if container is not None:
@@ -221,6 +226,23 @@ class Engine:
     def _peer(self, identity: str) -> Peer:
         container = self.containers.get(identity)
         return Peer(container.name, container.config.get("Labels") or {}) if container is not None else Peer()
+
+    def backend(self, container: Container) -> Backend:
+        """The container's level of isolation. Raises FailedPrecondition when its runtime has gone."""
+        return self.levels.find(str(container.host_config.get("Runtime") or ""))
+
+    async def forgotten(self, container: Container) -> None:
+        """Its shim is dead, and all of it: a runtime is told."""
+        try:
+            await self.backend(container).forget(container.id)
+        except DoliumError as error:
+            _log.warning("container %s: %s", container.name, error)
+
+    def check_live(self, container: Container, what: str) -> None:
+        """Raises FailedPrecondition when ``what`` is to be done to a container that runs, and does not reach into it."""
+        if container.live and not (backend := self.backend(container)).live:
+            raise FailedPrecondition(f"{what} container {container.name} runs with isolation {backend.level}, where that "
+                                     "does not reach it", hint="stop it first; isolation process can have it while it runs")
 
     def container_group(self, identity: str) -> str:
         """The cgroup of a container."""
@@ -234,11 +256,12 @@ class Engine:
         for path in groups:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         self._inherit_cpuset()
-        await self.isolation.start(groups)
+        await self.launcher.start(groups)
         await self.images.recover()
         self.volumes.recover(lambda name: bool(self.volume_users(name)))
         await asyncio.to_thread(self._drop_orphans)
-        self.isolation.prepare_spares()
+        await self.levels.recover(self.containers)
+        self.launcher.prepare_spares()
 
     def _inherit_cpuset(self) -> None:
         """A new v1 cpuset takes no process before it has CPUs and memory nodes."""
@@ -260,7 +283,7 @@ class Engine:
         """What has this instance's name and no record: a dead daemon was in the middle of making or removing it."""
         for identity in os.listdir(f"{self.paths.run}/shims"):
             if identity not in self.containers:
-                self.isolation.kill_shim(f"{self.paths.run}/shims/{identity}")
+                self.launcher.kill_shim(f"{self.paths.run}/shims/{identity}")
                 shutil.rmtree(f"{self.paths.run}/shims/{identity}", ignore_errors=True)
         known = set(self.containers) | {"shims"}
         orphans = {name for folder in self.layout.paths(self.group) if os.path.isdir(folder)
@@ -289,7 +312,7 @@ class Engine:
             self._save_unsaved()
             if self._retry is not None:
                 self._retry.cancel()
-        await self.isolation.close()
+        await self.launcher.close()
         await self.network.close()
         await self.roots.close()
         await asyncio.to_thread(self.images.close)

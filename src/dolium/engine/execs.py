@@ -8,12 +8,12 @@ from typing import Any
 
 from dolium import faults
 from dolium.engine import model, request, specs
-from dolium.engine.containers import Containers
+from dolium.engine.containers import Containers, launch_exit_code
 from dolium.engine.engine import Engine
 from dolium.engine.model import Container
 from dolium.engine.users import resolve
 from dolium.errors import AlreadyExists, DoliumError, FailedPrecondition, InvalidArgument, NotFound
-from dolium.isolation.process import Attachment, Stdio
+from dolium.isolation.base import Attachment, Stdio
 from dolium.isolation.shim import ExitRecord, Shim
 from dolium.linux import syscalls
 
@@ -117,13 +117,13 @@ class Execs:
         self._containers.on_exec_exit[one.id] = lambda record: self._ended(one, record)
         stdio = Stdio(bool(config.get("Tty")), bool(config.get("AttachStdin")), True)
         try:
-            launched = await self._engine.isolation.exec(
-                shim, container.id, self._containers.specs[container.id], process, one.id, pid=container.pid,
-                start_time=container.start_time, stdio=stdio, attachments=attachments)
+            launched = await self._engine.backend(container).exec(
+                shim, self._engine.paths.shim(container.id), container.id, self._containers.specs[container.id], process,
+                one.id, pid=container.pid, start_time=container.start_time, stdio=stdio, attachments=attachments)
         except BaseException as error:
             for attachment in attachments:
                 attachment.close()
-            one.running, one.exit_code = False, 127 if "not found" in str(error) else 126
+            one.running, one.exit_code = False, 127 if launch_exit_code(str(error)) == 127 else 126
             self._containers.on_exec_exit.pop(one.id, None)
             raise
         faults.point("exec.launched")

@@ -47,6 +47,7 @@ class LiveVolumes:
         container = engine.find(reference)
         async with engine.lock(container.id):
             container = engine.find(container.id)
+            engine.check_live(container, "attach a volume:")
             if any(f"{mount.target}/".startswith(f"{place}/") for place in _KERNEL_S):
                 raise InvalidArgument(f"cannot attach a volume at {mount.target}: that is the kernel's",
                                       hint=f"a place outside of {', '.join(_KERNEL_S)}")
@@ -80,6 +81,7 @@ class LiveVolumes:
         async with engine.lock(container.id):
             container = engine.find(container.id)
             mount = _chosen(container, which)
+            engine.check_live(container, "detach a volume:")
             if container.live:
                 mount.pending = DETACH
                 try:

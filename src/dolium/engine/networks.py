@@ -185,6 +185,7 @@ class ContainerNetworks:
                                        "private (none) mode")
             if name in wished:
                 raise PermissionDenied(f"endpoint with name {container.name} already exists in network {name}")
+            engine.check_live(container, f"connect to {name}:")
             if container.live:
                 namespace, before = self._namespace(container), container.network
                 host = container.host_config
@@ -218,6 +219,7 @@ class ContainerNetworks:
             wished = wished_of(container)
             if name not in wished:
                 raise PermissionDenied(f"container {container.id} is not connected to network {name}")
+            engine.check_live(container, f"disconnect from {name}:")
             if container.live:
                 namespace, before = self._namespace(container), container.network
                 try:

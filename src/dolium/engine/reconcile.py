@@ -21,7 +21,7 @@ from dolium.engine.live_volumes import LiveVolumes
 from dolium.engine.model import Container
 from dolium.engine.users import User
 from dolium.errors import DoliumError
-from dolium.isolation.process import INIT, USER_IN_SLOT
+from dolium.isolation.base import INIT, USER_IN_SLOT
 from dolium.isolation.shim import ExitRecord, read_exit
 from dolium.linux.cgroup import manage
 
@@ -45,7 +45,7 @@ async def reconcile(engine: Engine, containers: Containers, volumes: LiveVolumes
                 ended.append((container, record))
         elif os.path.isdir(engine.paths.shim(container.id)):
             await _kill(engine, containers, container)  # its end was recorded, and then the daemon died
-            await engine.isolation.end(None, engine.paths.shim(container.id))
+            await engine.launcher.end(None, engine.paths.shim(container.id))
     await engine.network.start(live, lambda identity: os.open(f"/proc/{engine.containers[identity].pid}/ns/net",
                                                               os.O_RDONLY | os.O_CLOEXEC))
     for container, record in ended:
@@ -74,14 +74,14 @@ def _starts_again(container: Container) -> bool:
 async def _adopt(engine: Engine, containers: Containers, container: Container) -> ExitRecord | None:
     folder, identity = engine.paths.shim(container.id), container.id
     try:
-        shim = await engine.isolation.adopt(folder, lambda event: containers.on_event(identity, event))
+        shim = await engine.launcher.adopt(folder, lambda event: containers.on_event(identity, event))
     except DoliumError as error:
         _log.info("container %s has no shim any more: %s", container.name, error)
         return read_exit(folder, INIT)
     info = shim.processes.get(INIT)
     if info is None or info.state == "new":
         # killed between the shim and the launch
-        await engine.isolation.end(shim, folder)
+        await engine.launcher.end(shim, folder)
         return None
     if info.state == "exited":
         # only the shim's folder tells how it ended, until that is stored
@@ -92,12 +92,7 @@ async def _adopt(engine: Engine, containers: Containers, container: Container) -
         return info.record
     containers.shims[identity] = shim
     containers.specs[identity] = _spec_for_exec(engine, container)
-    frozen = manage.freezer_file(engine.layout.paths(engine.container_group(identity)))
-    paused = frozen is not None and _reads(frozen[0], frozen[1])
-    if paused and container.status != model.PAUSED:
-        # a commit, or a pause that nobody was told of, was under way
-        await asyncio.to_thread(manage.freeze, engine.layout.paths(engine.container_group(identity)), False)
-        paused = False
+    paused = await _is_paused(engine, container)
     container.status = model.PAUSED if paused else model.RUNNING
     container.pid, container.start_time = info.record.pid, info.record.start_time
     if container.starting:  # it was launched, and that is not on record
@@ -108,9 +103,20 @@ async def _adopt(engine: Engine, containers: Containers, container: Container) -
     return None
 
 
-def _reads(path: str, word: str) -> bool:
-    with open(path) as file:
-        return file.read().strip() == word
+async def _is_paused(engine: Engine, container: Container) -> bool:
+    """A runtime that is gone, or does not answer, leaves what is on record."""
+    folders = engine.layout.paths(engine.container_group(container.id))
+    try:
+        backend = engine.backend(container)
+        paused = await backend.is_frozen(container.id, folders)
+        if paused and container.status != model.PAUSED:
+            # a commit, or a pause that nobody was told of, was under way
+            await backend.freeze(container.id, folders, False)
+            paused = False
+    except DoliumError as error:
+        _log.warning("container %s: is it paused? %s", container.name, error)
+        return container.status == model.PAUSED
+    return paused
 
 
 def _spec_for_exec(engine: Engine, container: Container) -> dict[str, Any]:
@@ -136,7 +142,8 @@ async def _kill(engine: Engine, containers: Containers, container: Container) ->
     """End what is left of a sandbox whose container has ended; its shim's folder, with the exit record, stays."""
     await asyncio.to_thread(manage.kill_and_remove, engine.layout.paths(engine.container_group(container.id)))
     if container.id not in containers.shims:
-        engine.isolation.kill_shim(engine.paths.shim(container.id))
+        engine.launcher.kill_shim(engine.paths.shim(container.id))
+        await engine.forgotten(container)
 
 
 async def _ended(engine: Engine, containers: Containers, container: Container, record: ExitRecord | None) -> None:
@@ -147,7 +154,7 @@ async def _ended(engine: Engine, containers: Containers, container: Container, r
         container.starting, container.error = False, "the daemon ended while it was starting"
         container.network = {}
         engine.save(container)
-        await engine.isolation.end(None, engine.paths.shim(container.id))
+        await engine.launcher.end(None, engine.paths.shim(container.id))
         return
     if record is not None:
         await containers.ended(container, record.exit_code, record.exited_at_ns / 1e9, oom=record.oom)

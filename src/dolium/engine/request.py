@@ -160,8 +160,9 @@ def check_host_config(host: dict[str, Any]) -> None:
     for key, flag in _UNSUPPORTED.items():
         if host.get(key):
             raise Unimplemented(f"{flag} is not supported in this version")
-    if (host.get("Runtime") or "dolium") not in ("dolium", "runc"):  # docker info names dolium; many files say runc
-        raise InvalidArgument(f"unknown or invalid runtime name: {host['Runtime']}")
+    for key in ("Runtime", "Isolation"):
+        if not isinstance(host.get(key) or "", str):
+            raise InvalidArgument(f"{key} must be a text")
     policy_name = (host.get("RestartPolicy") or {}).get("Name") or "no"
     if policy_name not in ("no", "always", "unless-stopped", "on-failure"):
         raise InvalidArgument(f"invalid restart policy: unknown policy '{policy_name}'")

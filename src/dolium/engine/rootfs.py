@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from dolium import depth, policy
@@ -37,9 +37,10 @@ def _volatile(container: Container) -> bool:
 class Roots:
     """Mounts and opens roots. Nothing it mounts has a path on the host."""
 
-    def __init__(self, snapshots: Snapshotter, mount_points: str, folders: str) -> None:
+    def __init__(self, snapshots: Snapshotter, mount_points: str, folders: str, root_of: Callable[[Container], int]) -> None:
         """``mount_points``: the folder for ``policy.MOUNT_POINTS``, made if it is missing; ``folders``: where each container
-        has a folder of its own."""
+        has a folder of its own; ``root_of``: a process of a live one that has its root."""
+        self._root_of = root_of
         self._snapshots = snapshots
         self._lowest = mount_points
         self._spares = SpareRoots(snapshots, self._mount_spare, folders)
@@ -124,7 +125,7 @@ class Roots:
         live = container.live
         if live:
             try:
-                root = os.open(f"/proc/{container.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                root = os.open(f"/proc/{self._root_of(container)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError as error:
                 raise FailedPrecondition(f"container {container.name} ended just now") from error
             if not alive(HostFacts(), container.pid, container.start_time):

@@ -31,6 +31,7 @@ class Compiled:
     plan: Plan
     encoded: bytes
     after_exit: bytes
+    config: bytes = b""  # config.json, of a runtime that reads one
 
 
 class Templates:

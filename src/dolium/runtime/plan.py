@@ -69,6 +69,7 @@ OPS: dict[str, tuple[int, str]] = {
     "hook": (16, "sllis"),
     "hold": (17, ""),
     "again": (18, "is"),
+    "adopt": (19, "sii"),
     "open_tree": (30, "isii"),
     "mount_attr": (32, "iiiiii"),
     "user_namespace": (33, "iss"),

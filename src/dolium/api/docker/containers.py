@@ -266,6 +266,12 @@ async def top(request: web.Request) -> web.Response:
     engine = request.app[ENGINE]
     container, _ = request.app[CONTAINERS].running(request.match_info["name"])
     arguments = (request.query.get("ps_args") or "-ef").split()
+    own = await engine.backend(container).listing(container.id)
+    if own is not None:
+        if arguments != ["-ef"]:
+            raise InvalidArgument(f"ps {' '.join(arguments)}: the host's ps does not see into isolation "
+                                  f"{engine.backend(container).level}", hint="leave the ps options out")
+        return web.json_response({"Titles": own[0], "Processes": own[1]})
     folder = engine.layout.paths(engine.container_group(container.id))[0]
     pids = {str(pid) for pid in manage.processes(folder)}
 

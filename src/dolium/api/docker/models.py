@@ -11,6 +11,7 @@ from dolium.engine.containers import Containers
 from dolium.engine.engine import Engine
 from dolium.engine.model import Container
 from dolium.engine.networks import wished_of
+from dolium.errors import DoliumError
 from dolium.images.view import Image
 from dolium.network.base import endpoints
 from dolium.units import human_duration, rfc3339
@@ -130,11 +131,18 @@ def inspect(engine: Engine, containers: Containers, container: Container, execs:
         "Driver": driver_name(engine), "Platform": "linux", "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": "",
         "ExecIDs": execs or None, "HostConfig": host, "GraphDriver": {"Name": driver_name(engine), "Data": None},
         "Mounts": mount_points(container), "Config": config, "NetworkSettings": network_settings(container),
-        "Dolium": {"Isolation": "process", "Timings": container.timings},
+        "Dolium": {**_level(engine, container), "Timings": container.timings},
     }
     if size is not None:
         found["SizeRw"], found["SizeRootFs"] = size, size + image_size(engine, container)
     return found
+
+
+def _level(engine: Engine, container: Container) -> dict[str, Any]:
+    try:
+        return engine.backend(container).describe()
+    except DoliumError as error:  # its runtime has been taken away
+        return {"Runtime": container.host_config.get("Runtime"), "Error": str(error)}
 
 
 def image_size(engine: Engine, container: Container) -> int:

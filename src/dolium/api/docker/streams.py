@@ -24,7 +24,7 @@ from dolium.engine.events import Event
 from dolium.engine.model import Container
 from dolium.engine.stats import sample
 from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument, Unimplemented
-from dolium.isolation.process import Attachment
+from dolium.isolation.base import Attachment
 
 routes = web.RouteTableDef()
 

@@ -92,7 +92,7 @@ async def info(request: web.Request) -> web.Response:
         "Name": os.uname().nodename, "ServerVersion": __version__, "LoggingDriver": "json-file", "CgroupDriver": "cgroupfs",
         "CgroupVersion": "2" if engine.layout.pure_v2 else "1",
         "SecurityOptions": ["name=seccomp,profile=builtin", *(["name=userns"] if engine.remapped else [])],
-        "Runtimes": {"dolium": {"path": "dolium-runtime"}}, "DefaultRuntime": "dolium", "InitBinary": "dolium-init",
+        "Runtimes": engine.levels.table(), "DefaultRuntime": engine.levels.default, "InitBinary": "dolium-init",
         "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "none"], "Authorization": None, "Log": ["json-file"]},
         "RegistryConfig": registries,
         "Swarm": {"LocalNodeState": "inactive", "NodeID": "", "ControlAvailable": False, "Error": "",
