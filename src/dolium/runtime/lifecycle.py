@@ -311,26 +311,53 @@ def query(context: Context, facts: Facts, identity: str) -> Plan:
 
 
 def kill(context: Context, facts: Facts, identity: str, signal: int, *, everyone: bool) -> Plan:
-    """``kill``: a signal to init; with ``everyone`` (--all) to all in its cgroup, even when init is dead. Who is made
-    meanwhile is reached by SIGKILL alone: that is sent until the group is empty."""
+    """``kill``: a signal to init; with ``everyone`` (--all) to all in its cgroup, even when init is dead: SIGKILL until it
+    is empty, others while it is frozen, so that nobody who is made meanwhile is missed."""
     where = state.load(facts, context.root, identity)
+    if everyone and context.cursor:
+        return _signal_frozen(context, facts, where, signal)
     status = state.status(facts, where)
     plan = Plan()
     if everyone and signal == SIGKILL:
         plan.add(P.PARENT_BEFORE_CLONE, "cg_kill", f"kill all of {identity}", where.folders)
         return plan
     if everyone and where.folders:
-        pids = cgroups.processes(facts, where.folders[0])
-        facts.want(*(f"read:/proc/{pid}/stat" for pid in pids))
-        for pid in pids:
-            started = state.start_time(facts, pid)
-            if started is not None:
-                plan.add(P.PARENT_BEFORE_CLONE, "signal", f"kill process {pid} of {identity}", pid, started, signal,
-                         optional=True)
+        if status == "paused":
+            _signal_all(plan, facts, where, signal)
+        elif cgroups.processes(facts, where.folders[0]):
+            cgroups.freeze(plan, P.PARENT_BEFORE_CLONE, cgroups.layout(facts), where.folders, True)
+            for op in plan.ops:  # who is in an uninterruptible sleep forks nobody, and gets the signal as well
+                op.flags |= P.OPTIONAL
+            plan.add(P.PARENT_BEFORE_CLONE, "again", "look", 0, str(_uptime(facts) + FREEZE_SECONDS))
         return plan
     if status == "stopped":
         raise FailedPrecondition(f"container not running: {identity}")
     plan.add(P.PARENT_BEFORE_CLONE, "signal", f"kill {identity}", where.pid, where.start_time, signal)
+    return plan
+
+
+def _signal_all(plan: Plan, facts: Facts, where: state.State, signal: int) -> None:
+    """To all that are in the group now."""
+    pids = cgroups.processes(facts, where.folders[0])
+    facts.want(*(f"read:/proc/{pid}/stat" for pid in pids))
+    for pid in pids:
+        started = state.start_time(facts, pid)
+        if started is not None:
+            plan.add(P.PARENT_BEFORE_CLONE, "signal", f"kill process {pid} of {where.identity}", pid, started, signal,
+                     optional=True)
+
+
+def _signal_frozen(context: Context, facts: Facts, where: state.State, signal: int) -> Plan:
+    """What ``kill --all`` froze: signal it and let it go on. Of v2 a file says when all are frozen: looked for again until
+    then (``cursor``: the uptime at which to go on as it is)."""
+    thaw, plan = Plan(), Plan()
+    told = cgroups.freeze(thaw, P.PARENT_BEFORE_CLONE, cgroups.layout(facts), where.folders, False)
+    events = (facts.read(told) or b"").split(b"\n") if told else []
+    if b"frozen 0" in events and b"populated 1" in events and _uptime(facts) < int(context.cursor):
+        plan.add(P.PARENT_BEFORE_CLONE, "again", "look", 1, context.cursor)
+        return plan
+    _signal_all(plan, facts, where, signal)
+    plan.ops += thaw.ops
     return plan
 
 
