@@ -158,7 +158,11 @@ def test_run_keeps_detaches_or_cleans_up() -> None:
 
 def test_start_tells_init_and_marks_it_then_runs_poststart() -> None:
     plan = ask(Host("created", config(hooks={"poststart": [{"path": "/x"}]})), "start", "box")
-    assert order(plan) == ["lock", "signal", "start", "unlink", "hook"]
+    assert [op.name for op in plan.stage(P.PARENT_BEFORE_CLONE)] == ["lock", "signal", "start", "unlink", "hook"]
+    assert not plan.named("hook")[0].flags & P.OPTIONAL, "it ends the container (runtime.md, Lifecycle)"
+    assert {op.name for op in plan.stage(P.ON_FAILURE)} >= {"signal", "cg_kill", "wait_gone", "remove_dir"}
+    assert not any(op.flags & P.NOTHING_OURS for op in plan.stage(P.ON_FAILURE))
+    assert all(op.flags & P.NOTHING_OURS for op in list(plan.stage(P.PARENT_BEFORE_CLONE))[:-1]), "nothing else does"
     assert plan.named("signal")[0].args == (PID, START, 0)
     assert f'"pid": {PID}' in str(plan.named("hook")[0].args[4])
 
