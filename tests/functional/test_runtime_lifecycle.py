@@ -261,6 +261,9 @@ def test_features(runtime: Runtime) -> None:
     known = {"acl", "async", "dirsync", "iversion", "lazytime", "loud", "mand", "noacl", "noiversion", "nolazytime", "nomand", "silent",
              "sync", "defaults", "bind", "rro", "tmpcopyup", "rnosymfollow"}
     assert known <= set(features["mountOptions"]) and "remount" not in features["mountOptions"]
+    # features-linux.md: of the runtime, whatever the host has
+    told = [features["linux"][name] for name in ("cgroup", "apparmor", "selinux", "intelRdt")]
+    assert all(value is True for room in told for value in room.values()) and set(told[0]) == {"v1", "v2", "systemd", "systemdUser", "rdma"}
 
 
 def test_pause_stops_and_resume_goes_on(runtime: Runtime, bundle: Bundle) -> None:
