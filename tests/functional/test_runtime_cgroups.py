@@ -43,6 +43,16 @@ def test_limits_are_in_the_kernel(runtime: Runtime, bundle: Bundle) -> None:
         assert Path(folder, "cgroup.procs").read_text().split() == [pid], folder
 
 
+@pytest.mark.skipif(not V1 or not os.path.exists(f"{CGROUPS}/blkio/blkio.bfq.io_serviced"), reason="needs the BFQ scheduler on v1")
+def test_weights_of_the_scheduler_that_has_them(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.linux["resources"]["blockIO"] = {"weight": 300}
+    runtime.create(bundle)
+    file = Path(bundle.group("blkio"), "blkio.bfq.weight")
+    assert file.read_text() == "300\n"
+    runtime("update", "--blkio-weight", "400", "c")
+    assert file.read_text() == "400\n"
+
+
 def test_the_callers_own_groups_are_not_touched(runtime: Runtime, bundle: Bundle) -> None:
     before = Path("/proc/self/cgroup").read_text()
     runtime.run(limits(bundle).sh("true"))
@@ -132,6 +142,7 @@ def test_freezing_what_forks_all_the_time_and_killing_it(runtime: Runtime, bundl
     ({"memory": {"swappiness": 5, "kernelTCP": 5}} if not V1 else {"unified": {"memory.max": "5"}}, "unified" if V1 else "memory"),
     ({"network": {"classID": 5}}, "network.classID"),
     ({"blockIO": {"weight": 5}}, "blockIO.weight"),
+    ({"blockIO": {"leafWeight": 300}}, "blockIO.leafWeight"),
     ({"cpu": {"idle": 2}}, "cpu.idle"),
 ])
 def test_what_this_host_lacks_is_named_before_anything_is_made(runtime: Runtime, bundle: Bundle, resources: dict[str, object],

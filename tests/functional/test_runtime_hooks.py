@@ -95,18 +95,37 @@ def test_a_failing_hook_undoes_everything(runtime: Runtime, bundle: Bundle, tmp_
     assert runtime.left() == [] and bundle.groups() == [] and not (bundle.rootfs / "tmp/ran").exists()
 
 
-def test_a_failing_start_container_hook_is_told_by_start(runtime: Runtime, bundle: Bundle) -> None:
-    bundle.hook("startContainer", "/bin/sh", "-c", "exit 3")
+@pytest.mark.parametrize("kind", ["startContainer", "poststart"])
+def test_a_failing_hook_of_start_ends_the_container(runtime: Runtime, bundle: Bundle, tmp_path: Path, kind: str) -> None:
+    """runtime.md, Lifecycle, of both: an error, the container is stopped, then as `delete`."""
+    bundle.hook(kind, "/bin/sh", "-c", "echo it broke >&2; exit 3").hook("poststart", "/bin/sh", "-c", f"touch {tmp_path}/later")
+    bundle.hook("poststop", "/bin/sh", "-c", f"cat > {tmp_path}/poststop").sh("sleep 1000 & exec sleep 1000")
     runtime.create(bundle)
     pid = runtime.state()["pid"]
-    assert "startContainer hook" in runtime("start", "c", code=1).err
-    until(lambda: not alive(pid), "init ends")
+    failed = runtime("start", "c", code=1)
+    assert f"{kind} hook /bin/sh" in failed.err and "exit status 3" in failed.err and failed.err.count("\n") == 1
+    assert not alive(pid) and runtime.left() == [] and bundle.groups() == []
+    assert json.loads((tmp_path / "poststop").read_text())["status"] == "stopped" and not (tmp_path / "later").exists()
+
+
+def test_another_failure_of_start_undoes_nothing(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.hook("poststart", "/bin/sh", "-c", "exit 3")
+    runtime.create(bundle)
+    (bundle.rootfs / "bin/sh").unlink()  # it was there at `create`
+    assert "No such file" in runtime("start", "c", code=1).err
     assert runtime.state()["status"] == "stopped"
     runtime("delete", "c")
 
 
-def test_failing_poststart_and_poststop_hooks_do_not_lose_the_container(runtime: Runtime, bundle: Bundle) -> None:
-    bundle.hook("poststart", "/bin/sh", "-c", "exit 3").hook("poststop", "/bin/sh", "-c", "exit 3")
+def test_a_failing_poststart_hook_ends_what_was_run(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    bundle.hook("poststart", "/bin/sh", "-c", "echo it broke >&2; exit 3").hook("poststop", "/bin/sh", "-c", f"touch {tmp_path}/stop")
+    failed = runtime.run(bundle.sh("exec sleep 1000"), code=1)
+    assert failed.err.endswith("poststart hook /bin/sh: ECANCELED: Operation canceled (exit status 3: it broke)\n")
+    assert (tmp_path / "stop").exists() and runtime.left() == [] and bundle.groups() == []
+
+
+def test_failing_poststop_hooks_do_not_lose_the_exit_code(runtime: Runtime, bundle: Bundle) -> None:
+    bundle.hook("poststop", "/bin/sh", "-c", "exit 3")
     runtime.run(bundle.sh("exit 6"), code=6)
     assert runtime.left() == [] and bundle.groups() == []
 

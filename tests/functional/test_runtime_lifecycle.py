@@ -165,6 +165,27 @@ def test_kill_all_reaches_everyone(runtime: Runtime, bundle: Bundle) -> None:
     until(lambda: sorted(got.read_text().split()) == ["child", "init", "init"], "both")
 
 
+def test_kill_all_misses_nobody_who_is_made_meanwhile(runtime: Runtime, bundle: Bundle) -> None:
+    """A chain: each process starts the next and ends, so that who was listed is gone when its signal comes."""
+    chain = bundle.rootfs / "bin/chain"
+    chain.write_text("#!/bin/sh\n: > /tmp/up\nchain &\n")
+    chain.chmod(0o755)
+    runtime.started(bundle.sh("trap : TERM; chain; while :; do wait; sleep 1000 & wait $!; done"))
+    until(lambda: (bundle.rootfs / "tmp/up").exists(), "it goes from one to the next")
+
+    def links() -> int:
+        runtime("pause", "c")
+        pids = json.loads(runtime("ps", "-f", "json", "c").out)
+        names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids]
+        runtime("resume", "c")
+        return names.count("chain")
+
+    assert links() > 0
+    runtime("kill", "--all", "c", "TERM")
+    until(lambda: links() == 0, "the chain has ended")
+    assert runtime.state()["status"] == "running", "init, which the signal does not end, was let go on"
+
+
 def test_delete_of_a_created_container_needs_no_force(runtime: Runtime, bundle: Bundle) -> None:
     runtime.create(bundle)
     pid = runtime.state()["pid"]
@@ -240,6 +261,9 @@ def test_features(runtime: Runtime) -> None:
     known = {"acl", "async", "dirsync", "iversion", "lazytime", "loud", "mand", "noacl", "noiversion", "nolazytime", "nomand", "silent",
              "sync", "defaults", "bind", "rro", "tmpcopyup", "rnosymfollow"}
     assert known <= set(features["mountOptions"]) and "remount" not in features["mountOptions"]
+    # features-linux.md: of the runtime, whatever the host has
+    told = [features["linux"][name] for name in ("cgroup", "apparmor", "selinux", "intelRdt")]
+    assert all(value is True for room in told for value in room.values()) and set(told[0]) == {"v1", "v2", "systemd", "systemdUser", "rdma"}
 
 
 def test_pause_stops_and_resume_goes_on(runtime: Runtime, bundle: Bundle) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from dolium.errors import InvalidArgument
 from dolium.linux.cgroup import bpf_devices, tree, v1, v2
-from dolium.runtime.cgroups import check
+from dolium.runtime import plan as P
+from dolium.runtime.cgroups import add_limits, check
 
 
 @pytest.mark.parametrize(("shares", "weight"), [(0, 0), (2, 1), (1024, 39), (262144, 10000), (512, 20), (2048, 79)])
@@ -85,6 +86,44 @@ def test_block_io() -> None:
     assert v1.block_io({**io, "weightDevice": [{"major": 8, "minor": 2, "weight": 50}]}) == [
         ("blkio", "blkio.weight", "100"), ("blkio", "blkio.weight_device", "8:2 50"),
         ("blkio", "blkio.throttle.read_bps_device", "8:0 9"), ("blkio", "blkio.throttle.write_iops_device", "8:1 7")]
+
+
+LACKING = {"/sys/fs/cgroup/blkio": ["blkio.bfq.io_serviced", "blkio.reset_stats"], "/sys/fs/cgroup/cpu,cpuacct": ["cpu.shares"],
+           "/sys/fs/cgroup/memory": ["memory.limit_in_bytes"],
+           "/sys/fs/cgroup": ["cgroup.procs", "init.scope", "system.slice", "memory.stat"],
+           "/sys/fs/cgroup/init.scope": ["cpu.pressure", "cpu.stat", "cpu.weight", "memory.max"],
+           "/sys/fs/cgroup/system.slice": ["io.bfq.weight", "io.max", "io.stat"]}
+ON_V2 = {"/sys/fs/cgroup/cgroup.controllers": "cpu io memory"}
+
+
+@pytest.mark.parametrize(("layout", "resources", "field"), [
+    (V1, {"cpu": {"burst": 5}}, "cpu.burst"), (V1, {"cpu": {"idle": 1}}, "cpu.idle"), (V1, {"cpu": {"realtimeRuntime": 5}}, "cpu.realtimeRuntime"),
+    (V1, {"memory": {"limit": 9, "swap": 9}}, "memory.swap"), (V1, {"memory": {"kernelTCP": 5}}, "memory.kernelTCP"),
+    (V1, {"blockIO": {"leafWeight": 20}}, "blockIO.leafWeight"),
+    (V2, {"cpu": {"burst": 5}}, "cpu.burst"), (V2, {"cpu": {"idle": 1}}, "cpu.idle"), (V2, {"memory": {"limit": 5, "swap": 9}}, "memory.swap")])
+def test_a_file_that_the_kernel_lacks_is_told_by_its_field(layout: tree.Layout, resources: dict[str, Any], field: str) -> None:
+    own = tree.Layout(dict(layout.v1), layout.unified)
+    with pytest.raises(InvalidArgument, match=rf"^config.json: linux.resources.{field}: this kernel's cgroups have no "):
+        check(FakeFacts(dict(ON_V2), lists=LACKING), own, resources)
+    check(FakeFacts(dict(ON_V2)), own, resources)  # nobody knows: nothing is refused
+
+
+def test_where_weights_are_the_schedulers_alone() -> None:
+    io = {"weight": 100, "weightDevice": [{"major": 8, "minor": 2, "weight": 50}]}
+    for layout, wanted in ((V1, [("blkio", "blkio.bfq.weight", "100"), ("blkio", "blkio.bfq.weight_device", "8:2 50")]),
+                           (V2, [("io.bfq.weight", "default 100"), ("io.bfq.weight", "8:2 50")])):
+        own = tree.Layout(dict(layout.v1), layout.unified)
+        check(FakeFacts(dict(ON_V2), lists=LACKING), own, {"blockIO": io})
+        assert (v1 if layout.v1 else v2).writes_for({"blockIO": io}, own.weights) == wanted
+
+
+def test_no_swap_is_needed_for_none() -> None:
+    """memory.swap.max says what holds there anyway."""
+    for limits in ({"limit": 9, "swap": 9}, {"limit": 9, "swap": -1}, {"limit": -1}):
+        check(FakeFacts(dict(ON_V2), lists=LACKING), V2, {"memory": limits})
+        plan = P.Plan()
+        add_limits(plan, P.PARENT_BEFORE_CLONE, V2, "/g", {"memory": limits})
+        assert [op.flags for op in plan.ops if str(op.args[0]).endswith("/memory.swap.max")] == [P.OPTIONAL]
 
 
 def test_what_else_there_is() -> None:

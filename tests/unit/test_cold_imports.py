@@ -124,8 +124,7 @@ def test_a_run_with_a_cached_filter_imports_only_what_is_listed(bundle: Path) ->
 def test_the_other_commands_too(bundle: Path, argv: list[str]) -> None:
     body, modules, _ = answer(["--root", str(bundle.parent / "state"), *argv], bundle)
     assert body[:1] in (b"P", b"E")
-    told = {"dolium.runtime.attributes", "dolium.runtime.lsm", "dolium.runtime.rdt",
-            "dolium.linux.cgroup.systemd"} if argv == ["features"] else set()
+    told = {"dolium.runtime.attributes", "dolium.linux.cgroup.systemd"} if argv == ["features"] else set()
     assert modules - set(BARE) - ALLOWED == told
 
 

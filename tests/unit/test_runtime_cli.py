@@ -158,7 +158,11 @@ def test_run_keeps_detaches_or_cleans_up() -> None:
 
 def test_start_tells_init_and_marks_it_then_runs_poststart() -> None:
     plan = ask(Host("created", config(hooks={"poststart": [{"path": "/x"}]})), "start", "box")
-    assert order(plan) == ["lock", "signal", "start", "unlink", "hook"]
+    assert [op.name for op in plan.stage(P.PARENT_BEFORE_CLONE)] == ["lock", "signal", "start", "unlink", "hook"]
+    assert not plan.named("hook")[0].flags & P.OPTIONAL, "it ends the container (runtime.md, Lifecycle)"
+    assert {op.name for op in plan.stage(P.ON_FAILURE)} >= {"signal", "cg_kill", "wait_gone", "remove_dir"}
+    assert not any(op.flags & P.NOTHING_OURS for op in plan.stage(P.ON_FAILURE))
+    assert all(op.flags & P.NOTHING_OURS for op in list(plan.stage(P.PARENT_BEFORE_CLONE))[:-1]), "nothing else does"
     assert plan.named("signal")[0].args == (PID, START, 0)
     assert f'"pid": {PID}' in str(plan.named("hook")[0].args[4])
 
@@ -171,9 +175,27 @@ def test_kill_goes_to_the_recorded_process_or_to_all() -> None:
     host = Host("running")
     host.files[f"{FOLDERS[0]}/cgroup.procs"] = f"{PID}\n4300\n4301\n"
     host.files["/proc/4300/stat"] = RUNNING.replace(f" {START} ", " 800 ")
-    plan = ask(host, "kill", "-a", "box", "TERM")
-    assert order(plan) == ["signal", "signal"], "who is gone meanwhile is passed over"
-    assert [op.args for op in plan.ops] == [(PID, START, 15), (4300, 800, 15)]
+    first = ask(host, "kill", "-a", "box", "TERM")
+    assert [op.name for op in first.ops if op.stage != P.ON_FAILURE] == ["cg_frozen", "again"]
+    plan = ask(host, "kill", "-a", "box", "TERM", cursor=bytes(first.named("again")[0].args[1].encode()))
+    assert order(plan) == ["signal", "signal", "cg_frozen"], "who is gone meanwhile is passed over"
+    assert [op.args for op in plan.named("signal")] == [(PID, START, 15), (4300, 800, 15)]
+    assert plan.named("cg_frozen")[0].args[1] == 0
+    host.files["/sys/fs/cgroup/freezer/dolium/box/freezer.state"] = "FROZEN\n"
+    assert order(ask(host, "kill", "-a", "box", "TERM")) == ["signal", "signal"], "what was paused stays paused"
+    host.files[f"{FOLDERS[0]}/cgroup.procs"] = ""
+    assert ask(Host("stopped"), "kill", "-a", "box", "TERM").ops == []
+
+
+def test_kill_all_waits_until_v2_says_frozen() -> None:
+    host, group = Host("running", layout_v2=True), "/sys/fs/cgroup/dolium/box"
+    host.files |= {f"{group}/cgroup.procs": f"{PID}\n", "/proc/uptime": "100.5 3\n", f"{group}/cgroup.events": "populated 1\nfrozen 0\n"}
+    assert order(ask(host, "kill", "-a", "box", "TERM")) == ["cg_write", "again"]
+    assert order(ask(host, "kill", "-a", "box", "TERM", cursor=b"110")) == ["again"]
+    assert order(ask(host, "kill", "-a", "box", "TERM", cursor=b"99")) == ["signal", "cg_write"], "not for ever"
+    host.files[f"{group}/cgroup.events"] = "populated 1\nfrozen 1\n"
+    plan = ask(host, "kill", "-a", "box", "TERM", cursor=b"110")
+    assert order(plan) == ["signal", "cg_write"] and plan.named("cg_write")[0].args[:2] == (f"{group}/cgroup.freeze", "0")
 
 
 def test_a_reused_pid_is_not_the_container() -> None:

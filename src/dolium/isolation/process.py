@@ -39,6 +39,8 @@ class HostFacts(Facts):
             if kind == "read":
                 with open(path, "rb") as file:
                     return 0, [file.read()]
+            if kind == "list":
+                return 0, [os.fsencode(name) for name in os.listdir(path)]
         except OSError as error:
             return error.errno or ENOENT, []
         raise ValueError(query)

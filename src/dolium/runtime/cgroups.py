@@ -41,7 +41,8 @@ _ASKED_BY = {"cpuset": "cpu.cpus", "blkio": "blockIO", "io": "blockIO", "hugetlb
 
 
 def check(facts: Facts, where: tree.Layout, resources: dict[str, Any]) -> None:
-    """Refuse, before anything is made, what this host's cgroups cannot hold. Raises InvalidArgument naming the field."""
+    """Refuse, before anything is made, what this host's cgroups cannot hold. Raises InvalidArgument naming the field.
+    Finds out whose weights of block I/O there are (``where.weights``)."""
     shares = (resources.get("cpu") or {}).get("shares") or 2
     if not 2 <= shares <= 262144:  # v1 would take the nearest without a word
         raise InvalidArgument(f"config.json: linux.resources.cpu.shares: {shares} is not from 2 to 262144")
@@ -71,6 +72,7 @@ def check(facts: Facts, where: tree.Layout, resources: dict[str, Any]) -> None:
         if controller not in present:
             raise InvalidArgument(f"config.json: linux.resources.{field}: the cgroup controller {controller} is not "
                                   f"{version} here", hint=f"there are {', '.join(present)}")
+    _check_files(facts, where, resources)
     if resources.get("rdma"):
         names = facts.list("/sys/class/infiniband")
         for name in resources["rdma"]:
@@ -85,6 +87,38 @@ def check(facts: Facts, where: tree.Layout, resources: dict[str, Any]) -> None:
                 field = f"linux.resources.hugepageLimits[{index}].pageSize"
                 raise InvalidArgument(f"config.json: {field}: this kernel has no huge pages of {size!r}",
                                       hint=f"it has {', '.join(known) or 'none'}")
+
+
+def _check_files(facts: Facts, where: tree.Layout, resources: dict[str, Any]) -> None:
+    """Are there the files that a kernel may lack? Of v1 the hierarchy's root tells; of v2 a group that has the controller,
+    and when there is none, nobody does before one was made."""
+    fields = v1.MAY_LACK if where.v1 else v2.MAY_LACK
+    if where.v1:
+        wanted = [file for _, file, _ in v1.writes_for(resources) if file in v1.MAY_LACK]
+    else:
+        wanted = [file for file, value in v2.writes_for({**resources, "unified": None}) if file in v2.MAY_LACK
+                  and not (file == "memory.swap.max" and value in v2.NO_SWAP)]
+    for file in dict.fromkeys(wanted):
+        names = _files_of(facts, where, file.split(".")[0])
+        if file.startswith(("blkio.weight", "io.weight")) and file not in names and any(".bfq." in name for name in names):
+            where.weights = "bfq."
+        elif names and file not in names:
+            raise InvalidArgument(f"config.json: linux.resources.{fields[file]}: this kernel's cgroups have no {file}")
+
+
+_TELLS = {"cpu": "cpu.weight", "memory": "memory.max", "io": "io.stat"}  # a file that a v2 group with the controller has
+
+
+def _files_of(facts: Facts, where: tree.Layout, controller: str) -> list[str]:
+    """Names in a group that has a controller; none when no group is known to."""
+    if where.v1:
+        return facts.list(where.v1[controller])
+    for name in facts.list(where.unified or ""):
+        if not name.startswith(_FILES):
+            found = facts.list(f"{where.unified}/{name}")
+            if _TELLS[controller] in found:
+                return found
+    return []
 
 
 def page_sizes(facts: Facts) -> list[str]:
@@ -131,7 +165,7 @@ def add_limits(plan: Plan, stage: int, where: tree.Layout, group: str, resources
     """Write ``linux.resources``, which ``check`` has passed, into an existing group. Kernels before 5.7 (v1) and 5.17 (v2)
     have no files for reserved huge pages."""
     if where.v1:
-        for controller, file, value in v1.writes_for(resources):
+        for controller, file, value in v1.writes_for(resources, where.weights):
             folder = where.v1_path(controller, group)
             if folder is None and controller == "devices" and where.unified:
                 continue  # by BPF below
@@ -139,9 +173,10 @@ def add_limits(plan: Plan, stage: int, where: tree.Layout, group: str, resources
             plan.add(stage, "cg_write", f"set {file} of cgroup {group} to {value}", path, value, 0,
                      optional=".rsvd." in file)
     elif where.unified:
-        for file, value in v2.writes_for(resources):
+        for file, value in v2.writes_for(resources, where.weights):
+            unasked = ".rsvd." in file or (file == "memory.swap.max" and value in v2.NO_SWAP)
             plan.add(stage, "cg_write", f"set {file} of cgroup {group} to {value}", f"{where.unified}{group}/{file}",
-                     value, 0, optional=".rsvd." in file and file not in (resources.get("unified") or {}))
+                     value, 0, optional=unasked and file not in (resources.get("unified") or {}))
     if "devices" not in where.v1 and where.unified and resources.get("devices"):
         plan.add(stage, "cg_bpf_devices", f"restrict devices of cgroup {group}", f"{where.unified}{group}",
                  bpf_devices.program(resources["devices"]))

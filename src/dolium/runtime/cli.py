@@ -253,7 +253,7 @@ def _run_command(words: Words, context: Context, facts: Facts) -> Plan:
     if command == "spec":
         return _spec(words, context, facts)
     if command == "features":
-        return _print(json.dumps(features(facts), indent=2) + "\n")
+        return _print(json.dumps(features(), indent=2) + "\n")
     if command == "list":
         if options.get("format", "table") not in ("table", "json"):
             raise InvalidArgument(f"--format: {options['format']!r} is neither table nor json")

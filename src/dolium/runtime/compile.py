@@ -103,7 +103,7 @@ def state_json(config: dict[str, Any], identity: str, bundle: str, status: str, 
 
 
 def add_hooks(plan: Plan, stage: int, config: dict[str, Any], kind: str, state: str, optional: bool = False) -> None:
-    """One operation a hook, in order. ``optional``: poststart and poststop failures are recorded, not fatal."""
+    """One operation a hook, in order. ``optional``: a poststop hook's failure is recorded, not fatal."""
     for hook in (config.get("hooks") or {}).get(kind) or []:
         path = hook["path"]
         plan.add(stage, "hook", f"{kind} hook {path}", path, hook.get("args") or [path], hook.get("env") or [],

@@ -68,13 +68,12 @@ class Facts:
         return mode, uid, gid, device
 
     def list(self, path: str) -> list[str]:
-        """Sorted names in a folder; empty when it is absent."""
+        """Sorted names in a folder; empty when it is absent, or none."""
         number, data = self._get(f"list:{path}")
-        if number == ENOENT:
+        if number in (ENOENT, ENOTDIR):
             return []
         _check(number, "list", path)
         return sorted(name.decode("utf-8", "surrogateescape") for name in data)
-
 
     def program(self, name: str, env: dict[str, str]) -> str | None:
         """Where a program lies in the caller's PATH; None when nowhere."""

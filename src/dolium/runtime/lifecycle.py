@@ -161,8 +161,7 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
         if options.get("detach"):
             notify.wait(plan)
     if run:
-        add_hooks(plan, P.PARENT_STARTED, config, "poststart", state_json(config, identity, bundle, "running"),
-                  optional=True)
+        add_hooks(plan, P.PARENT_STARTED, config, "poststart", state_json(config, identity, bundle, "running"))
         if not options.get("detach"):
             add(P.PARENT_BEFORE_CLONE, "hold", "stay until it ends")
             if not options.get("keep"):
@@ -272,18 +271,24 @@ def start(context: Context, facts: Facts, identity: str) -> Plan:
         raise FailedPrecondition(f"cannot start an already running container: {identity}")
     config = read_config(facts, where)
     plan = Plan()
-    plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {where.folder}", where.folder)
-    plan.add(P.PARENT_BEFORE_CLONE, "signal", f"start {identity}", where.pid, where.start_time, 0)  # is it still there?
+    # runtime.md, Lifecycle: a hook that fails here ends the container, and undoes it. Nothing else that fails does.
+    hooks = config.get("hooks") or {}
+    plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {where.folder}", where.folder, nothing_ours=True)
+    plan.add(P.PARENT_BEFORE_CLONE, "signal", f"start {identity}", where.pid, where.start_time, 0, nothing_ours=True)
     manager = context.env.get("NOTIFY_SOCKET")
     waits = manager and facts.stat(f"{where.folder}/notify") is not None  # it was there at `create` too
     if manager and waits:
         from dolium.runtime import notify
 
-        notify.listen(plan, P.PARENT_BEFORE_CLONE, where.folder, manager, where.pid, main=True)
-    plan.add(P.PARENT_BEFORE_CLONE, "start", f"start {identity}", f"{where.folder}/start.sock")
-    plan.add(P.PARENT_BEFORE_CLONE, "unlink", "mark as running", f"{where.folder}/start.sock")
+        notify.listen(plan, P.PARENT_BEFORE_CLONE, where.folder, manager, where.pid, main=True,
+                      nothing_ours=True)
+    plan.add(P.PARENT_BEFORE_CLONE, "start", f"start {identity}", f"{where.folder}/start.sock",
+             nothing_ours=not hooks.get("startContainer"))
+    plan.add(P.PARENT_BEFORE_CLONE, "unlink", "mark as running", f"{where.folder}/start.sock", nothing_ours=True)
     add_hooks(plan, P.PARENT_BEFORE_CLONE, config, "poststart",
-              state_json(config, identity, where.bundle, "running", where.pid), optional=True)
+              state_json(config, identity, where.bundle, "running", where.pid))
+    if hooks.get("startContainer") or hooks.get("poststart"):
+        _end(context, plan, P.ON_FAILURE, where, config)
     if waits:
         notify.wait(plan)
     return plan
@@ -311,26 +316,53 @@ def query(context: Context, facts: Facts, identity: str) -> Plan:
 
 
 def kill(context: Context, facts: Facts, identity: str, signal: int, *, everyone: bool) -> Plan:
-    """``kill``: a signal to init; with ``everyone`` (--all) to all in its cgroup, even when init is dead. Who is made
-    meanwhile is reached by SIGKILL alone: that is sent until the group is empty."""
+    """``kill``: a signal to init; with ``everyone`` (--all) to all in its cgroup, even when init is dead: SIGKILL until it
+    is empty, others while it is frozen, so that nobody who is made meanwhile is missed."""
     where = state.load(facts, context.root, identity)
+    if everyone and context.cursor:
+        return _signal_frozen(context, facts, where, signal)
     status = state.status(facts, where)
     plan = Plan()
     if everyone and signal == SIGKILL:
         plan.add(P.PARENT_BEFORE_CLONE, "cg_kill", f"kill all of {identity}", where.folders)
         return plan
     if everyone and where.folders:
-        pids = cgroups.processes(facts, where.folders[0])
-        facts.want(*(f"read:/proc/{pid}/stat" for pid in pids))
-        for pid in pids:
-            started = state.start_time(facts, pid)
-            if started is not None:
-                plan.add(P.PARENT_BEFORE_CLONE, "signal", f"kill process {pid} of {identity}", pid, started, signal,
-                         optional=True)
+        if status == "paused":
+            _signal_all(plan, facts, where, signal)
+        elif cgroups.processes(facts, where.folders[0]):
+            cgroups.freeze(plan, P.PARENT_BEFORE_CLONE, cgroups.layout(facts), where.folders, True)
+            for op in plan.ops:  # who is in an uninterruptible sleep forks nobody, and gets the signal as well
+                op.flags |= P.OPTIONAL
+            plan.add(P.PARENT_BEFORE_CLONE, "again", "look", 0, str(_uptime(facts) + FREEZE_SECONDS))
         return plan
     if status == "stopped":
         raise FailedPrecondition(f"container not running: {identity}")
     plan.add(P.PARENT_BEFORE_CLONE, "signal", f"kill {identity}", where.pid, where.start_time, signal)
+    return plan
+
+
+def _signal_all(plan: Plan, facts: Facts, where: state.State, signal: int) -> None:
+    """To all that are in the group now."""
+    pids = cgroups.processes(facts, where.folders[0])
+    facts.want(*(f"read:/proc/{pid}/stat" for pid in pids))
+    for pid in pids:
+        started = state.start_time(facts, pid)
+        if started is not None:
+            plan.add(P.PARENT_BEFORE_CLONE, "signal", f"kill process {pid} of {where.identity}", pid, started, signal,
+                     optional=True)
+
+
+def _signal_frozen(context: Context, facts: Facts, where: state.State, signal: int) -> Plan:
+    """What ``kill --all`` froze: signal it and let it go on. Of v2 a file says when all are frozen: looked for again until
+    then (``cursor``: the uptime at which to go on as it is)."""
+    thaw, plan = Plan(), Plan()
+    told = cgroups.freeze(thaw, P.PARENT_BEFORE_CLONE, cgroups.layout(facts), where.folders, False)
+    events = (facts.read(told) or b"").split(b"\n") if told else []
+    if b"frozen 0" in events and b"populated 1" in events and _uptime(facts) < int(context.cursor):
+        plan.add(P.PARENT_BEFORE_CLONE, "again", "look", 1, context.cursor)
+        return plan
+    _signal_all(plan, facts, where, signal)
+    plan.ops += thaw.ops
     return plan
 
 
@@ -354,13 +386,19 @@ def delete(context: Context, facts: Facts, identity: str, *, force: bool) -> Pla
         raise FailedPrecondition(f"cannot delete container {identity} that is not stopped: {status}",
                                  hint="kill it first, or use --force")
     plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {folder}", folder)
-    if status != "stopped":
-        plan.add(P.PARENT_BEFORE_CLONE, "signal", f"kill {identity}", where.pid, where.start_time, SIGKILL, optional=True)
-        plan.add(P.PARENT_BEFORE_CLONE, "cg_kill", f"kill all of {identity}", where.folders)
-        plan.add(P.PARENT_BEFORE_CLONE, "wait_gone", f"wait for the init of {identity}", where.pid, where.start_time,
-                 KILL_WAIT_MS)
-    remove(context, plan, P.PARENT_BEFORE_CLONE, where, read_config(facts, where))
+    if status == "stopped":
+        remove(context, plan, P.PARENT_BEFORE_CLONE, where, read_config(facts, where))
+    else:
+        _end(context, plan, P.PARENT_BEFORE_CLONE, where, read_config(facts, where))
     return plan
+
+
+def _end(context: Context, plan: Plan, stage: int, where: state.State, config: dict[str, Any]) -> None:
+    """Kill a container, and remove what it leaves."""
+    plan.add(stage, "signal", f"kill {where.identity}", where.pid, where.start_time, SIGKILL, optional=True)
+    plan.add(stage, "cg_kill", f"kill all of {where.identity}", where.folders)
+    plan.add(stage, "wait_gone", f"wait for the init of {where.identity}", where.pid, where.start_time, KILL_WAIT_MS)
+    remove(context, plan, stage, where, config)
 
 
 def _delete_half_made(context: Context, facts: Facts, plan: Plan, identity: str, folder: str) -> Plan:

@@ -42,12 +42,12 @@ def bind(plan: Plan, stage: int, source: str, slot: int) -> None:
     plan.add(P.CHILD_BEFORE_PIVOT, "mount_tree", f"bind {source} on {INSIDE}", slot, INSIDE, 1, 0)
 
 
-def listen(plan: Plan, stage: int, folder: str, host: str, pid: int, *, main: bool) -> None:
+def listen(plan: Plan, stage: int, folder: str, host: str, pid: int, *, main: bool, nothing_ours: bool = False) -> None:
     """Have somebody listen before the program runs. ``main``: the manager is told the container's pid too: the caller
-    will not be there."""
+    will not be there. ``nothing_ours``: of the operation."""
     deeds.add(plan, stage, f"NOTIFY_SOCKET: listen for {folder}", "dolium.linux.notify_calls",
               {"socket": f"{folder}/{FOLDER}/{SOCKET}", "helper": f"{folder}/{HELPER}", "host": host, "pid": pid,
-               "main": main}, LIMIT_MS)
+               "main": main}, LIMIT_MS, nothing_ours=nothing_ours)
 
 
 def wait(plan: Plan) -> None:

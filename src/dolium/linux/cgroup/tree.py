@@ -12,14 +12,16 @@ PARENT = "/dolium"  # containers without a path of their own go here, never unde
 
 class Layout:
     """``v1``: controller (or ``name=systemd``) to the folder its hierarchy is mounted on; ``unified``: the folder of
-    the v2 hierarchy or None; ``pure_v2``: no v1 hierarchy at all."""
+    the v2 hierarchy or None; ``pure_v2``: no v1 hierarchy at all; ``weights``: of what block I/O's weights are, "" or "bfq."
+    where the kernel has them of that scheduler alone (a caller who asks for one finds out)."""
 
-    __slots__ = ("folders", "pure_v2", "unified", "v1")
+    __slots__ = ("folders", "pure_v2", "unified", "v1", "weights")
 
     def __init__(self, v1: dict[str, str], unified: str | None) -> None:
         self.v1 = v1
         self.unified = unified
         self.pure_v2 = not v1 and unified is not None
+        self.weights = ""
         # each hierarchy once, whatever number of controllers share it
         self.folders = list(dict.fromkeys(v1.values()))
 

@@ -24,6 +24,17 @@ DEFAULT_DEVICES: tuple[tuple[str, int | None, int | None, str], ...] = (
 )
 
 
+# Files that a kernel may lack, by the field that asks for them.
+MAY_LACK = {
+    "cpu.cfs_burst_us": "cpu.burst", "cpu.idle": "cpu.idle", "cpu.rt_period_us": "cpu.realtimePeriod",
+    "cpu.rt_runtime_us": "cpu.realtimeRuntime", "memory.memsw.limit_in_bytes": "memory.swap",
+    "memory.soft_limit_in_bytes": "memory.reservation", "memory.kmem.tcp.limit_in_bytes": "memory.kernelTCP",
+    "memory.swappiness": "memory.swappiness", "memory.oom_control": "memory.disableOOMKiller",
+    "blkio.weight": "blockIO.weight", "blkio.weight_device": "blockIO.weightDevice",
+    "blkio.leaf_weight": "blockIO.leafWeight", "blkio.leaf_weight_device": "blockIO.weightDevice.leafWeight",
+}
+
+
 def memory(limits: dict[str, Any]) -> list[Write]:
     """``linux.resources.memory``; bytes, -1 is no limit, 0 as good as none given, as runc has it. The swap limit counts
     memory and swap together on v1."""
@@ -69,10 +80,11 @@ def pids(limits: dict[str, Any]) -> list[Write]:
     return [] if limit is None else [("pids", "pids.max", str(limit) if limit > 0 else "max")]
 
 
-def block_io(limits: dict[str, Any]) -> list[Write]:
-    """``linux.resources.blockIO``: weight (10 to 1000) and throttles in bytes or operations a second."""
+def block_io(limits: dict[str, Any], weights: str = "") -> list[Write]:
+    """``linux.resources.blockIO``: weight (10 to 1000; ``weights``: as a layout has it) and throttles in bytes or operations
+    a second."""
     writes: list[Write] = []
-    for key, file in (("weight", "blkio.weight"), ("leafWeight", "blkio.leaf_weight")):
+    for key, file in (("weight", f"blkio.{weights}weight"), ("leafWeight", "blkio.leaf_weight")):
         if limits.get(key):
             writes.append(("blkio", file, str(limits[key])))
         writes.extend(("blkio", f"{file}_device", f"{device['major']}:{device['minor']} {device[key]}")
@@ -117,12 +129,12 @@ def _number(value: int | None) -> str:
     return "*" if value is None or value < 0 else str(value)
 
 
-def writes_for(resources: dict[str, Any]) -> list[Write]:
-    """All writes for ``linux.resources`` in an order in which the kernel takes them."""
+def writes_for(resources: dict[str, Any], weights: str = "") -> list[Write]:
+    """All writes for ``linux.resources`` in an order in which the kernel takes them; ``weights``: as a layout has it."""
     writes = memory(resources.get("memory") or {})
     writes += cpu(resources.get("cpu") or {})
     writes += pids(resources.get("pids") or {})
-    writes += block_io(resources.get("blockIO") or {})
+    writes += block_io(resources.get("blockIO") or {}, weights)
     for limit in resources.get("hugepageLimits") or []:
         for kind in ("", "rsvd."):
             writes.append(("hugetlb", f"hugetlb.{limit['pageSize']}.{kind}limit_in_bytes", str(limit["limit"])))

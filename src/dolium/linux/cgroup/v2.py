@@ -25,6 +25,12 @@ _V1_ONLY = {
 }
 
 
+# Files that a kernel may lack, by the field that asks for them.
+MAY_LACK = {"memory.swap.max": "memory.swap", "cpu.idle": "cpu.idle", "cpu.max.burst": "cpu.burst",
+            "io.weight": "blockIO.weight"}
+NO_SWAP = ("0", "max")  # values of memory.swap.max that hold where there is no swap
+
+
 def refused(resources: dict[str, Any]) -> tuple[str, str] | None:
     """The first field below ``linux.resources`` that v2 cannot hold, and why; None when all are fine."""
     for (room, key), why in _V1_ONLY.items():
@@ -92,13 +98,13 @@ def cpu(limits: dict[str, Any]) -> list[Write]:
     return writes
 
 
-def block_io(limits: dict[str, Any]) -> list[Write]:
-    """Weight and io.max."""
+def block_io(limits: dict[str, Any], weights: str = "") -> list[Write]:
+    """Weight (``weights``: as a layout has it; BFQ's are from 1 to 1000) and io.max."""
     writes: list[Write] = []
-    if limits.get("weight"):
-        writes.append(("io.weight", f"default {weight_of_blkio(limits['weight'])}"))
-    writes.extend(("io.weight", f"{device['major']}:{device['minor']} {weight_of_blkio(device['weight'])}")
-                  for device in limits.get("weightDevice") or [] if device.get("weight"))
+    file = f"io.{weights}weight"
+    pairs = [("default", limits.get("weight")), *((f"{device['major']}:{device['minor']}", device.get("weight"))
+                                                  for device in limits.get("weightDevice") or [])]
+    writes += [(file, f"{of} {weight if weights else weight_of_blkio(weight)}") for of, weight in pairs if weight]
     for key, word in (("throttleReadBpsDevice", "rbps"), ("throttleWriteBpsDevice", "wbps"),
                       ("throttleReadIOPSDevice", "riops"), ("throttleWriteIOPSDevice", "wiops")):
         writes.extend(("io.max", f"{device['major']}:{device['minor']} {word}={device['rate']}")
@@ -106,14 +112,14 @@ def block_io(limits: dict[str, Any]) -> list[Write]:
     return writes
 
 
-def writes_for(resources: dict[str, Any]) -> list[Write]:
-    """All writes for ``linux.resources`` but devices, which are a BPF program."""
+def writes_for(resources: dict[str, Any], weights: str = "") -> list[Write]:
+    """All writes for ``linux.resources`` but devices, which are a BPF program; ``weights``: as a layout has it."""
     writes = memory(resources.get("memory") or {})
     writes += cpu(resources.get("cpu") or {})
     limit = (resources.get("pids") or {}).get("limit")
     if limit is not None:
         writes.append(("pids.max", str(limit) if limit > 0 else "max"))
-    writes += block_io(resources.get("blockIO") or {})
+    writes += block_io(resources.get("blockIO") or {}, weights)
     for entry in resources.get("hugepageLimits") or []:
         writes += [(f"hugetlb.{entry['pageSize']}.{kind}max", str(entry["limit"])) for kind in ("", "rsvd.")]
     writes.extend(("rdma.max", value) for value in rdma(resources))
