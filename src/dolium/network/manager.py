@@ -32,6 +32,7 @@ from dolium.network.base import (
     endpoints,
     named,
 )
+from dolium.network.dns.across import Across
 from dolium.network.dns.client import Known as NameServerKnown
 from dolium.network.dns.client import NameServer
 from dolium.network.drivers.base import Driver, Rows
@@ -65,14 +66,15 @@ class Networks:
             raise ValueError(f"an instance is 8 hex digits, not {instance!r}")
         self.instance, self.run_dir = instance, run_dir
         self._store = store
+        self._dns = NameServer(run_dir)
         self._bridge = BridgeDriver(instance, self._settled, functools.partial(self._subnets_but, "bridge"),
+                                    self._set_across,
                                     run_dir=run_dir, pool_size=pool_size)
         self._none = NoneDriver()
         self._drivers: dict[str, Driver] = {"none": self._none, "bridge": self._bridge, "overlay": self._bridge,
                                            "cni": CniDriver(run_dir)}
         for kind in MODES:
             self._drivers[kind] = SharedLinkDriver(kind, instance, functools.partial(self._subnets_but, kind))
-        self._dns = NameServer(run_dir)
         self.on_refused: Callable[[str, Refused], None] = lambda container, refused: None
         self.peer_of: Callable[[str], Peer] = lambda container: Peer()
         self._policies = Policies(instance, self._sources, lambda container: self.peer_of(container),
@@ -80,6 +82,10 @@ class Networks:
         self._row: dict[str, Any] = {}
         self._records: dict[str, Record] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _set_across(self, network: str, across: Across | None) -> None:
+        self._dns.set_across(network, across)
+        self._task(self._dns.tell_across(network))
 
     def _subnets_but(self, name: str) -> list[IPv4Network]:
         """Of the networks of all drivers but one."""

@@ -16,7 +16,7 @@ PREDEFINED = ("bridge", "host", "none")
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
 WITH_IPV6 = ("bridge", "overlay")
 DRIVERS = ("bridge", "cni", "ipvlan", "macvlan", "overlay")
-VXLAN_PORT, WIREGUARD_PORT = 4789, 51820
+VXLAN_PORT, WIREGUARD_PORT, NAMES_PORT = 4789, 51820, 4795
 MODES = {"macvlan": ("bridge", "private", "vepa", "passthru"), "ipvlan": ("l2", "l3", "l3s")}
 FLAGS = ("bridge", "private", "vepa")
 _Network: TypeAlias = IPv4Network | IPv6Network
@@ -111,6 +111,11 @@ class Record:
         if self.driver != "overlay":
             return 0
         return int(self.options.get("port") or (WIREGUARD_PORT if self.encrypted else VXLAN_PORT))
+
+    @property
+    def names_port(self) -> int:
+        """The UDP port by which an overlay's hosts ask each other for names; 0 when they do not."""
+        return int(self.options.get("names_port", NAMES_PORT))
 
     @property
     def peers(self) -> tuple[IPv4Address, ...]:
@@ -241,7 +246,7 @@ def _check_shared(name: str, driver: str, options: Mapping[str, str], *, interna
         raise InvalidArgument(f"network {name}: with --internal there is no parent: nothing leads out")
 
 
-_OVERLAY = ("peers", "peers_file", "vni", "port", "local", "encrypted", "key_file")
+_OVERLAY = ("peers", "peers_file", "vni", "port", "local", "names_port", "encrypted", "key_file")
 
 
 def _list(text: str) -> list[str]:
@@ -263,10 +268,10 @@ def _check_overlay(name: str, options: Mapping[str, str]) -> None:
         if key not in (*_OVERLAY, MTU, PREFIX, *_FLAGS):
             raise InvalidArgument(f"network {name}: {key} is no option of the driver overlay",
                                   hint=f"known are {', '.join(_OVERLAY)}, {MTU}, {PREFIX}")
-    for key, most in (("vni", (1 << 24) - 1), ("port", 65535)):
+    for key, least, most in (("vni", 1, (1 << 24) - 1), ("port", 1, 65535), ("names_port", 0, 65535)):
         value = options.get(key)
-        if value is not None and not (value.isascii() and value.isdigit() and 0 < int(value) <= most):
-            raise InvalidArgument(f"network {name}: {key}: {value!r} is not 1 to {most}")
+        if value is not None and not (value.isascii() and value.isdigit() and least <= int(value) <= most):
+            raise InvalidArgument(f"network {name}: {key}: {value!r} is not {least} to {most}")
     for word in (*_list(options.get("peers", "")), *filter(None, [options.get("local")])):
         if "/" in word:
             raise InvalidArgument(f"network {name}: {word} is not the address of one host")

@@ -24,6 +24,7 @@ from dolium.network import ipv6, netlink, pool
 from dolium.network.addresses import choose_subnet, choose_subnet6
 from dolium.network.antispoof import Sources
 from dolium.network.base import Endpoint, Place, PortBinding
+from dolium.network.dns.across import Across
 from dolium.network.dns.sandbox import open_sockets
 from dolium.network.drivers.bridge_network import DEFAULT, BridgeNetwork, Held
 from dolium.network.firewall import Firewall, Nft, udp_ports
@@ -56,9 +57,12 @@ class BridgeDriver:
     name, publishes, late = "bridge", True, False
 
     def __init__(self, instance: str, settled: Callable[[Record, bool, bool], None],
-                 others: Callable[[], Iterable[IPv4Network]], *, run_dir: str, pool_size: int = pool.SIZE) -> None:
-        """``others``: the subnets of networks of other drivers; ``run_dir``: as of ``Networks``."""
+                 others: Callable[[], Iterable[IPv4Network]], across: Callable[[str, Across | None], None], *,
+                 run_dir: str, pool_size: int = pool.SIZE) -> None:
+        """``others``: the subnets of networks of other drivers; ``across`` is told how an overlay's other hosts are asked
+        for names, by the network's id, whenever that changes; ``run_dir``: as of ``Networks``."""
         self._instance, self._settled, self._others, self._pool_size = instance, settled, others, pool_size
+        self._across, self._asked_across = across, dict[str, Across]()
         self._ports = Ports()
         self._loopback = Loopback(f"dolium-{instance}", run_dir)
         self._networks: dict[str, BridgeNetwork] = {}
@@ -168,6 +172,17 @@ class BridgeDriver:
             network.broken = error
         if network.broken is not None:
             _log.error("network %s: %s", network.record.name, network.broken)
+        self._tell(network)
+
+    def _tell(self, network: BridgeNetwork) -> None:
+        """Who has an overlay's names, when that is not what was said last."""
+        now = network.switch.across if isinstance(network.switch, Overlay) else None
+        if now != self._asked_across.get(network.record.id):
+            self._across(network.record.id, now)
+            if now is None:
+                del self._asked_across[network.record.id]
+            else:
+                self._asked_across[network.record.id] = now
 
     async def _adopt(self, live: dict[str, list[Endpoint]]) -> None:
         """What live containers have is theirs; every other link of the instance goes."""
@@ -292,6 +307,7 @@ class BridgeDriver:
             slot = await self._run(self._connect, network, container, endpoint, namespace, default=True, default6=True)
         finally:
             self._fill()
+            self._tell(network)
         slot.control.close()
         if slot.sockets:
             self._sockets[container] = slot.sockets
@@ -301,6 +317,7 @@ class BridgeDriver:
         """See Driver."""
         network = self._network(endpoint["network"])
         slot = await self._run(self._connect, network, container, endpoint, namespace, default=default, default6=default6)
+        self._tell(network)
         slot.close()
 
     def _connect(self, network: BridgeNetwork, container: str, endpoint: Endpoint, namespace: int, *, default: bool,
@@ -482,6 +499,7 @@ class BridgeDriver:
                     await self._warn_of(network)
             finally:
                 await self._run(lock.__exit__, None, None, None)
+        self._tell(network)
         return record
 
     async def _warn_of(self, network: BridgeNetwork) -> None:
@@ -558,6 +576,7 @@ class BridgeDriver:
                 try:
                     if network in self._watched() and isinstance(network.switch, Overlay):
                         await self._run(network.switch.sync)
+                        self._tell(network)
                 except OSError as error:
                     _log.warning("network %s: its hosts cannot be told: %s", network.record.name, error)
         self._watcher = None
@@ -579,6 +598,7 @@ class BridgeDriver:
             except OSError as error:
                 self._networks[name] = network
                 raise as_error(error, f"cannot remove the network {name}") from error
+        self._tell(network)
 
     def describe(self, name: str) -> dict[str, Any]:
         """See Driver. Empty before ``start``."""
