@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
 from typing import Any, NamedTuple, TypeAlias
 
-from dolium.errors import InvalidArgument, PermissionDenied, Unimplemented
+from dolium.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unimplemented
 
 VERSION = 2
 PREDEFINED = ("bridge", "host", "none")
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
-WITH_IPV6 = ("bridge", "overlay")
+WITH_IPV6 = ("bridge", "ipvlan", "macvlan", "overlay")
 DRIVERS = ("bridge", "cni", "ipvlan", "macvlan", "overlay")
 VXLAN_PORT, WIREGUARD_PORT, NAMES_PORT = 4789, 51820, 4795
 MODES = {"macvlan": ("bridge", "private", "vepa", "passthru"), "ipvlan": ("l2", "l3", "l3s")}
@@ -173,7 +173,7 @@ def wished(doc: Mapping[str, Any], identity: str, created: str) -> Record:
     if six and driver not in WITH_IPV6:
         raise Unimplemented(f"network {name}: --ipv6 is not supported by the driver {driver}",
                             hint="a CNI network's addresses are what its plugins say" if driver == "cni" else
-                            f"it is by {' and '.join(WITH_IPV6)}")
+                            f"it is by {', '.join(WITH_IPV6)}")
     if (doc.get("ConfigFrom") or {}).get("Network"):
         raise Unimplemented(f"network {name}: --config-from is not supported in this version")
     if doc.get("Scope") not in (None, "", "local"):
@@ -251,6 +251,20 @@ _OVERLAY = ("peers", "peers_file", "vni", "port", "local", "names_port", "encryp
 
 def _list(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def default_subnet6(settings: Mapping[str, Any], what: str) -> str | None:
+    """Of daemon.json's ``ipv6`` and ``fixed-cidr-v6``: the IPv6 subnet of the default network, "" for one that is found,
+    None when it has no IPv6. ``what``: the file's name. Raises FailedPrecondition."""
+    wanted, subnet = settings.get("ipv6", False), settings.get("fixed-cidr-v6", "")
+    if not isinstance(wanted, bool) or not isinstance(subnet, str):
+        raise FailedPrecondition(f"{what}: ipv6 is true or false, fixed-cidr-v6 a text")
+    if not wanted:
+        return None
+    try:
+        return _pool("bridge", {}, _network(subnet, "fixed-cidr-v6")).subnet if subnet else ""
+    except InvalidArgument as error:
+        raise FailedPrecondition(f"{what}: {error.message}", hint=error.hint) from error
 
 
 def _check_overlay(name: str, options: Mapping[str, str]) -> None:

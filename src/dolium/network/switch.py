@@ -233,7 +233,7 @@ class Switch:
         slot.control.request(netlink.set_link(slot.inside, mac=mac, mtu=mtu, up=True),
                              netlink.new_address(slot.inside, address, subnet),
                              *([netlink.new_default_route(slot.inside, gateway)] if gateway is not None else []),
-                             *(_messages6(slot.inside, six) if six is not None else []),
+                             *(ipv6.messages(slot.inside, six) if six is not None else []),
                              *([netlink.limit_rate(slot.inside, sent)] if sent else []))
         if six is not None:
             ipv6.wait_for(slot.control, six.address)
@@ -293,11 +293,6 @@ class Switch:
         if self.index:
             self.delete(self.index)
             self.index = 0
-
-
-def _messages6(index: int, six: Six) -> list[bytes]:
-    route = [netlink.new_default_route(index, six.gateway)] if six.gateway is not None else []
-    return [netlink.new_address6(index, six.address, six.subnet), *route]
 
 
 def enable_forwarding() -> bool:
