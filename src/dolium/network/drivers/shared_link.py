@@ -47,7 +47,7 @@ from dolium.network.netlink import Link, Netlink
 from dolium.network.pool import open_namespace
 from dolium.network.ports import Published
 from dolium.network.records import Record
-from dolium.network.switch import as_error, choosing, make_marked
+from dolium.network.switch import as_error, choosing, make_marked, remove_link
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -223,7 +223,7 @@ class SharedLinkDriver:
         host = self._kernel()
         found = host.link(name=record.parent or f"ds{record.short}")
         if found is not None and found.alias == _alias(self._instance, record):
-            host.request(netlink.delete_link(found.index))
+            remove_link(found.index)
 
     # -- a container's --
 
