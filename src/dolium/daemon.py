@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 from aiohttp import web
 
@@ -30,6 +31,8 @@ from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument
 from dolium.images.snapshots.drivers import DRIVERS
 from dolium.linux.limits import OPEN_FILES
 from dolium.network.manager import Networks
+from dolium.network.records import default_subnet6
+from dolium.settings import daemon_json
 
 DATA, RUN, SOCKET = "/var/lib/dolium", "/run/dolium", "/run/dolium/dolium.sock"
 GROUP = "docker"
@@ -123,14 +126,16 @@ def _give_memory_back(server: web.Server, served: int, worked: bool) -> None:
 
 async def serve(paths: Paths, host: str, snapshotter: str, userns_remap: str) -> None:
     """Run until SIGTERM, SIGINT or a stop request. Raises DoliumError when it cannot start."""
+    path, said = daemon_json(Path(paths.etc))
+    default6 = default_subnet6(said, str(path))
     lock = _lock(f"{paths.data}/doliumd.lock")
     sock = _bind(host)  # before anything is made: a daemon that cannot listen leaves nothing
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    engine = Engine(paths, lambda instance, store: Networks(instance, store, run_dir=paths.run), snapshotter,
-                    userns_remap)
+    engine = Engine(paths, lambda instance, store: Networks(instance, store, run_dir=paths.run, default6=default6),
+                    snapshotter, userns_remap)
     life = Containers(engine)
     await engine.open()
     volumes = LiveVolumes(engine, life)

@@ -26,7 +26,8 @@ async def act(bench: Bench, command: dict[str, Any]) -> dict[str, Any]:
         case "create":
             await bench.networks.create(command["wish"])
         case "up":
-            prepared = await bench.networks.prepare(NetworkRequest(command["container"], command["network"]))
+            prepared = await bench.networks.prepare(NetworkRequest(command["container"], command["network"],
+                                                                    names=tuple(command["names"])))
             bench.prepared[command["container"]] = prepared
             return {"namespace": f"/proc/{os.getpid()}/fd/{prepared.fd}", "endpoint": prepared.endpoint}
         case "end":

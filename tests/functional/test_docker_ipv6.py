@@ -134,3 +134,38 @@ def test_a_restricted_container_reaches_no_ipv6_address(clean: Daemon) -> None:
     assert done.returncode and done.stdout == ""
     serve(clean, "box")  # what comes in is not concerned
     eventually(lambda: fetch(f"http://[{P78}::1]:18285") == b"hello\n", "its port is published")
+
+
+def test_the_default_network_has_ipv6_by_daemon_json(tmp_path: Path) -> None:
+    file = tmp_path / "etc/docker/daemon.json"
+    file.parent.mkdir(parents=True)
+    before = FORWARD.read_text()
+    daemon = Daemon(tmp_path / "own", "--etc-root", str(tmp_path / "etc"))
+    daemon.folder.mkdir()
+    try:
+        file.write_text(json.dumps({"ipv6": True, "fixed-cidr-v6": "fe80::/64"}))
+        daemon.start(wait=False)
+        assert daemon.wait() == 1
+        assert "fe80::/64 is not a subnet for containers" in daemon.tail()
+        file.write_text(json.dumps({"ipv6": True, "fixed-cidr-v6": f"{P78}::/64"}))
+        daemon.start()
+        daemon.import_base()
+        up(daemon, "aa", "-p", "18286:80")
+        up(daemon, "bb")
+        one, two = of(daemon, "aa")["bridge"], of(daemon, "bb")["bridge"]
+        assert (one["GlobalIPv6Address"], one["IPv6Gateway"], two["GlobalIPv6Address"]) == (f"{P78}::2", f"{P78}::1", f"{P78}::3")
+        (row,) = json.loads(daemon.docker("network", "inspect", "bridge").stdout)
+        assert row["EnableIPv6"] is True and row["IPAM"]["Config"][1] == {"Subnet": f"{P78}::/64", "Gateway": f"{P78}::1"}
+        daemon.docker("exec", "bb", "ping", "-c1", "-W2", f"{P78}::2")
+        assert "default via" in daemon.docker("exec", "bb", "ip", "-6", "route").stdout
+        serve(daemon, "aa")
+        eventually(lambda: fetch("http://[::1]:18286/") == b"hello\n" and fetch(f"http://[{P78}::2]/") == b"hello\n", "it is published")
+        # a change does not count while a container is on it
+        file.write_text("{}")
+        daemon.kill()
+        daemon.start()
+        assert f"stays as it was ({P78}::/64)" in daemon.tail()
+        daemon.docker("exec", "bb", "ping", "-c1", "-W2", f"{P78}::2")
+    finally:
+        daemon.close()
+        FORWARD.write_text(before)

@@ -91,7 +91,7 @@ def test_create_list_inspect_remove(clean: Daemon) -> None:
     (("host",), "not permitted on predefined host network"),
     (("b ad",), "invalid network name"),
     (("-d", "nosuch", "x"), "plugin nosuch"),
-    (("--ipv6", "-d", "macvlan", "x"), "--ipv6 is not supported by the driver macvlan"),
+    (("--ipv6", "-d", "cni", "x"), "--ipv6 is not supported by the driver cni"),
     (("--ipv4=false", "--ipv6", "x"), "without IPv4 is not supported"),
     (("--subnet", "fd00:1::/64", "x"), "add --ipv6"),
     (("--ipv6", "--subnet", "fd00:1::/127", "x"), "two hosts"),

@@ -14,7 +14,7 @@ import shlex
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from dolium.network.netlink import Netlink
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 LAN = IPv4Network("10.214.80.0/24")
+LAN6 = IPv6Network("fd00:214:80::/64")
 ROUTER = str(LAN[1])
 
 
@@ -296,6 +297,44 @@ def test_into_a_namespace_that_lives_and_out_again(kind: Kind, tmp_path: Path) -
                 await it.networks.disconnect(container, "net", namespace, {})
         finally:
             os.close(namespace)
+
+    on(kind, body, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TALKING if kind.lan], ids=lambda kind: kind.name)
+def test_ipv6_of_containers_on_a_shared_link(kind: Kind, tmp_path: Path) -> None:
+    async def body(it: Outside) -> None:
+        wire = "tagged" if "vlan" in kind.options else "wire"
+        ip(it.router, "-6", "address", "add", f"{LAN6[1]}/64", "dev", wire, "nodad")
+        await it.network(kind, EnableIPv6=True, IPAM={"Config": [{"Subnet": str(LAN), "Gateway": ROUTER}, {"Subnet": str(LAN6)}]})
+        first, a, one = await it.into("net")
+        _, b, two = await it.into("net", address6=str(LAN6[0x50]))
+        assert (one["ip6"], two["ip6"], one["prefix6"]) == (str(LAN6[2]), str(LAN6[0x50]), 64)
+        assert it.networks.find("net")["Containers"][first]["IPv6Address"] == f"{LAN6[2]}/64"
+        with listen(a, 80, "::") as server:
+            assert talk(server, b, one["ip6"], 80) == two["ip6"]
+            if not kind.routed:
+                assert talk(server, it.router, one["ip6"], 80) == str(LAN6[1])
+        assert ip(a, "-6", "route", "show", "default").startswith(
+            "default dev eth0" if kind.routed else f"default via {LAN6[1]} dev eth0")
+        with pytest.raises(AlreadyExists):
+            await it.into("net", address6=one["ip6"])
+        with pytest.raises(AlreadyExists, match="overlaps"):
+            await it.networks.create({"Name": "wrong", "EnableIPv6": True, "IPAM": {"Config": [{"Subnet": str(LAN6)}]}})
+        # the address is another's: who knew where it was is told
+        await it.down(first)
+        again, c, three = await it.into("net", address6=str(LAN6[2]))
+        assert three["ip6"] == one["ip6"]
+        if not kind.routed:
+            with listen(c, 80, "::") as server:
+                assert talk(server, it.router, three["ip6"], 80) == str(LAN6[1])
+        # another daemon knows who has it
+        it.name_server = it.networks._dns._child
+        await it.networks.close()
+        it.networks = type(it.networks)(it.instance, it.store, run_dir=str(it.folder))
+        await it.networks.start({again: three})
+        with pytest.raises(AlreadyExists):
+            await it.into("net", address6=three["ip6"])
 
     on(kind, body, tmp_path)
 

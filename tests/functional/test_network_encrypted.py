@@ -64,10 +64,10 @@ class Host:
             "IPAM": {"Config": [{"Subnet": f"10.{vni}.0.0/16", "IPRange": f"10.{vni}.{self.number + 1}.0/24"}]}})
         return str(answer.get("error", ""))
 
-    def up(self, network: str) -> str:
+    def up(self, network: str, *names: str) -> str:
         """A container; its address."""
         container = secrets.token_hex(32)
-        answer = self.do("up", container=container, network=network)
+        answer = self.do("up", container=container, network=network, names=names)
         self.namespaces[network] = os.open(answer["namespace"], os.O_RDONLY)
         self.live[container] = answer["endpoint"]
         return str(answer["endpoint"]["ip"])
@@ -130,6 +130,17 @@ def said(sender: Host, receiver: Host, network: str, address: str, text: bytes) 
     return b""
 
 
+def resolved(host: Host, network: str, name: str) -> str:
+    """What a container is told of a name; "" for nothing."""
+    asked = struct.pack("!HHHHHH", 7, 0x100, 1, 0, 0, 0) + bytes([len(name)]) + name.encode() + b"\0" + struct.pack("!HH", 1, 1)
+    with make_socket(host.namespaces[network], socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        sock.sendto(asked, ("127.0.0.11", 53))
+        reply = sock.recv(2000)
+    assert reply[:2] == asked[:2]
+    return str(IPv4Address(reply[-4:])) if reply[6:8] == b"\0\1" else ""
+
+
 @contextlib.contextmanager
 def tapped(host: Host) -> Iterator[list[bytes]]:
     """The frames that are on the wire meanwhile."""
@@ -172,7 +183,7 @@ def test_nothing_can_be_read_on_the_wire_and_nobody_without_the_key_comes_in(enc
         assert host.create("plain", 91) == ""
     here, there = {}, {}
     for network in ("far", "plain"):
-        here[network], there[network] = one.up(network), other.up(network)
+        here[network], there[network] = one.up(network, f"{network}0"), other.up(network, f"{network}1")
     with tapped(one) as frames:
         assert said(one, other, "far", there["far"], MARK) == MARK
     assert frames and not any(MARK in frame for frame in frames)
@@ -188,6 +199,13 @@ def test_nothing_can_be_read_on_the_wire_and_nobody_without_the_key_comes_in(enc
     # who knows the number and the address, but has no key
     assert first_heard(other, "plain", there["plain"], one, forged(91, here["plain"], there["plain"])) == b"forged"
     assert first_heard(other, "far", there["far"], one, forged(90, here["far"], there["far"])) == b"true"
+    # names of the other host's containers, by the tunnel and by the wire
+    for network in ("far", "plain"):
+        assert resolved(one, network, f"{network}1") == there[network] and resolved(other, network, f"{network}0") == here[network]
+        assert resolved(one, network, "plain1" if network == "far" else "far1") == ""
+    with tapped(one) as frames:
+        assert resolved(one, "far", "far1") == there["far"]
+    assert frames and not any(b"far1" in frame for frame in frames)
     # a daemon that dies and comes back
     one.kill()
     assert said(one, other, "far", there["far"], b"dead") == b"dead"

@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import subprocess
-from ipaddress import IPv6Network
+from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -392,3 +392,47 @@ def test_a_foreign_chain_that_drops_ipv6_is_named_with_the_first_network_that_ha
         on_bench(body, tmp_path)
     finally:
         subprocess.run(["nft", "delete", "table", "ip6", table], check=True)
+
+
+def test_the_default_network_by_the_daemons_settings(tmp_path: Path) -> None:
+    instance = secrets.token_hex(4)
+
+    async def started(default6: str | None, live: dict[str, Any] | None = None) -> Bench:
+        bench = Bench(tmp_path, instance)
+        bench.networks = Networks(instance, bench.store, run_dir=str(tmp_path), default6=default6)
+        await bench.networks.start(live or {})
+        return bench
+
+    async def body() -> None:
+        it = await started("")
+        container, a, one = await it.up()
+        _, b, two = await it.up()
+        subnet = IPv6Network(it.networks.find("bridge")["IPAM"]["Config"][1]["Subnet"])
+        assert subnet.prefixlen == 64 and {IPv6Address(one["ip6"]), IPv6Address(two["ip6"])} <= {subnet[2], subnet[3]}
+        with listen(a, 80, "::") as server:
+            assert talk(server, b, one["ip6"], 80) == two["ip6"]
+        with pytest.raises(AlreadyExists, match="overlaps"):
+            await it.networks.create({"Name": "wrong", "EnableIPv6": True, "IPAM": {"Config": [{"Subnet": str(subnet)}]}})
+        # as it was, as long as a container has it
+        await it.networks.close()
+        it = await started(None, {container: one})
+        assert it.networks.find("bridge")["IPAM"]["Config"][1]["Subnet"] == str(subnet)
+        _, c, three = await it.up()
+        with listen(a, 81, "::") as server:
+            assert talk(server, c, one["ip6"], 81) == three["ip6"]
+        await it.networks.release(container, one)
+        await it.down(next(iter(it.prepared)))
+        for fd in (a, b):
+            os.close(fd)
+        await it.networks.close()
+        it = await started(None)
+        assert it.networks.find("bridge")["EnableIPv6"] is False and len(it.networks.find("bridge")["IPAM"]["Config"]) == 1
+        await it.networks.create({"Name": "six", "EnableIPv6": True, "IPAM": {"Config": [{"Subnet": f"{P}::/64"}]}})
+        await it.networks.close()
+        it = await started(f"{P}::/48")
+        with pytest.raises(FailedPrecondition, match=r"overlaps with that of another network"):
+            await it.up()
+        await it.networks.close()
+
+    with nothing_left(instance):
+        asyncio.run(body())

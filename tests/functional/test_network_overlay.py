@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +45,19 @@ class Host:
         self.daemon.docker("run", "-d", "--name", name, "--network", "far", "base:1", "sleep", "1000")
         found: str = self.daemon.inspect(name)["NetworkSettings"]["Networks"]["far"]["IPAddress"]
         return found
+
+    def told(self, pid: int, name: str) -> set[str]:
+        """What our name server tells a container of a name or an address: addresses, names."""
+        done = subprocess.run(["nsenter", f"--net=/proc/{pid}/ns/net", "busybox", "nslookup", name, "127.0.0.11"], capture_output=True,
+                              text=True, check=False)
+        lines = [line for line in done.stdout.splitlines()[2:] if line.startswith("Address") or "name = " in line]
+        return {line.split()[-1] for line in lines}
+
+    def name_server(self) -> int:
+        """Its pid."""
+        own = str(self.daemon.folder).encode()
+        return next(int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()
+                    and own in (line := (folder / "cmdline").read_bytes()) and b"dolium.network.dns.server" in line)
 
     def reaches(self, address: str, name: str = "box") -> bool:
         return self.daemon.docker("exec", name, "ping", "-c1", "-W1", address, check=False).returncode == 0
@@ -108,6 +123,43 @@ def test_containers_of_two_hosts_and_a_cut_wire(hosts: tuple[Host, Host]) -> Non
     assert one.reaches(there)
 
 
+def test_names_of_containers_on_another_host(hosts: tuple[Host, Host]) -> None:
+    one, other = hosts
+    for host in hosts:
+        host.network(f"peers={','.join(HOSTS)}")
+    own = one.box()
+    for words in (("--name", "db", "--network-alias", "store", "--network", "far"), ("--name", "aside")):
+        other.daemon.docker("run", "-d", *words, "base:1", "sleep", "1000")
+    box, db = (host.daemon.inspect(name)["State"]["Pid"] for host, name in ((one, "box"), (other, "db")))
+    found = other.daemon.inspect("db")["NetworkSettings"]["Networks"]["far"]
+    both = {found["IPAddress"], found["GlobalIPv6Address"]}
+    for name in ("db", "DB.far", "store"):
+        assert one.told(box, name) == both
+    for address in both:
+        assert one.told(box, address) == {"db.far"}
+    assert one.told(box, "aside") == set()
+    assert one.reaches("db")
+    assert own in other.told(db, "box")
+    # the name servers go on when the daemons are dead; one that is started anew is told who the hosts are
+    for host in hosts:
+        host.daemon.kill()
+    assert one.told(box, "db") == both
+    for host in hosts:
+        host.daemon.start()
+    assert one.told(box, "db") == both
+    for host in hosts:
+        os.kill(host.name_server(), signal.SIGKILL)
+    eventually(lambda: one.told(box, "db") == both, "both name servers are there again")
+    # the other host vanishes, and comes back
+    other.wire(up=False)
+    assert one.told(box, "db") == set()
+    assert own in one.told(box, "box")
+    other.wire(up=True)
+    eventually(lambda: one.told(box, "db") == both, "it is asked again")
+    other.daemon.docker("rm", "-f", "db")
+    assert one.told(box, "db") == set()
+
+
 def test_hosts_learned_from_a_file(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     one, other = hosts
     file = tmp_path / "hosts"
@@ -142,7 +194,7 @@ def test_options_that_are_wrong(hosts: tuple[Host, Host]) -> None:
     refused("range of its own", "-o", "peers=10.0.0.1")
     refused("range of its own", "--subnet", "10.218.0.0/16")
     for option, expected in (("peers=10.0.0.1,nobody", "a host of an overlay"), ("peers=10.0.0.0/8", "not the address of one host"),
-                             ("vni=0", "is not 1 to 16777215"), ("port=70000", "is not 1 to 65535"),
+                             ("vni=0", "is not 1 to 16777215"), ("port=70000", "is not 1 to 65535"), ("names_port=65536", "is not 0 to 65535"),
                              ("peers_file=hosts", "not an absolute path"), ("peer=10.0.0.1", "no option of the driver overlay"),
                              ("encrypted", "needs the absolute path"), ("key_file=/x", "that of an encrypted overlay")):
         refused(expected, *ranged, "-o", option)

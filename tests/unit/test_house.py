@@ -11,7 +11,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src/dolium"
 
 FLOORS = [
-    {"errors", "steps", "units", "policy", "native", "faults", "memory", "trash", "depth", "__init__"},
+    {"errors", "steps", "units", "policy", "native", "faults", "memory", "trash", "depth", "settings",
+     "__init__"},
     {"linux"},
     {"runtime"},
     {"images", "network", "volumes", "isolation"},

@@ -13,7 +13,6 @@ They are read anew for each pull and push: a change needs no restart.
 from __future__ import annotations
 
 import ipaddress
-import json
 import ssl
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from dolium.errors import FailedPrecondition, PermissionDenied
 from dolium.images.reference import DEFAULT_DOMAIN, Reference
+from dolium.settings import daemon_json
 
 DOCKER_HUB = "registry-1.docker.io"
 LOGIN_SERVER = "https://index.docker.io/v1/"
@@ -188,24 +188,15 @@ def read_settings(etc: Path) -> Settings:
 
 
 def _daemon(etc: Path) -> tuple[tuple[str, ...], tuple[Mirror, ...]]:
-    for path in (etc / "dolium/daemon.json", etc / "docker/daemon.json"):
-        try:
-            value = json.loads(path.read_text())
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise FailedPrecondition(f"{path}: {error}") from None
-        if not isinstance(value, dict):
-            raise FailedPrecondition(f"{path}: not a JSON object")
-        insecure = _strings(path, value, "insecure-registries")
-        mirrors = []
-        for url in _strings(path, value, "registry-mirrors"):
-            scheme, found, location = url.partition("://")
-            if not found or scheme not in ("http", "https") or not location.strip("/"):
-                raise FailedPrecondition(f"{path}: registry-mirrors: {url!r} is no http or https URL")
-            mirrors.append(Mirror(location.rstrip("/"), plain=scheme == "http"))
-        return tuple(insecure), tuple(mirrors)
-    return (), ()
+    path, value = daemon_json(etc)
+    insecure = _strings(path, value, "insecure-registries")
+    mirrors = []
+    for url in _strings(path, value, "registry-mirrors"):
+        scheme, found, location = url.partition("://")
+        if not found or scheme not in ("http", "https") or not location.strip("/"):
+            raise FailedPrecondition(f"{path}: registry-mirrors: {url!r} is no http or https URL")
+        mirrors.append(Mirror(location.rstrip("/"), plain=scheme == "http"))
+    return tuple(insecure), tuple(mirrors)
 
 
 def _strings(path: Path, value: Mapping[str, object], key: str) -> Sequence[str]:

@@ -12,6 +12,7 @@ from ipaddress import IPv6Address, IPv6Network
 
 from dolium.errors import FailedPrecondition, Unimplemented
 from dolium.linux.threads import in_thread
+from dolium.network import netlink
 from dolium.network.local import enter_network
 from dolium.network.netlink import Netlink
 
@@ -63,6 +64,12 @@ def enable_inside(namespace: int, link: str) -> None:
     in_thread(inside)
 
 
+def messages(index: int, six: Six) -> list[bytes]:
+    """What gives a link an address, and the default route by it."""
+    route = [netlink.new_default_route(index, six.gateway)] if six.gateway is not None else []
+    return [netlink.new_address6(index, six.address, six.subnet), *route]
+
+
 def wait_for(control: Netlink, address: IPv6Address) -> None:
     """An address that was added just now is its link's own only when a worker of the kernel has made the route to it: what
     comes for it before is lost. Raises OSError."""
@@ -111,3 +118,12 @@ def announce(link: int, mac: str, address: IPv6Address) -> None:
     # not a packet socket: when that is closed, RCU is waited for, ten milliseconds and more
     with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW) as wire:
         wire.sendto(advertisement(mac, address), (str(_ALL_NODES), 0, 0, link))
+
+
+def announce_inside(namespace: int, link: int, mac: str, address: IPv6Address) -> None:
+    """As ``announce``, in the namespace of an fd. Raises OSError."""
+    def inside() -> None:
+        enter_network(namespace)
+        announce(link, mac, address)
+
+    in_thread(inside)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import logging
 import os
@@ -13,7 +12,6 @@ import socket
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from ipaddress import IPv4Network
 from typing import Any
 
 from dolium import faults
@@ -32,9 +30,10 @@ from dolium.network.base import (
     endpoints,
     named,
 )
+from dolium.network.dns.across import Across
 from dolium.network.dns.client import Known as NameServerKnown
 from dolium.network.dns.client import NameServer
-from dolium.network.drivers.base import Driver, Rows
+from dolium.network.drivers.base import Driver, Others, Rows
 from dolium.network.drivers.bridge import BridgeDriver
 from dolium.network.drivers.bridge_network import DEFAULT
 from dolium.network.drivers.cni import CniDriver
@@ -58,21 +57,23 @@ faults.register("network.record.put", "network.record.deleted")
 class Networks:
     """Implements ``dolium.network.base.NetworkManager``. All methods are called on one event loop."""
 
-    def __init__(self, instance: str, store: Rows, *, run_dir: str, pool_size: int = pool.SIZE) -> None:
+    def __init__(self, instance: str, store: Rows, *, run_dir: str, pool_size: int = pool.SIZE,
+                 default6: str | None = None) -> None:
         """``instance``: 8 hex digits, in the name of every kernel object; ``run_dir``: the instance's folder for what
-        does not outlive a boot: the name server's socket and log."""
+        does not outlive a boot: the name server's socket and log; ``default6``: as ``records.default_subnet6``."""
         if not _INSTANCE.fullmatch(instance):
             raise ValueError(f"an instance is 8 hex digits, not {instance!r}")
         self.instance, self.run_dir = instance, run_dir
-        self._store = store
-        self._bridge = BridgeDriver(instance, self._settled, functools.partial(self._subnets_but, "bridge"),
+        self._store, self._default6 = store, default6
+        self._dns = NameServer(run_dir)
+        self._bridge = BridgeDriver(instance, self._settled, self._subnets_but("bridge"),
+                                    self._set_across,
                                     run_dir=run_dir, pool_size=pool_size)
         self._none = NoneDriver()
         self._drivers: dict[str, Driver] = {"none": self._none, "bridge": self._bridge, "overlay": self._bridge,
                                            "cni": CniDriver(run_dir)}
         for kind in MODES:
-            self._drivers[kind] = SharedLinkDriver(kind, instance, functools.partial(self._subnets_but, kind))
-        self._dns = NameServer(run_dir)
+            self._drivers[kind] = SharedLinkDriver(kind, instance, self._subnets_but(kind))
         self.on_refused: Callable[[str, Refused], None] = lambda container, refused: None
         self.peer_of: Callable[[str], Peer] = lambda container: Peer()
         self._policies = Policies(instance, self._sources, lambda container: self.peer_of(container),
@@ -81,9 +82,17 @@ class Networks:
         self._records: dict[str, Record] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def _subnets_but(self, name: str) -> list[IPv4Network]:
+    def _set_across(self, network: str, across: Across | None) -> None:
+        self._dns.set_across(network, across)
+        self._task(self._dns.tell_across(network))
+
+    def _subnets_but(self, name: str) -> Others:
         """Of the networks of all drivers but one."""
-        return [subnet for driver in set(self._drivers.values()) if driver.name != name for subnet in driver.subnets()]
+        def others() -> list[Driver]:
+            return [driver for driver in set(self._drivers.values()) if driver.name != name]
+
+        return Others(lambda: [subnet for driver in others() for subnet in driver.subnets()],
+                      lambda: [subnet for driver in others() for subnet in driver.subnets6()])
 
     def _sources(self, name: str) -> Sources | None:
         return self._drivers[self._records[name].driver if name in self._records else "bridge"].sources(name)
@@ -113,8 +122,15 @@ class Networks:
                 self._records[name] = Record.from_doc(row)
             except (KeyError, TypeError) as error:
                 _log.error("the record of network %s cannot be read: %r", name, error)
+        stored6 = self._row.get("subnet6", "")
         default = Record(DEFAULT, self.identity(DEFAULT), created=self._row.get("created") or _now(),
-                         subnet=self._row.get("subnet", ""))
+                         subnet=self._row.get("subnet", ""), ipv6=self._default6 is not None,
+                         subnet6=self._default6 or (stored6 if self._default6 is not None else ""))
+        on_it = any(one["network"] == DEFAULT for first in live.values() for one in endpoints(first) if one.get("network"))
+        if on_it and (default.ipv6, default.subnet6) != (bool(stored6), stored6):
+            _log.warning("the default network's IPv6 stays as it was (%s) until a daemon starts without a container on it",
+                         stored6 or "none")
+            default = replace(default, ipv6=bool(stored6), subnet6=stored6)
         for driver in dict.fromkeys(self._drivers.values()):
             mine = {container: [one for one in endpoints(first) if self._driver_of(one) is driver]
                     for container, first in live.items()}
@@ -133,7 +149,8 @@ class Networks:
             self._task(self._dns.prepare())
 
     def _settled(self, record: Record, forwarding: bool, forwarding6: bool) -> None:
-        row = {"version": VERSION, "name": DEFAULT, "subnet": record.subnet, "created": record.created,
+        row = {"version": VERSION, "name": DEFAULT, "subnet": record.subnet, "subnet6": record.subnet6,
+               "created": record.created,
                "forwarding_set": forwarding or bool(self._row.get("forwarding_set")),
                "forwarding6_set": forwarding6 or bool(self._row.get("forwarding6_set"))}
         if row != self._row:

@@ -19,6 +19,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, 
 from dolium import faults
 from dolium.errors import FailedPrecondition, Unimplemented
 from dolium.network import netlink, wireguard
+from dolium.network.dns.across import Across
 from dolium.network.ipv6 import Six
 from dolium.network.netlink import Host, Netlink
 from dolium.network.pool import write
@@ -49,6 +50,8 @@ class Overlay(Switch):
         self._peers: dict[IPv4Address, Peer] | None = None  # as the tunnel knows them
         self._file_peers: set[IPv4Address] = set()
         self._said = ""
+        self.across: Across | None = None
+        """How the names of its other hosts' containers are asked for; None where nobody is."""
 
     @property
     def peers_file(self) -> str:
@@ -131,7 +134,8 @@ class Overlay(Switch):
     def sync(self) -> None:
         """The hosts are those of the options and of the file; one that cannot be read leaves them as they are. Blocks.
         Raises OSError."""
-        hosts = {peer for peer in {*self._record.peers, *self._in_file()} if not _is_here(peer)}
+        named = {*self._record.peers, *self._in_file()}
+        hosts = {peer for peer in named if not _is_here(peer)}
         wanted: set[Host] = self._connect(hosts) if self._record.encrypted else {*hosts}
         there = self.host.flooded(self._wire_index)
         for peer in wanted - there:
@@ -140,6 +144,23 @@ class Overlay(Switch):
             self.host.request(netlink.flood_to(self._wire_index, peer, link=self._tunnel_index, remove=True))
         if wanted != there:
             _log.info("network %s: its other hosts are %s", self._record.name, ", ".join(map(str, sorted(hosts))) or "none")
+        self.across = self._names_across(hosts, named - hosts)
+
+    def _names_across(self, hosts: set[IPv4Address], own: set[IPv4Address]) -> Across | None:
+        """``own``: this host's addresses among those that the network names."""
+        record = self._record
+        if not hosts or not record.names_port:
+            return None
+        there, here, link = [str(host) for host in sorted(hosts)], {str(address) for address in own}, 0
+        if self._peers is not None:
+            there, here = [str(self._peers[host].address) for host in sorted(hosts)], {str(self._key.address)}
+            link = self._tunnel_index
+        elif record.options.get("local"):
+            here = {record.options["local"]}
+        elif not here:
+            here = {address for host in hosts if (address := _way_to(host))}
+        return Across(record.name, record.vni, record.names_port, tuple(sorted(here)), tuple(there),
+                      tuple(filter(None, (record.subnet, record.subnet6))), link)
 
     def _in_file(self) -> set[IPv4Address]:
         path = self.peers_file
@@ -160,6 +181,7 @@ class Overlay(Switch):
             if index:
                 self.delete(index)
         self._wire_index = self._tunnel_index = 0
+        self.across = None
         super().remove()
 
 
@@ -176,6 +198,17 @@ def read_peers(path: str) -> set[IPv4Address]:
             except AddressValueError as error:
                 raise ValueError(f"line {number}: {error}") from error
     return found
+
+
+def _way_to(host: IPv4Address) -> str:
+    """The address by which this host sends there; "" without a route."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((str(host), VXLAN_PORT))
+        except OSError as error:
+            _log.debug("no way to %s: %s", host, error)
+            return ""
+        return str(sock.getsockname()[0])
 
 
 def _is_here(address: IPv4Address) -> bool:

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
 from typing import Any, NamedTuple, TypeAlias
 
-from dolium.errors import InvalidArgument, PermissionDenied, Unimplemented
+from dolium.errors import FailedPrecondition, InvalidArgument, PermissionDenied, Unimplemented
 
 VERSION = 2
 PREDEFINED = ("bridge", "host", "none")
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
-WITH_IPV6 = ("bridge", "overlay")
+WITH_IPV6 = ("bridge", "ipvlan", "macvlan", "overlay")
 DRIVERS = ("bridge", "cni", "ipvlan", "macvlan", "overlay")
-VXLAN_PORT, WIREGUARD_PORT = 4789, 51820
+VXLAN_PORT, WIREGUARD_PORT, NAMES_PORT = 4789, 51820, 4795
 MODES = {"macvlan": ("bridge", "private", "vepa", "passthru"), "ipvlan": ("l2", "l3", "l3s")}
 FLAGS = ("bridge", "private", "vepa")
 _Network: TypeAlias = IPv4Network | IPv6Network
@@ -113,6 +113,11 @@ class Record:
         return int(self.options.get("port") or (WIREGUARD_PORT if self.encrypted else VXLAN_PORT))
 
     @property
+    def names_port(self) -> int:
+        """The UDP port by which an overlay's hosts ask each other for names; 0 when they do not."""
+        return int(self.options.get("names_port", NAMES_PORT))
+
+    @property
     def peers(self) -> tuple[IPv4Address, ...]:
         """Hosts of an overlay that its options name."""
         return tuple(map(IPv4Address, _list(self.options.get("peers", ""))))
@@ -168,7 +173,7 @@ def wished(doc: Mapping[str, Any], identity: str, created: str) -> Record:
     if six and driver not in WITH_IPV6:
         raise Unimplemented(f"network {name}: --ipv6 is not supported by the driver {driver}",
                             hint="a CNI network's addresses are what its plugins say" if driver == "cni" else
-                            f"it is by {' and '.join(WITH_IPV6)}")
+                            f"it is by {', '.join(WITH_IPV6)}")
     if (doc.get("ConfigFrom") or {}).get("Network"):
         raise Unimplemented(f"network {name}: --config-from is not supported in this version")
     if doc.get("Scope") not in (None, "", "local"):
@@ -241,11 +246,25 @@ def _check_shared(name: str, driver: str, options: Mapping[str, str], *, interna
         raise InvalidArgument(f"network {name}: with --internal there is no parent: nothing leads out")
 
 
-_OVERLAY = ("peers", "peers_file", "vni", "port", "local", "encrypted", "key_file")
+_OVERLAY = ("peers", "peers_file", "vni", "port", "local", "names_port", "encrypted", "key_file")
 
 
 def _list(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def default_subnet6(settings: Mapping[str, Any], what: str) -> str | None:
+    """Of daemon.json's ``ipv6`` and ``fixed-cidr-v6``: the IPv6 subnet of the default network, "" for one that is found,
+    None when it has no IPv6. ``what``: the file's name. Raises FailedPrecondition."""
+    wanted, subnet = settings.get("ipv6", False), settings.get("fixed-cidr-v6", "")
+    if not isinstance(wanted, bool) or not isinstance(subnet, str):
+        raise FailedPrecondition(f"{what}: ipv6 is true or false, fixed-cidr-v6 a text")
+    if not wanted:
+        return None
+    try:
+        return _pool("bridge", {}, _network(subnet, "fixed-cidr-v6")).subnet if subnet else ""
+    except InvalidArgument as error:
+        raise FailedPrecondition(f"{what}: {error.message}", hint=error.hint) from error
 
 
 def _check_overlay(name: str, options: Mapping[str, str]) -> None:
@@ -263,10 +282,10 @@ def _check_overlay(name: str, options: Mapping[str, str]) -> None:
         if key not in (*_OVERLAY, MTU, PREFIX, *_FLAGS):
             raise InvalidArgument(f"network {name}: {key} is no option of the driver overlay",
                                   hint=f"known are {', '.join(_OVERLAY)}, {MTU}, {PREFIX}")
-    for key, most in (("vni", (1 << 24) - 1), ("port", 65535)):
+    for key, least, most in (("vni", 1, (1 << 24) - 1), ("port", 1, 65535), ("names_port", 0, 65535)):
         value = options.get(key)
-        if value is not None and not (value.isascii() and value.isdigit() and 0 < int(value) <= most):
-            raise InvalidArgument(f"network {name}: {key}: {value!r} is not 1 to {most}")
+        if value is not None and not (value.isascii() and value.isdigit() and least <= int(value) <= most):
+            raise InvalidArgument(f"network {name}: {key}: {value!r} is not {least} to {most}")
     for word in (*_list(options.get("peers", "")), *filter(None, [options.get("local")])):
         if "/" in word:
             raise InvalidArgument(f"network {name}: {word} is not the address of one host")

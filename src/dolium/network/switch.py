@@ -36,7 +36,7 @@ _IPV6 = "/proc/sys/net/ipv6/conf"
 _FORWARD = f"{_IPV4}/ip_forward"
 _CHOOSING = "\0dolium-choosing-a-subnet"
 _CHOOSING_SECONDS = 5.0
-_POLL_SECONDS = 0.005
+_POLL_SECONDS, _GONE_SECONDS = 0.005, 0.0002
 
 
 def link_name(container: str) -> str:
@@ -107,6 +107,34 @@ def default_mtu(host: Netlink) -> int:
     links = {link.index: link for link in host.links()}
     found = next((links[route.link] for route in host.routes() if not route.network.prefixlen and route.link in links), None)
     return found.mtu if found is not None and found.mtu >= 576 else 1500
+
+
+def remove_link(index: int) -> None:
+    """Remove a link of this network namespace. Comes back when it is gone for everybody, with its addresses and routes,
+    after a millisecond or two; the kernel goes on for tens of them (RCU, with the rtnl lock for a part of that), in a thread
+    that nobody waits for, and also when this process is killed. Idempotent. Raises OSError."""
+    failure: list[OSError] = []
+
+    def work() -> None:
+        try:
+            host = Netlink()  # of its own: who shares one waits for the answer
+            try:
+                host.request(netlink.delete_link(index))
+            finally:
+                host.close()
+        except OSError as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name="link-removal")
+    thread.start()
+    while thread.is_alive():
+        try:
+            socket.if_indextoname(index)  # asks without the rtnl lock
+        except OSError:
+            return
+        time.sleep(_GONE_SECONDS)
+    if failure and failure[0].errno != errno.ENODEV:
+        raise failure[0]
 
 
 class Switch:
@@ -233,7 +261,7 @@ class Switch:
         slot.control.request(netlink.set_link(slot.inside, mac=mac, mtu=mtu, up=True),
                              netlink.new_address(slot.inside, address, subnet),
                              *([netlink.new_default_route(slot.inside, gateway)] if gateway is not None else []),
-                             *(_messages6(slot.inside, six) if six is not None else []),
+                             *(ipv6.messages(slot.inside, six) if six is not None else []),
                              *([netlink.limit_rate(slot.inside, sent)] if sent else []))
         if six is not None:
             ipv6.wait_for(slot.control, six.address)
@@ -267,12 +295,8 @@ class Switch:
             self.host.request(netlink.set_link(link.index, down=True), spare)
 
     def delete(self, index: int) -> None:
-        """Remove a link. Takes tens of milliseconds, waiting for RCU. Idempotent."""
-        try:
-            self.host.request(netlink.delete_link(index))
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                raise
+        """As ``remove_link``."""
+        remove_link(index)
         faults.point("network.link.removed")
 
     def reap(self, indices: Iterable[int], *, seconds: float = 0.0) -> None:
@@ -293,11 +317,6 @@ class Switch:
         if self.index:
             self.delete(self.index)
             self.index = 0
-
-
-def _messages6(index: int, six: Six) -> list[bytes]:
-    route = [netlink.new_default_route(index, six.gateway)] if six.gateway is not None else []
-    return [netlink.new_address6(index, six.address, six.subnet), *route]
 
 
 def enable_forwarding() -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 
 from dolium import faults
 from dolium.errors import DoliumError, Unavailable
+from dolium.network.dns.across import Across
 from dolium.network.dns.sandbox import open_sockets
 from dolium.network.dns.server import LARGEST, VERSION
 
@@ -69,6 +70,7 @@ class NameServer:
         self._path = f"{run_dir}/dns.sock"
         self._log_path = f"{run_dir}/dns.log"
         self._known: dict[str, Known] = {}
+        self._across: dict[str, Across] = {}
         self._sock: socket.socket | None = None
         self._lock = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
@@ -130,6 +132,21 @@ class NameServer:
         with contextlib.suppress(Unavailable):
             await self._say({"op": "gone", "container": container})
 
+    def set_across(self, network: str, across: Across | None) -> None:
+        """How an overlay's other hosts are asked for names, by the network's id; None for a network without such. For
+        ``tell_across`` to say, and for every server that is started."""
+        if across is None:
+            self._across.pop(network, None)
+        else:
+            self._across[network] = across
+
+    async def tell_across(self, network: str) -> None:
+        """What was set last of a network."""
+        async with self._lock:
+            if self._sock is not None:
+                with contextlib.suppress(Unavailable):  # the watch starts another, which is told everything
+                    await self._introduce_across(network)
+
     def known(self, container: str) -> Known | None:
         """What the server was told."""
         return self._known.get(container)
@@ -156,9 +173,10 @@ class NameServer:
                 return
             for known in self._known.values():
                 known.told = False
-            there: set[str] = set()
+            there, across = set[str](), set[str]()
             if os.path.exists(self._path) and await self._connect():
-                there = set((await self._ask({"op": "hello"}))["sandboxes"])
+                hello = await self._ask({"op": "hello"})
+                there, across = set(hello["sandboxes"]), set(hello["across"])
             if self._sock is None:
                 await asyncio.to_thread(self._spawn)
                 faults.point("dns.started")
@@ -166,6 +184,8 @@ class NameServer:
                     raise Unavailable("the name server does not answer", hint=f"see {self._log_path}")
             for container in there - self._known.keys():
                 await self._ask({"op": "gone", "container": container})
+            for network in across | self._across.keys():
+                await self._introduce_across(network)
             for container, known in list(self._known.items()):
                 try:
                     await self._introduce(container, known, there=container in there)
@@ -240,6 +260,14 @@ class NameServer:
                     sock.close()
         known.told = True
         faults.point("dns.sandbox")
+
+    async def _introduce_across(self, network: str) -> None:
+        """The lock is held. Raises Unavailable."""
+        across = self._across.get(network)
+        trouble = (await self._ask({"op": "across", "network": network, "across": across and across.wish()}))["trouble"]
+        if trouble and across is not None:
+            _log.warning("network %s: other hosts cannot ask for names here: %s; it is tried again (-o names_port= names "
+                         "another, the same on all hosts)", across.name, trouble)
 
     async def _say(self, wish: dict[str, Any]) -> None:
         async with self._lock:

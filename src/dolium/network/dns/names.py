@@ -6,6 +6,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from dolium.network.dns import wire
+from dolium.network.dns.wire import Found, Query
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -66,3 +69,17 @@ class Names:
         """What look-ups by address say: the container's name and the network's."""
         return [f"{entry.names[0]}.{zone.name}" for network in networks if (zone := self._zones.get(network)) is not None
                 for entry in zone.entries.values() if address in (entry.address, entry.address6) and entry.names]
+
+    def look_up(self, networks: Sequence[str], query: Query) -> Found | None:
+        """What a question is to be told; None when the name, or the address that it stands for, is not known."""
+        address = wire.reverse_of(query.name)
+        if address:
+            names = self.name_of(networks, address)
+            if not names:
+                return None
+            return Found(names=tuple(names) if query.kind in (wire.PTR, wire.ANY) else ())
+        addresses = self.addresses(networks, query.name)
+        if not addresses:
+            return None
+        return Found(tuple(address for address in addresses
+                           if query.kind in (wire.ANY, wire.AAAA if ":" in address else wire.A)))

@@ -4,13 +4,15 @@ It answers on sockets that the daemon has opened in containers' namespaces and h
 dead: the next one finds it at the same socket. Commands are JSON objects, one a message of a SOCK_SEQPACKET connection,
 descriptors beside them; each is answered by ``{"ok": true, ...}`` or ``{"error": text}``:
 
-    {"op": "hello"}                                        -> version, pid, sandboxes (ids)
+    {"op": "hello"}                                        -> version, pid, sandboxes and across (ids)
     {"op": "sandbox", "container", "networks": [{"id", "name", "names": [name ...], "address",
      "address6"} ...],
      "servers": [address ...] or null, "forward": bool,
      "egress": [text ...] or null}                         with two descriptors, UDP and TCP, and the namespace when it
                                                            has "egress"; without: of one that is there
     {"op": "gone", "container"}                            it is forgotten
+    {"op": "across", "network", "across"}                  how an overlay's other hosts are asked, and who may ask
+                                                           (``across.Across``; null for no more) -> trouble (text)
     {"op": "stop"}
 """
 
@@ -31,12 +33,13 @@ from typing import Any
 
 from dolium.errors import DoliumError
 from dolium.network.dns import wire
+from dolium.network.dns.across import Across, Neighbours
 from dolium.network.dns.forward import Forwarder
 from dolium.network.dns.names import Entry, Names
 from dolium.network.dns.pins import Pins, open_pins
 
 _log = logging.getLogger(__name__)
-VERSION = 3
+VERSION = 4
 LARGEST = 1 << 18  # of a command
 TTL = 600  # seconds, as Docker's
 _IDLE_SECONDS = 30.0
@@ -84,6 +87,7 @@ class Server:
 
     def __init__(self, forwarder: Forwarder | None = None) -> None:
         self.names = Names()
+        self.neighbours = Neighbours(self.names, TTL)
         self.sandboxes: dict[str, Sandbox] = {}
         self._forwarder = forwarder or Forwarder()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,7 +111,7 @@ class Server:
 
     async def _pass_on(self, sandbox: Sandbox, data: bytes, address: Any) -> None:
         work = self._elsewhere if sandbox.pins is None else self._restricted
-        self._send(sandbox, await work(sandbox, data, tcp=False), address)
+        self._send(sandbox, await work(sandbox, data, tcp=False) or b"", address)
 
     def _local(self, sandbox: Sandbox, data: bytes, *, tcp: bool) -> bytes | None:
         """The answer that is known here; None when others must be asked."""
@@ -115,33 +119,30 @@ class Server:
             query = wire.parse(data)
         except ValueError:
             return wire.malformed(data)
-        limit = 0 if tcp else query.size
-        address = wire.reverse_of(query.name)
-        if address:
-            names = self.names.name_of(sandbox.networks, address)
-            if names:
-                return wire.answer(query, wire.NOERROR, names=names if query.kind in (wire.PTR, wire.ANY) else (), ttl=TTL,
-                                   size=limit)
-        else:
-            addresses = self.names.addresses(sandbox.networks, query.name)
-            if addresses:
-                wanted = [address for address in addresses if sandbox.pins is None or ":" not in address
-                          if query.kind in (wire.ANY, wire.AAAA if ":" in address else wire.A)]
-                return wire.answer(query, wire.NOERROR, wanted, ttl=TTL, size=limit)
-        if not sandbox.forward:
+        found = self.names.look_up(sandbox.networks, query)
+        if found is not None:
+            return _told(sandbox, query, found, tcp=tcp)
+        if not sandbox.forward and not self.neighbours.asked_about(sandbox.networks):
             return wire.answer(query, wire.SERVFAIL)
         return None
 
-    async def _elsewhere(self, sandbox: Sandbox, data: bytes, *, tcp: bool) -> bytes:
-        reply = None
+    async def _elsewhere(self, sandbox: Sandbox, data: bytes, *, tcp: bool, world: bool = True) -> bytes | None:
+        """The answer of an overlay's other hosts, else of the world's servers; without that, None."""
+        query, reply = wire.parse(data), None
         if sandbox.asked < _ASKED:  # one that asks without end leaves room for the others
-            servers = self._forwarder.host_servers() if sandbox.servers is None else sandbox.servers
             sandbox.asked += 1
             try:
-                reply = await self._forwarder.ask(data, servers, tcp=tcp)
+                found = await self.neighbours.ask(sandbox.networks, query)
+                if found is not None:
+                    return _told(sandbox, query, found, tcp=tcp)
+                if world and sandbox.forward:
+                    servers = self._forwarder.host_servers() if sandbox.servers is None else sandbox.servers
+                    reply = await self._forwarder.ask(data, servers, tcp=tcp)
             finally:
                 sandbox.asked -= 1
-        return wire.answer(wire.parse(data), wire.SERVFAIL) if reply is None else reply
+        if reply is None and world:
+            return wire.answer(query, wire.SERVFAIL)
+        return reply
 
     async def _restricted(self, sandbox: Sandbox, data: bytes, *, tcp: bool) -> bytes:
         """Of one that may reach some names alone: it may reach what it is told, before it is told. About others it is told
@@ -158,9 +159,9 @@ class Server:
             return wire.answer(query, wire.NOERROR)
         reply = self._local(sandbox, data, tcp=tcp)
         if reply is None:
-            if reverse:
-                return wire.answer(query, wire.REFUSED)
-            reply = await self._elsewhere(sandbox, data, tcp=tcp)
+            reply = await self._elsewhere(sandbox, data, tcp=tcp, world=not reverse)
+        if reply is None:
+            return wire.answer(query, wire.REFUSED)
         found = wire.addresses_in(reply)
         if found:
             try:
@@ -204,7 +205,8 @@ class Server:
         """Do one; descriptors are this call's to close or keep. Raises ValueError, KeyError, OSError."""
         op = wish["op"]
         if op == "hello":
-            return {"version": VERSION, "pid": os.getpid(), "sandboxes": sorted(self.sandboxes)}
+            return {"version": VERSION, "pid": os.getpid(), "sandboxes": sorted(self.sandboxes),
+                    "across": self.neighbours.networks()}
         if op == "sandbox":
             await self._sandbox(wish, fds)
         elif op == "gone":
@@ -212,6 +214,8 @@ class Server:
             sandbox = self.sandboxes.pop(wish["container"], None)
             if sandbox is not None:
                 sandbox.close()
+        elif op == "across":
+            return {"trouble": self.neighbours.put(wish["network"], Across.from_wish(wish["across"]))}
         elif op == "stop":
             self.stopping.set()
         else:
@@ -282,6 +286,12 @@ class Server:
                 sock.send(json.dumps(answer).encode())
 
 
+def _told(sandbox: Sandbox, query: wire.Query, found: wire.Found, *, tcp: bool) -> bytes:
+    """One that may reach some names alone is told no IPv6 address."""
+    addresses = [address for address in found.addresses if sandbox.pins is None or ":" not in address]
+    return wire.answer(query, wire.NOERROR, addresses, found.names, ttl=TTL, size=0 if tcp else query.size)
+
+
 async def serve(path: str) -> None:
     """Until it is told to stop. It takes the socket's name, also from one that answers there."""
     server = Server()
@@ -316,6 +326,7 @@ async def serve(path: str) -> None:
         task.cancel()
     for sandbox in server.sandboxes.values():
         sandbox.close()
+    server.neighbours.close()
     with contextlib.suppress(OSError):
         os.unlink(path)
 

@@ -12,18 +12,21 @@ from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 
 A, PTR, AAAA, ANY, OPT = 1, 12, 28, 255, 41
+TAG = 65315  # an EDNS option of the range for local use (RFC 6891, section 9): what one host's server asks another's
+TAG_BYTES = 12
 IN = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 0, 1, 2, 3, 4, 5
 _QR, _AA, _TC, _RD, _RA, _OPCODE = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x7800
 _HEADER = struct.Struct("!HHHHHH")
 PLAIN_SIZE = 512  # of an answer by UDP when the client names no larger one
+LARGE_SIZE = 1232  # what passes everywhere in one piece
 _REVERSE, _REVERSE6 = ".in-addr.arpa", ".ip6.arpa"
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
     """One question. ``name``: in lower case, without the last dot; ``question``: its bytes as they came; ``size``: how large
-    an answer by UDP may be; ``edns``: did it say so?"""
+    an answer by UDP may be; ``edns``: did it say so? ``tag``: what the answer repeats, b"" for nothing."""
 
     id: int
     flags: int
@@ -32,6 +35,15 @@ class Query:
     question: bytes
     size: int = PLAIN_SIZE
     edns: bool = False
+    tag: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known of a name, which may be nothing of the kind that was asked for; or of an address."""
+
+    addresses: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def parse(data: bytes) -> Query:
@@ -59,11 +71,30 @@ def parse(data: bytes) -> Query:
     kind, group = struct.unpack_from("!HH", data, at + 1)
     if group not in (IN, ANY):
         raise ValueError("not of the class IN")
-    size, edns = PLAIN_SIZE, False
+    size, edns, tag = PLAIN_SIZE, False, b""
     if more and len(data) >= end + 11 and data[end] == 0 and struct.unpack_from("!H", data, end + 1)[0] == OPT:
         size, edns = max(PLAIN_SIZE, struct.unpack_from("!H", data, end + 3)[0]), True
+        tag = _tag(data, end)
     name = b".".join(labels).decode("ascii", "surrogateescape").lower()
-    return Query(identity, flags, name, kind, data[12:end], size, edns)
+    return Query(identity, flags, name, kind, data[12:end], size, edns, tag)
+
+
+def question(query: Query, identity: int, tag: bytes) -> bytes:
+    """The same question, with an id and a tag of one's own, to another host's server."""
+    return _HEADER.pack(identity, 0, 1, 0, 0, 1) + query.question + _opt(tag)
+
+
+def _opt(tag: bytes = b"") -> bytes:
+    option = struct.pack("!HH", TAG, len(tag)) + tag if tag else b""
+    return b"\0" + struct.pack("!HHIH", OPT, LARGE_SIZE, 0, len(option)) + option
+
+
+def _tag(data: bytes, at: int) -> bytes:
+    """Of the OPT record at a place: its one option, when that is a tag; b"" for another, or what is cut short."""
+    if len(data) < at + 11 + 4 + TAG_BYTES:
+        return b""
+    code, length = struct.unpack_from("!HH", data, at + 11)
+    return data[at + 15:at + 15 + TAG_BYTES] if (code, length) == (TAG, TAG_BYTES) else b""
 
 
 def answer(query: Query, code: int, addresses: Sequence[str] = (), names: Sequence[str] = (), *, ttl: int = 600,
@@ -72,7 +103,7 @@ def answer(query: Query, code: int, addresses: Sequence[str] = (), names: Sequen
     not fit are left out and the client is told to ask by TCP."""
     records = [_record(AAAA if ":" in address else A, ttl, ip_address(address).packed) for address in addresses]
     records += [_record(PTR, ttl, encode(name)) for name in names]
-    tail = b"\0" + struct.pack("!HHIH", OPT, 1232, 0, 0) if query.edns else b""
+    tail = _opt(query.tag) if query.edns else b""
     flags = _QR | _AA | _RA | (query.flags & (_RD | _OPCODE)) | code
     body, count = query.question, 0
     for record in records:
@@ -133,6 +164,50 @@ def answers_query(reply: bytes, query: bytes) -> bool:
         end += 1 + query[end]
     end += 5
     return reply[12:end].lower() == query[12:end].lower()
+
+
+def told(reply: bytes, asked: bytes) -> Found | None:
+    """What another host's server says to a ``question``; None when it knows nothing. Raises ValueError when it is no answer
+    to that: another id, question or tag, or not in the form that ``answer`` writes."""
+    try:
+        identity, flags, questions, answers, authorities, more = _HEADER.unpack_from(reply)
+        end = _after_name(asked, 12) + 4
+        if identity != int.from_bytes(asked[:2], "big") or not flags & _QR or (questions, authorities, more) != (1, 0, 1):
+            raise ValueError("not an answer to this")
+        if reply[12:end] != asked[12:end]:
+            raise ValueError("an answer to another question")
+        at, addresses, names = end, [], []
+        for _ in range(answers):
+            at = _after_name(reply, at)
+            kind, group, _, length = struct.unpack_from("!HHIH", reply, at)
+            data, at = reply[at + 10:at + 10 + length], at + 10 + length
+            if group == IN and (kind, length) in ((A, 4), (AAAA, 16)):
+                addresses.append(str(ip_address(data)))
+            elif group == IN and kind == PTR:
+                names.append(_plain_name(data))
+            else:
+                raise ValueError("a record that was not asked for")
+        if len(reply) < at + 3 or reply[at] or struct.unpack_from("!H", reply, at + 1)[0] != OPT:
+            raise ValueError("no tag")
+        if _tag(reply, at) != _tag(asked, end):
+            raise ValueError("another tag")
+    except (struct.error, IndexError) as error:
+        raise ValueError("cut short") from error
+    return Found(tuple(addresses), tuple(names)) if flags & 15 == NOERROR else None
+
+
+def _plain_name(data: bytes) -> str:
+    """A name that is not compressed, of letters that host names have and ``_``. Raises ValueError, IndexError."""
+    labels, at = [], 0
+    while data[at]:
+        label = data[at + 1:at + 1 + data[at]]
+        if data[at] > 63 or not label.replace(b"-", b"").replace(b"_", b"").isalnum():
+            raise ValueError("not a host's name")
+        labels.append(label)
+        at += 1 + data[at]
+    if at + 1 != len(data) or at > 254:
+        raise ValueError("not a name")
+    return b".".join(labels).decode("ascii").lower()
 
 
 def addresses_in(reply: bytes) -> list[tuple[str, int]]:

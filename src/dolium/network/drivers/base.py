@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from ipaddress import IPv4Network
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Protocol
 
 from dolium.network.antispoof import Sources
@@ -25,6 +26,14 @@ class Rows(Protocol):
 
     def delete_row(self, table: str, name: str) -> None:
         """Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """The subnets of other drivers' networks: of IPv4, of IPv6."""
+
+    subnets: Callable[[], list[IPv4Network]]
+    subnets6: Callable[[], list[IPv6Network]]
 
 
 class Driver(Protocol):
@@ -76,6 +85,9 @@ class Driver(Protocol):
 
     def subnets(self) -> list[IPv4Network]:
         """Of all its networks that can be used."""
+
+    def subnets6(self) -> list[IPv6Network]:
+        """As ``subnets``, of those with IPv6."""
 
     def sources(self, name: str) -> Sources | None:
         """The host's links of a network's containers; None where a container has none of its own there."""

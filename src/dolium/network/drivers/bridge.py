@@ -24,7 +24,9 @@ from dolium.network import ipv6, netlink, pool
 from dolium.network.addresses import choose_subnet, choose_subnet6
 from dolium.network.antispoof import Sources
 from dolium.network.base import Endpoint, Place, PortBinding
+from dolium.network.dns.across import Across
 from dolium.network.dns.sandbox import open_sockets
+from dolium.network.drivers.base import Others
 from dolium.network.drivers.bridge_network import DEFAULT, BridgeNetwork, Held
 from dolium.network.firewall import Firewall, Nft, udp_ports
 from dolium.network.loopback import Loopback
@@ -56,9 +58,12 @@ class BridgeDriver:
     name, publishes, late = "bridge", True, False
 
     def __init__(self, instance: str, settled: Callable[[Record, bool, bool], None],
-                 others: Callable[[], Iterable[IPv4Network]], *, run_dir: str, pool_size: int = pool.SIZE) -> None:
-        """``others``: the subnets of networks of other drivers; ``run_dir``: as of ``Networks``."""
+                 others: Others, across: Callable[[str, Across | None], None], *,
+                 run_dir: str, pool_size: int = pool.SIZE) -> None:
+        """``others``: the subnets of networks of other drivers; ``across`` is told how an overlay's other hosts are asked
+        for names, by the network's id, whenever that changes; ``run_dir``: as of ``Networks``."""
         self._instance, self._settled, self._others, self._pool_size = instance, settled, others, pool_size
+        self._across, self._asked_across = across, dict[str, Across]()
         self._ports = Ports()
         self._loopback = Loopback(f"dolium-{instance}", run_dir)
         self._networks: dict[str, BridgeNetwork] = {}
@@ -125,9 +130,11 @@ class BridgeDriver:
             subnet = await self._run(default.switch.plan, stored, others, keep=DEFAULT in used)
             forwarding = await self._run(enable_forwarding)
             forwarding6 = any(map(_routed6, records)) and await self._run(ipv6.enable_forwarding, self._host)
-            default.settle(replace(default.record, subnet=str(subnet)))
+            subnet6 = await self._run(self._default_subnet6, default.record, records)
+            default.settle(replace(default.record, subnet=str(subnet), subnet6=subnet6))
             self._settled(default.record, forwarding, forwarding6)
-            await self._run(default.switch.make, subnet, default.addresses.gateway, keep=DEFAULT in used)
+            await self._run(default.switch.make, subnet, default.addresses.gateway, keep=DEFAULT in used,
+                            six=default.six)
             default.broken = None
         finally:
             await self._run(lock.__exit__, None, None, None)
@@ -168,6 +175,17 @@ class BridgeDriver:
             network.broken = error
         if network.broken is not None:
             _log.error("network %s: %s", network.record.name, network.broken)
+        self._tell(network)
+
+    def _tell(self, network: BridgeNetwork) -> None:
+        """Who has an overlay's names, when that is not what was said last."""
+        now = network.switch.across if isinstance(network.switch, Overlay) else None
+        if now != self._asked_across.get(network.record.id):
+            self._across(network.record.id, now)
+            if now is None:
+                del self._asked_across[network.record.id]
+            else:
+                self._asked_across[network.record.id] = now
 
     async def _adopt(self, live: dict[str, list[Endpoint]]) -> None:
         """What live containers have is theirs; every other link of the instance goes."""
@@ -292,6 +310,7 @@ class BridgeDriver:
             slot = await self._run(self._connect, network, container, endpoint, namespace, default=True, default6=True)
         finally:
             self._fill()
+            self._tell(network)
         slot.control.close()
         if slot.sockets:
             self._sockets[container] = slot.sockets
@@ -301,6 +320,7 @@ class BridgeDriver:
         """See Driver."""
         network = self._network(endpoint["network"])
         slot = await self._run(self._connect, network, container, endpoint, namespace, default=default, default6=default6)
+        self._tell(network)
         slot.close()
 
     def _connect(self, network: BridgeNetwork, container: str, endpoint: Endpoint, namespace: int, *, default: bool,
@@ -482,6 +502,7 @@ class BridgeDriver:
                     await self._warn_of(network)
             finally:
                 await self._run(lock.__exit__, None, None, None)
+        self._tell(network)
         return record
 
     async def _warn_of(self, network: BridgeNetwork) -> None:
@@ -495,13 +516,17 @@ class BridgeDriver:
         """Of all its networks that can be used."""
         return [network.subnet for network in self._networks.values() if network.broken is None]
 
+    def subnets6(self) -> list[IPv6Network]:
+        """As ``subnets``."""
+        return [network.addresses6.subnet for network in self._networks.values() if network.addresses6 is not None]
+
     def _with_subnets(self, record: Record) -> Record:
         """Raises Unimplemented, FailedPrecondition without IPv6, ResourceExhausted, AlreadyExists in Docker's words."""
         record = self._with_subnet(record)
         if not record.ipv6:
             return record
         ipv6.check(record.name, self._switch(record).mtu)
-        mine = [network.addresses6.subnet for network in self._networks.values() if network.addresses6 is not None]
+        mine = [*self._others.subnets6(), *self.subnets6()]
         if not record.subnet6:
             routes = [route.network for route in self._host.routes6()]
             return replace(record, subnet6=str(choose_subnet6(self._instance, [*routes, *mine])))
@@ -510,9 +535,22 @@ class BridgeDriver:
                                 "space")
         return record
 
+    def _default_subnet6(self, default: Record, records: Sequence[Record]) -> str:
+        """"" without IPv6. Raises Unimplemented, FailedPrecondition, ResourceExhausted."""
+        if not default.ipv6:
+            return ""
+        ipv6.check(DEFAULT, self._mtu)
+        others = [IPv6Network(one.subnet6) for one in records if one.ipv6 and one.name != DEFAULT] + self._others.subnets6()
+        if not default.subnet6:
+            return str(choose_subnet6(self._instance, [*(route.network for route in self._host.routes6()), *others]))
+        if any(IPv6Network(default.subnet6).overlaps(other) for other in others):
+            raise FailedPrecondition(f"the default network's {default.subnet6} overlaps with that of another network",
+                                     hint="another fixed-cidr-v6 in daemon.json")
+        return default.subnet6
+
     def _with_subnet(self, record: Record) -> Record:
         """Raises ResourceExhausted, AlreadyExists in Docker's words."""
-        mine = [*self._others(), *self.subnets()]
+        mine = [*self._others.subnets(), *self.subnets()]
         if not record.subnet:
             routes = [route.network for route in self._host.routes() if route.network.prefixlen]
             return replace(record, subnet=str(choose_subnet([*routes, *mine])))
@@ -558,6 +596,7 @@ class BridgeDriver:
                 try:
                     if network in self._watched() and isinstance(network.switch, Overlay):
                         await self._run(network.switch.sync)
+                        self._tell(network)
                 except OSError as error:
                     _log.warning("network %s: its hosts cannot be told: %s", network.record.name, error)
         self._watcher = None
@@ -579,6 +618,7 @@ class BridgeDriver:
             except OSError as error:
                 self._networks[name] = network
                 raise as_error(error, f"cannot remove the network {name}") from error
+        self._tell(network)
 
     def describe(self, name: str) -> dict[str, Any]:
         """See Driver. Empty before ``start``."""

@@ -141,7 +141,7 @@ class BridgeNetwork:
                          | ({"IPRange": record.within6} if record.within6 else {})
                          | ({"AuxiliaryAddresses": record.reserved6} if record.reserved6 else {}))
         return {
-            "Created": record.created,
+            "Created": record.created, "EnableIPv6": record.ipv6,
             "IPAM": {"Driver": "default", "Options": None if self.default else {}, "Config": pools},
             "Containers": {container: {
                 "Name": "", "EndpointID": endpoint_id(instance, container, record),

@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from dolium import faults
@@ -241,6 +241,10 @@ class CniDriver:
 
     def subnets(self) -> list[IPv4Network]:
         """None that it knows of."""
+        return []
+
+    def subnets6(self) -> list[IPv6Network]:
+        """None."""
         return []
 
     def sources(self, name: str) -> Sources | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from dolium.errors import InvalidArgument, PermissionDenied, ResourceExhausted
@@ -62,6 +62,10 @@ class NoneDriver:
         return {}
 
     def subnets(self) -> list[IPv4Network]:
+        return []
+
+    def subnets6(self) -> list[IPv6Network]:
+        """None."""
         return []
 
     def sources(self, name: str) -> Sources | None:

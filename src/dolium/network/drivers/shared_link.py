@@ -14,9 +14,9 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, TypeVar
 
 from dolium import faults
@@ -29,20 +29,29 @@ from dolium.errors import (
     PermissionDenied,
     Unimplemented,
 )
-from dolium.network import netlink
-from dolium.network.addresses import AddressPool, check_mac, choose_subnet, mac_for
+from dolium.network import ipv6, netlink
+from dolium.network.addresses import (
+    AddressPool,
+    AddressPool6,
+    check_mac,
+    choose_subnet,
+    choose_subnet6,
+    mac_for,
+)
 from dolium.network.antispoof import Sources
 from dolium.network.base import Endpoint, Place, PortBinding
+from dolium.network.drivers.base import Others
+from dolium.network.ipv6 import Six
 from dolium.network.local import announce
 from dolium.network.netlink import Link, Netlink
 from dolium.network.pool import open_namespace
 from dolium.network.ports import Published
 from dolium.network.records import Record
-from dolium.network.switch import as_error, choosing, make_marked
+from dolium.network.switch import as_error, choosing, make_marked, remove_link
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-ON_LINK = "0.0.0.0"
+ON_LINK, ON_LINK6 = "0.0.0.0", "::"
 """The gateway of an ipvlan in a mode of layer 3: the kernel routes, whoever is asked for."""
 _GRACE_SECONDS, _POLL_SECONDS = 5.0, 0.005
 faults.register("network.parent.made", "network.child.made")
@@ -52,26 +61,59 @@ faults.register("network.parent.made", "network.child.made")
 class _Held:
     address: IPv4Address
     mac: str
+    address6: IPv6Address | None = None
 
 
 class _Network:
     """``broken``: why it cannot be used, which is every ``reserve``'s error."""
 
-    def __init__(self, record: Record, subnet: IPv4Network) -> None:
-        self.record = record
+    def __init__(self, record: Record) -> None:
+        subnet, self.record = IPv4Network(record.subnet), record
         self.held: dict[str, _Held] = {}
         self.broken: DoliumError | None = None
         self.addresses = AddressPool(
             subnet, gateway=IPv4Address(record.gateway) if record.gateway else None,
             within=IPv4Network(record.within) if record.within else None,
             reserved=map(IPv4Address, record.reserved.values()))
+        self.addresses6 = AddressPool6(
+            IPv6Network(record.subnet6), gateway=IPv6Address(record.gateway6) if record.gateway6 else None,
+            within=IPv6Network(record.within6) if record.within6 else None,
+            reserved=map(IPv6Address, record.reserved6.values())) if record.ipv6 else None
+
+    def _way_out(self, gateway: IPv4Address | IPv6Address, on_link: str) -> str:
+        if self.record.internal or not self.record.parent:
+            return ""
+        return on_link if self.record.mode in ("l3", "l3s") else str(gateway)
 
     @property
     def gateway(self) -> str:
         """"" when nothing leads out."""
-        if self.record.internal or not self.record.parent:
-            return ""
-        return ON_LINK if self.record.mode in ("l3", "l3s") else str(self.addresses.gateway)
+        return self._way_out(self.addresses.gateway, ON_LINK)
+
+    @property
+    def gateway6(self) -> str:
+        """As ``gateway``; "" without IPv6, too."""
+        return self._way_out(self.addresses6.gateway, ON_LINK6) if self.addresses6 is not None else ""
+
+    def six_of(self, endpoint: Endpoint, *, default: bool) -> Six | None:
+        """A container's IPv6 address; with the default route."""
+        if self.addresses6 is None or not endpoint.get("ip6"):
+            return None
+        gateway = IPv6Address(endpoint["gateway6"]) if default and endpoint["gateway6"] else None
+        return Six(IPv6Address(endpoint["ip6"]), self.addresses6.subnet, gateway)
+
+    def adopt(self, held: _Held) -> str:
+        """Take the addresses that a container already has; those that are not of this network, or another's too."""
+        wrong = [] if self.addresses.adopt(str(held.address)) else [str(held.address)]
+        if held.address6 is not None and (self.addresses6 is None or not self.addresses6.adopt(str(held.address6))):
+            wrong.append(str(held.address6))
+        return " and ".join(wrong)
+
+    def give_back(self, held: _Held) -> None:
+        """A container's addresses are free."""
+        self.addresses.release(held.address)
+        if self.addresses6 is not None and held.address6 is not None:
+            self.addresses6.release(held.address6)
 
 
 class SharedLinkDriver:
@@ -79,7 +121,7 @@ class SharedLinkDriver:
 
     publishes = late = False
 
-    def __init__(self, kind: str, instance: str, others: Callable[[], Iterable[IPv4Network]]) -> None:
+    def __init__(self, kind: str, instance: str, others: Others) -> None:
         self.name = kind
         self._instance, self._others = instance, others
         self._networks: dict[str, _Network] = {}
@@ -99,7 +141,7 @@ class SharedLinkDriver:
     async def start(self, records: Sequence[Record], live: dict[str, list[Endpoint]]) -> None:
         """See Driver. A network whose parent is gone is named in the log; the rest works."""
         for record in records:
-            network = self._networks[record.name] = _Network(record, IPv4Network(record.subnet))
+            network = self._networks[record.name] = _Network(record)
             try:
                 await self._run(self._parent, record)
             except DoliumError as error:
@@ -118,13 +160,15 @@ class SharedLinkDriver:
         if network is None:
             return
         try:
-            held = _Held(IPv4Address(endpoint["ip"]), str(endpoint["mac"]))
+            held = _Held(IPv4Address(endpoint["ip"]), str(endpoint["mac"]),
+                         IPv6Address(endpoint["ip6"]) if endpoint.get("ip6") else None)
         except (KeyError, ValueError) as error:
             _log.error("the record of container %s has no endpoint one can read: %r", container[:12], error)
             return
-        if not network.addresses.adopt(str(held.address)):
-            _log.warning("the address %s of container %s is not of %s, or another's too", held.address, container[:12],
-                         network.addresses.subnet)
+        wrong = network.adopt(held)
+        if wrong:
+            _log.warning("the address %s of container %s is not of %s, or another's too", wrong, container[:12],
+                         network.record.name)
         network.held[container] = held
 
     def _sweep(self) -> None:
@@ -179,7 +223,7 @@ class SharedLinkDriver:
         host = self._kernel()
         found = host.link(name=record.parent or f"ds{record.short}")
         if found is not None and found.alias == _alias(self._instance, record):
-            host.request(netlink.delete_link(found.index))
+            remove_link(found.index)
 
     # -- a container's --
 
@@ -206,9 +250,20 @@ class SharedLinkDriver:
             raise FailedPrecondition(f"network {record.name}: with macvlan_mode=passthru one container has the link")
         mac = check_mac(place.mac) if place.mac else ""
         address = network.addresses.allocate(place.address)
-        held = network.held[container] = _Held(address, mac or mac_for(address))
-        return {"network": record.name, "ip": str(address), "prefix": network.addresses.subnet.prefixlen,
-                "gateway": network.gateway, "mac": held.mac, "link": "", "ports": [], "network_id": record.id}
+        held = _Held(address, mac or mac_for(address))
+        endpoint: Endpoint = {
+            "network": record.name, "ip": str(address), "prefix": network.addresses.subnet.prefixlen,
+            "gateway": network.gateway, "mac": held.mac, "link": "", "ports": [], "network_id": record.id}
+        if network.addresses6 is not None:
+            try:
+                held.address6 = network.addresses6.allocate(place.address6)
+            except BaseException:
+                network.addresses.release(address)
+                raise
+            endpoint |= {"ip6": str(held.address6), "prefix6": network.addresses6.subnet.prefixlen,
+                         "gateway6": network.gateway6}
+        network.held[container] = held
+        return endpoint
 
     def publish(self, container: str, endpoint: Endpoint, ports: Sequence[PortBinding]) -> None:
         """Nothing, as with Docker: whoever is on the link's network reaches every port."""
@@ -217,7 +272,7 @@ class SharedLinkDriver:
         """See Driver."""
         fd, control = await self._run(open_namespace, namespace)
         try:
-            await self._plug(container, endpoint, fd, control, default=True)
+            await self._plug(container, endpoint, fd, control, default=True, default6=True)
         except BaseException:
             os.close(fd)
             raise
@@ -227,14 +282,15 @@ class SharedLinkDriver:
         """See Driver."""
         fd, control = await self._run(open_namespace, os.dup(namespace))
         try:
-            await self._plug(container, endpoint, fd, control, default=default)
+            await self._plug(container, endpoint, fd, control, default=default, default6=default6)
         finally:
             os.close(fd)
 
-    async def _plug(self, container: str, endpoint: Endpoint, fd: int, control: Netlink, *, default: bool) -> None:
+    async def _plug(self, container: str, endpoint: Endpoint, fd: int, control: Netlink, *, default: bool,
+                    default6: bool) -> None:
         network = self._network(endpoint["network"])
         try:
-            await self._run(self._make_link, network, container, endpoint, fd, control, default)
+            await self._run(self._make_link, network, container, endpoint, fd, control, default, default6)
         except OSError as error:
             what = f"cannot put container {container[:12]} on {network.record.parent or network.record.name}"
             if error.errno == errno.EOPNOTSUPP and netlink.UNKNOWN_KIND in (error.strerror or ""):
@@ -251,7 +307,7 @@ class SharedLinkDriver:
             control.close()
 
     def _make_link(self, network: _Network, container: str, endpoint: Endpoint, fd: int, control: Netlink,
-                   default: bool) -> None:
+                   default: bool, default6: bool) -> None:
         record, link = network.record, endpoint["link"]
         parent = self._parent(record)
         mapped = self.name == "macvlan"
@@ -266,14 +322,22 @@ class SharedLinkDriver:
             raise OSError(errno.ENODEV, "the link is gone")
         try:
             gateway = IPv4Address(endpoint["gateway"]) if default and endpoint["gateway"] else None
+            six = network.six_of(endpoint, default=default6)
             control.request(netlink.set_link(made.index, name=link))
+            if six is not None:
+                ipv6.enable_inside(fd, link)
             _bring_up(control, made.index)
             control.request(netlink.new_address(made.index, IPv4Address(endpoint["ip"]), network.addresses.subnet),
                             *([netlink.new_default_route(made.index, gateway)] if gateway is not None else []),
+                            *(ipv6.messages(made.index, six) if six is not None else []),
                             *([netlink.limit_rate(made.index, endpoint["bandwidth"][0])] if "bandwidth" in endpoint else []))
             endpoint["mac"] = network.held[container].mac = made.mac  # with ipvlan and passthru it is the parent's
             if record.mode not in ("l3", "l3s"):
                 announce(fd, link, made.mac, endpoint["ip"])
+            if six is not None:
+                ipv6.wait_for(control, six.address)
+                if record.mode not in ("l3", "l3s"):
+                    ipv6.announce_inside(fd, made.index, made.mac, six.address)
         except BaseException:
             control.request(netlink.delete_link(made.index))
             raise
@@ -306,7 +370,7 @@ class SharedLinkDriver:
         network = self._networks.get(endpoint["network"])
         held = network.held.pop(container, None) if network is not None else None
         if network is not None and held is not None:
-            network.addresses.release(held.address)
+            network.give_back(held)
 
     # -- networks --
 
@@ -319,20 +383,36 @@ class SharedLinkDriver:
             lock = choosing()
             await self._run(lock.__enter__)
             try:
-                record = await self._run(self._with_subnet, record)
+                record = await self._run(self._with_subnets, record)
                 try:
-                    await self._run(self._parent, record)
+                    parent = await self._run(self._parent, record)
+                    if record.ipv6:
+                        ipv6.check(record.name, record.mtu or parent.mtu)
                 except BaseException:
                     await self._run(self._drop_parent, record)
                     raise
-                self._networks[record.name] = _Network(record, IPv4Network(record.subnet))
+                self._networks[record.name] = _Network(record)
             finally:
                 await self._run(lock.__exit__, None, None, None)
         return record
 
+    def _with_subnets(self, record: Record) -> Record:
+        """As ``_with_subnet``, for both families."""
+        record = self._with_subnet(record)
+        if not record.ipv6:
+            return record
+        mine = [*self._others.subnets6(), *self.subnets6()]
+        if not record.subnet6:
+            routes = [route.network for route in self._kernel().routes6()]
+            return replace(record, subnet6=str(choose_subnet6(self._instance, [*routes, *mine])))
+        if any(IPv6Network(record.subnet6).overlaps(other) for other in mine):
+            raise AlreadyExists(f"network {record.name}: {record.subnet6}: Pool overlaps with other one on this address "
+                                "space")
+        return record
+
     def _with_subnet(self, record: Record) -> Record:
         """Raises ResourceExhausted, AlreadyExists in Docker's words."""
-        mine = [*self._others(), *(network.addresses.subnet for network in self._networks.values())]
+        mine = [*self._others.subnets(), *self.subnets()]
         if not record.subnet:
             routes = [route.network for route in self._kernel().routes() if route.network.prefixlen]
             return replace(record, subnet=str(choose_subnet([*routes, *mine])))
@@ -360,23 +440,34 @@ class SharedLinkDriver:
         network = self._networks.get(name)
         if network is None:
             return {}
-        record, addresses = network.record, network.addresses
+        record, addresses, addresses6 = network.record, network.addresses, network.addresses6
         pool: dict[str, Any] = {"Subnet": str(addresses.subnet), "Gateway": str(addresses.gateway)}
         if record.within:
             pool["IPRange"] = record.within
         if record.reserved:
             pool["AuxiliaryAddresses"] = record.reserved
+        pools = [pool]
+        if addresses6 is not None:
+            pools.append({"Subnet": str(addresses6.subnet), "Gateway": str(addresses6.gateway)}
+                         | ({"IPRange": record.within6} if record.within6 else {})
+                         | ({"AuxiliaryAddresses": record.reserved6} if record.reserved6 else {}))
         return {
             "Created": record.created, "Options": record.options,
-            "IPAM": {"Driver": "default", "Options": {}, "Config": [pool]},
+            "IPAM": {"Driver": "default", "Options": {}, "Config": pools},
             "Containers": {container: {
                 "Name": "", "EndpointID": hashlib.sha256(f"{self._instance}:{container}:{record.id}".encode()).hexdigest(),
-                "MacAddress": held.mac, "IPv4Address": f"{held.address}/{addresses.subnet.prefixlen}", "IPv6Address": ""}
+                "MacAddress": held.mac, "IPv4Address": f"{held.address}/{addresses.subnet.prefixlen}",
+                "IPv6Address": f"{held.address6}/{addresses6.subnet.prefixlen}"
+                if addresses6 is not None and held.address6 is not None else ""}
                 for container, held in network.held.items()}}
 
     def subnets(self) -> list[IPv4Network]:
         """Of all its networks."""
         return [network.addresses.subnet for network in self._networks.values()]
+
+    def subnets6(self) -> list[IPv6Network]:
+        """Of all its networks with IPv6."""
+        return [network.addresses6.subnet for network in self._networks.values() if network.addresses6 is not None]
 
     def sources(self, name: str) -> Sources | None:
         """See Driver."""
