@@ -277,9 +277,41 @@ def test_names_on_a_network_of_ones_own(level: Level) -> None:
         for name in ("box", "other"):
             eventually(lambda name=name: level.run("--rm", "--network", "named", "base:1", "wget", "-qO-", f"http://{name}/",
                                                    check=False).stdout == "hello\n", f"{name} answers")
+        level.exec("ping", "-c", "1", "-W", "5", "other")
+        assert level.docker("run", "--rm", "--network", "named", "base:1", "wget", "-qO-", "http://box/").stdout == "hello\n"
         level.docker("rm", "-f", "box")
     finally:
         level.docker("network", "rm", "named")
+
+
+@pytest.mark.leaves("children", "processes")
+def test_a_name_server_that_dies_is_there_again_for_a_sandbox(engine: Daemon) -> None:
+    """Whose packets never pass where others' name servers listen: it asks its bridge, at a port of its own."""
+    engine.docker("network", "create", "named")
+    try:
+        engine.docker("run", "-d", "--name", "box", "--runtime", "runsc", "--network", "named", "base:1", "sleep", "600")
+        server = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+                  if f"{engine.folder}/run/dns.sock" in _words(pid)]
+        assert len(server) == 1
+        os.kill(server[0], signal.SIGKILL)
+        eventually(lambda: engine.docker("exec", "box", "nslookup", "box", check=False).returncode == 0, "it answers again")
+        engine.kill()
+        engine.start()
+        eventually(lambda: engine.docker("exec", "box", "nslookup", "box", check=False).returncode == 0, "with another daemon, too")
+        engine.docker("rm", "-f", "box")
+        assert "-names" not in subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+        engine.docker("network", "create", "--internal", "inner")
+        done = engine.docker("run", "--rm", "--runtime", "runsc", "--network", "inner", "base:1", "true", check=False)
+        assert done.returncode == 125 and "internal" in done.stderr and "isolation process" in done.stderr
+    finally:
+        engine.docker("network", "rm", "-f", "named", "inner")
+
+
+def _words(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
 
 
 # -- signals, states --

@@ -106,7 +106,7 @@ def _texts(container: Container, network: Endpoint) -> dict[str, str]:
     servers, options = list(host.get("Dns") or []), list(host.get("DnsOptions") or [])
     if named(network):
         # the name server asks --dns, or the host's servers, itself; a name without a dot is asked for as it is
-        servers = [NAME_SERVER]
+        servers = [network.get("name_server") or NAME_SERVER]
         options = options or [*host_options(text), "ndots:0"]
     return {
         "hosts": hosts_text(hostname, config.get("Domainname") or "",

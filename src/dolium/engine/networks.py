@@ -116,7 +116,8 @@ class ContainerNetworks:
                            tuple(_place(container, name, wish) for name, wish in wished.items() if name != mode),
                            _names(container, first), tuple(servers) if servers else None,
                            tuple(egress) if egress else None, tuple(ingress) if ingress else None,
-                           request.bandwidth(container.host_config), first.get("IPv6Address") or ""), known.set_result))
+                           request.bandwidth(container.host_config), first.get("IPv6Address") or "",
+                           not self._engine.backend(container).live), known.set_result))
         either: set[asyncio.Future[Any]] = {known, making}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

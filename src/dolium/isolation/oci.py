@@ -138,9 +138,9 @@ class OciIsolation:
             plan.add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"hide {_TELLTALES}", "tmpfs", "tmpfs", [], 0, _TELLTALES, 0)
         console = ["--console-socket", _CONSOLE] if tty else []  # in the working folder: a socket's path is short
         log = f"{folder}/{_LOG}"
-        pid_file, raw = f"{folder}/{_PID}", "CAP_NET_RAW" in config["process"]["capabilities"]["bounding"]
+        pid_file = f"{folder}/{_PID}"
         # shared: who looks from outside, as `docker cp` does, and who is inside see the same files
-        own = ["--file-access=shared", *(["--net-raw"] if raw else [])] if self._runtime.sandboxed else []
+        own = ["--file-access=shared", *self._raw(config["process"])] if self._runtime.sandboxed else []
         words = ["run", "--detach", "--bundle", folder, "--pid-file", pid_file, *console, identity]
         self._become(plan, self._words(log, *words, before=own), tty, pid_file)
         for stage in (P.AFTER_EXIT, P.ON_FAILURE):
@@ -149,6 +149,10 @@ class OciIsolation:
             remove(plan, stage, group)
         done = json.dumps(self._adapted(config, folder, network=network, user=user)).encode()
         return Compiled(plan, plan.encode(), plan.part(P.AFTER_EXIT).encode(), done)
+
+    def _raw(self, process: dict[str, Any]) -> list[str]:
+        """runsc takes CAP_NET_RAW away, of every process anew, unless it is told not to."""
+        return ["--net-raw"] if self._runtime.sandboxed and "CAP_NET_RAW" in process["capabilities"]["bounding"] else []
 
     def _become(self, plan: Plan, words: list[str], tty: bool, pid_file: str) -> None:
         """The child becomes a runtime with the container's streams; what it makes is the launch's process."""
@@ -225,7 +229,8 @@ class OciIsolation:
         plan = Plan()
         plan.add(P.PARENT_BEFORE_CLONE, "clone", "clone3", 0, 0)
         words = self._words(log, "exec", "--detach", "--pid-file", pid_file, "--process", spec,
-                            *(["--console-socket", os.path.basename(console)] if stdio.tty else []), identity)
+                            *(["--console-socket", os.path.basename(console)] if stdio.tty else []), identity,
+                            before=self._raw(process))
         self._become(plan, words, stdio.tty, pid_file)
         try:
             with contextlib.ExitStack() as held:

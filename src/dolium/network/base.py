@@ -48,7 +48,7 @@ class NetworkRequest:
     caller's, -1 for a new one: a user namespace's own is made with it; ``names``: in the first network, as in ``Place``;
     ``servers``: name servers that are asked about the world, None for the host's; ``egress``: what it may reach
     (network/egress.py), None for all; ``ingress``: what may reach it (network/ingress.py), None for all; ``bandwidth``: on
-    each of its networks, as in ``Place``."""
+    each of its networks, as in ``Place``; ``own_stack``: its packets are not made by the namespace's kernel."""
 
     container: str
     mode: str
@@ -63,6 +63,7 @@ class NetworkRequest:
     ingress: tuple[str, ...] | None = None
     bandwidth: tuple[int, int] = (0, 0)
     address6: str = ""
+    own_stack: bool = False
 
 
 @dataclass(slots=True)

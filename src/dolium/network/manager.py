@@ -33,6 +33,7 @@ from dolium.network.base import (
 from dolium.network.dns.across import Across
 from dolium.network.dns.client import Known as NameServerKnown
 from dolium.network.dns.client import NameServer
+from dolium.network.dns.outside import Outside
 from dolium.network.drivers.base import Driver, Others, Rows
 from dolium.network.drivers.bridge import BridgeDriver
 from dolium.network.drivers.bridge_network import DEFAULT
@@ -65,7 +66,7 @@ class Networks:
             raise ValueError(f"an instance is 8 hex digits, not {instance!r}")
         self.instance, self.run_dir = instance, run_dir
         self._store, self._default6 = store, default6
-        self._dns = NameServer(run_dir)
+        self._dns = NameServer(run_dir, instance)
         self._bridge = BridgeDriver(instance, self._settled, self._subnets_but("bridge"),
                                     self._set_across,
                                     run_dir=run_dir, pool_size=pool_size)
@@ -203,6 +204,12 @@ class Networks:
                 first["ingress"] = list(request.ingress)
             if request.servers is not None and named(first):
                 first["servers"] = list(request.servers)
+            if request.own_stack and named(first):
+                if driver is not self._bridge or not first["gateway"]:
+                    raise FailedPrecondition(f"network {first['network']} is not a bridge, or internal: who has a network "
+                                             "stack of its own (isolation gvisor) finds no name server there",
+                                             hint="isolation process does")
+                first["name_server"] = first["gateway"]
             if known is not None and not any(self._must(endpoint).late for endpoint in found):
                 known(first)
             await self._policies.placed(container, found)
@@ -252,12 +259,20 @@ class Networks:
         return NameServerKnown(namespace, first.get("servers"), {
             endpoint["network_id"]: (endpoint["network"], endpoint["names"], endpoint["ip"], endpoint.get("ip6", ""))
             for endpoint in found if "names" in endpoint}, any(endpoint["gateway"] for endpoint in found), fresh, sockets,
-            egress=first.get("egress"))
+            egress=first.get("egress"), outside=Outside(first["ip"], first["name_server"], first.get("name_port", 0))
+            if first.get("name_server") else None)
 
     async def _attach_names(self, container: str, first: Endpoint, namespace: int, *, fresh: bool) -> None:
+        prepared = self._bridge.take_sockets(container)
+        if first.get("name_server"):
+            for sock in prepared:
+                sock.close()
+            prepared = ()
+        known = self._known(first, os.dup(namespace), fresh=fresh, sockets=prepared)
         try:
-            await self._dns.attach(container, self._known(first, os.dup(namespace), fresh=fresh,
-                                                          sockets=self._bridge.take_sockets(container)))
+            await self._dns.attach(container, known)
+            if known.outside is not None:
+                first["name_port"] = known.outside.port
         except OSError as error:
             raise as_error(error, f"cannot give container {container[:12]} a name server") from error
 

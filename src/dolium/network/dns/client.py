@@ -19,7 +19,9 @@ from typing import Any
 
 from dolium import faults
 from dolium.errors import DoliumError, Unavailable
+from dolium.network.dns import outside
 from dolium.network.dns.across import Across
+from dolium.network.dns.outside import Outside, OutsideTable
 from dolium.network.dns.sandbox import open_sockets
 from dolium.network.dns.server import LARGEST, VERSION
 
@@ -45,6 +47,7 @@ class Known:
     sockets: Sequence[socket.socket] = ()
     told: bool = False
     egress: list[str] | None = None
+    outside: Outside | None = None  # where it asks, when that is not its namespace's loopback
 
     def close(self) -> None:
         """Let go of the namespace. Idempotent."""
@@ -66,7 +69,9 @@ class Known:
 class NameServer:
     """All methods are called on one event loop. What fails to reach the server is made good when it is started again."""
 
-    def __init__(self, run_dir: str) -> None:
+    def __init__(self, run_dir: str, instance: str) -> None:
+        self._outside = OutsideTable(instance, f"{run_dir}/names-outside")
+        self._outside_lock = asyncio.Lock()
         self._path = f"{run_dir}/dns.sock"
         self._log_path = f"{run_dir}/dns.log"
         self._known: dict[str, Known] = {}
@@ -85,6 +90,7 @@ class NameServer:
     async def adopt(self, known: dict[str, Known]) -> None:
         """After a start of the daemon: what lives. A server without containers is ended."""
         self._known = known
+        await self._lead()
         if known:
             await self.prepare()
         elif os.path.exists(self._path) and await self._connect():
@@ -129,8 +135,19 @@ class NameServer:
         if known is None:
             return
         known.close()
+        if known.outside is not None:
+            await self._lead()
         with contextlib.suppress(Unavailable):
             await self._say({"op": "gone", "container": container})
+
+    async def _lead(self) -> None:
+        """Those who ask outside of their namespaces are led to their sockets. A failure is logged: they have no names."""
+        async with self._outside_lock:
+            every = [known.outside for known in self._known.values() if known.outside is not None and known.outside.port]
+            try:
+                await asyncio.to_thread(self._outside.write, every)
+            except (OSError, DoliumError) as error:
+                _log.error("containers with a network stack of their own have no name server: %s", error)
 
     def set_across(self, network: str, across: Across | None) -> None:
         """How an overlay's other hosts are asked for names, by the network's id; None for a network without such. For
@@ -250,7 +267,11 @@ class NameServer:
         if there:
             await self._ask(known.wish(container))
         else:
-            sockets = known.sockets or await asyncio.to_thread(open_sockets, known.namespace, fresh=known.fresh)
+            if known.outside is not None:
+                sockets: Sequence[socket.socket] = await asyncio.to_thread(outside.open_sockets, known.outside)
+                await self._lead()
+            else:
+                sockets = known.sockets or await asyncio.to_thread(open_sockets, known.namespace, fresh=known.fresh)
             known.sockets, known.fresh = (), False
             try:
                 restricted = [known.namespace] if known.egress is not None else []
