@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from dolium.isolation.launcher import Launcher
 from dolium.isolation.oci import OciIsolation, Runtime
 from dolium.isolation.process import ProcessIsolation
 from dolium.linux.cgroup import tree
+from dolium.settings import daemon_json
 
 _log = logging.getLogger(__name__)
 OWN = "dolium"
@@ -41,28 +41,19 @@ class Declared:
 def read_runtimes(etc: Path) -> tuple[dict[str, Declared], str]:
     """(daemon.json's ``runtimes`` by name, its ``default-runtime`` or ""), of the first file there is. Raises
     FailedPrecondition naming file and key."""
-    for path in (etc / "dolium/daemon.json", etc / "docker/daemon.json"):
-        try:
-            value = json.loads(path.read_text())
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise FailedPrecondition(f"{path}: {error}") from None
-        wished = value.get("runtimes") if isinstance(value, dict) else None
-        found = {}
-        for name, entry in (wished or {}).items() if isinstance(wished or {}, dict) else [("", None)]:
-            program = entry.get("path") if isinstance(entry, dict) else None
-            arguments = entry.get("runtimeArgs") or [] if isinstance(entry, dict) else []
-            if not isinstance(program, str) or not isinstance(arguments, list) or not all(
-                    isinstance(one, str) for one in arguments):
-                raise FailedPrecondition(f"{path}: runtimes: {name}: no object with a path, and runtimeArgs that are texts",
-                                         hint='{"runtimes": {"NAME": {"path": "/usr/bin/crun", "runtimeArgs": []}}}')
-            if name == OWN:
-                raise FailedPrecondition(f"{path}: runtimes: {name} is the name of dolium's own")
-            found[name] = Declared(program, tuple(arguments))
-        default = value.get("default-runtime") or "" if isinstance(value, dict) else ""
-        return found, str(default)
-    return {}, ""
+    path, value = daemon_json(etc)
+    wished, found = value.get("runtimes") or {}, {}
+    for name, entry in wished.items() if isinstance(wished, dict) else [("", None)]:
+        program = entry.get("path") if isinstance(entry, dict) else None
+        arguments = entry.get("runtimeArgs") or [] if isinstance(entry, dict) else []
+        if not isinstance(program, str) or not isinstance(arguments, list) or not all(
+                isinstance(one, str) for one in arguments):
+            raise FailedPrecondition(f"{path}: runtimes: {name}: no object with a path, and runtimeArgs that are texts",
+                                     hint='{"runtimes": {"NAME": {"path": "/usr/bin/crun", "runtimeArgs": []}}}')
+        if name == OWN:
+            raise FailedPrecondition(f"{path}: runtimes: {name} is the name of dolium's own")
+        found[name] = Declared(program, tuple(arguments))
+    return found, str(value.get("default-runtime") or "")
 
 
 class Levels:
