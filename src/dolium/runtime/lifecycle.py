@@ -356,6 +356,9 @@ def kill(context: Context, facts: Facts, identity: str, signal: int, *, everyone
     if status == "stopped":
         raise FailedPrecondition(f"container not running: {identity}")
     plan.add(P.PARENT_BEFORE_CLONE, "signal", f"kill {identity}", where.pid, where.start_time, signal)
+    layout = cgroups.layout(facts)
+    if status == "paused" and signal == SIGKILL and layout.v1:  # there who is frozen does not even die
+        cgroups.freeze(plan, P.PARENT_BEFORE_CLONE, layout, where.folders, False)
     return plan
 
 
