@@ -105,7 +105,7 @@ fuzz: build test-packages
 
 # The runtime's tests on runc: what any runtime does passes there too; tests/functional/control.txt says what does not, and why.
 control: build test-packages
-	@DOLIUM_TEST_RUNTIME=$$(command -v runc) $(BIN)/python -m pytest -q tests/functional/test_runtime_{lifecycle,config,hooks,terminal}.py
+	@DOLIUM_TEST_RUNTIME=$$(command -v runc) $(BIN)/python -m pytest -q tests/functional/test_runtime_{lifecycle,config,hooks,terminal,cgroups}.py
 
 # In a machine of its own, with cgroup v2 only: what tests/vm/tests.txt lists. The first run makes a Debian root (80 s).
 test-vm: build test-packages

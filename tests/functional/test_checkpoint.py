@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
 import json
 import os
 import pty
+import select
+import shlex
 import shutil
 import signal
 import socket
@@ -256,3 +261,91 @@ def test_a_terminal_by_console_socket_and_in_the_foreground(runtime: Runtime, bu
     screen.type(b"echo $((x+2)); exit 7\n")
     assert b"43\r\n" in screen.rest()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7 and runtime.left() == []
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def _marked_session() -> None:
+    """A session keyring with a key that only those see whose session it is."""
+    _LIBC.syscall(250, 1, None)  # keyctl JOIN_SESSION_KEYRING
+    key = _LIBC.syscall(248, b"user", b"callers-mark", b"x", ctypes.c_size_t(1), -3)
+    _LIBC.syscall(250, 5, key, 0x3F000000)  # keyctl SETPERM: its possessor's alone
+
+
+class Ends:
+    """Our ends of a container's descriptors from 3 on: it writes to the first, a pipe, to a file and to a socket."""
+
+    def __init__(self, log: Path) -> None:
+        self.says, out = os.pipe()
+        into, self.tells = os.pipe()
+        self.socket, other = socket.socketpair()
+        self.log = log
+        theirs = [out, into, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), other.detach()]
+        self.theirs = [fcntl.fcntl(fd, fcntl.F_DUPFD, 20) for fd in theirs]  # not among those that are to take their places
+        for fd in theirs:
+            os.close(fd)
+
+    def call(self, runtime: Runtime, *words: str, count: int = 4, code: int = 0, before: str = "") -> str:
+        """The runtime, with their ends. Standard error."""
+        moved = " ".join(f"{number}<&{fd}" for number, fd in enumerate(self.theirs[:count], 3))
+        with open(os.devnull, "r+") as null, open(runtime.base / "said", "w+") as said:
+            done = subprocess.run(["bash", "-c", f'{before} exec "$@" {moved}', "bash", FRONT, "--root", str(runtime.root), *words],
+                                  pass_fds=self.theirs, stdin=null, stdout=null, stderr=said, preexec_fn=_marked_session, timeout=120)
+            said.seek(0)
+            assert done.returncode == code, said.read()
+            return said.read()
+
+    def ask(self, word: str) -> str:
+        """What it says to a word by the pipe; the others must have said it as well."""
+        os.write(self.tells, f"{word}\n".encode())
+        told = b""
+        while not told.endswith(b".\n"):
+            assert select.select([self.says], [], [], DEADLINE)[0], f"it is silent after {told!r}"
+            told += os.read(self.says, 1)
+        assert self.log.read_text().endswith(f"file {word}\n") and self.socket.recv(64).decode() == f"socket {word}\n"
+        return told.decode()
+
+    def close(self) -> None:
+        self.socket.close()
+        for fd in (self.says, self.tells, *self.theirs):
+            os.close(fd)
+
+
+@works
+def test_descriptors_from_outside_the_session_and_a_root_to_pivot_from(runtime: Runtime, bundle: Bundle, tmp_path: Path) -> None:
+    """--preserve-fds, --no-new-keyring and --no-pivot of a restore."""
+    images = str(tmp_path / "images")
+    with contextlib.closing(Ends(tmp_path / "first")) as first, contextlib.closing(Ends(tmp_path / "second")) as second:
+        _move_about(runtime, bundle, images, first, second, tmp_path / "root")
+
+
+def _move_about(runtime: Runtime, bundle: Bundle, images: str, first: Ends, second: Ends, root: Path) -> None:
+    bundle.linux["maskedPaths"] = []
+    bundle.namespace("network", absent=True)  # CRIU knows no sockets of another one
+    bundle.sh("while read -r word <&4; do echo file $word >&5; echo socket $word >&6; grep -c callers-mark /proc/keys >&3;"
+              "echo pipe $word. >&3; done")
+    runtime.ids.append("c")
+    first.call(runtime, "run", "-d", "-b", str(bundle.write()), "--preserve-fds", "4", "c")
+    assert first.ask("one") == "0\npipe one.\n"
+    runtime("checkpoint", "--image-path", images, "c")
+    words = ("restore", "-d", "-b", str(bundle.path), "--image-path", images)
+    assert "6 of the checkpointed container was its caller's (socket:[" in second.call(runtime, *words, "--preserve-fds", "3", "c", code=1)
+    assert "passed no file descriptor 5" in second.call(runtime, *words, "--preserve-fds", "4", "c", count=2, code=1)
+    second.call(runtime, *words, "--preserve-fds", "4", "c")
+    assert second.ask("two") == "0\npipe two.\n" and second.ask("three") == "0\npipe three.\n"
+    assert first.log.read_text() == "file one\n" and second.log.read_text() == "file two\nfile three\n"
+    images = f"{images}.second"
+    runtime("checkpoint", "--image-path", images, "c")
+    words = ("restore", "-d", "-b", str(bundle.path), "--image-path", images)
+    # a caller whose root is no mount point, so that nobody can pivot from it
+    root.mkdir()
+    tops = " ".join(name for name in sorted(os.listdir("/")) if os.path.isdir(f"/{name}") and name not in ("lost+found", "tmp"))
+    script = (f"cd {root}; for top in tmp {tops}; do if [ -L /$top ]; then cp -dn /$top .; else mkdir -p $top;"
+              f" mount --rbind /$top $top; fi; done; cd /;")
+    inside = ("unshare", "-m", "--propagation", "slave", "bash", "-c", f'{script} exec chroot {root} "$@"', "bash")
+    before = f'set -- {shlex.join(inside)} "$@";'
+    refused = second.call(runtime, *words, "--preserve-fds", "4", "c", code=1, before=before)
+    assert "CRIU said: " in refused and '"/"' in refused
+    second.call(runtime, *words, "--preserve-fds", "4", "--no-pivot", "--no-new-keyring", "c", before=before)
+    assert second.ask("four") == "1\npipe four.\n"

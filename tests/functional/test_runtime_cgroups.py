@@ -171,6 +171,11 @@ def test_update_changes_limits_and_a_refused_one_changes_none(runtime: Runtime, 
     done = runtime("update", "--memory", "32m", "--cpuset-cpus", "4000", "c", code=1)
     assert "cpuset.cpus" in done.err
     assert _value(bundle, "memory", "memory.limit_in_bytes") == str(128 << 20)  # put back
+    runtime("update", "--memory-swap", "256m", "c")
+    runtime("update", "--memory", "-1", "c")  # and so no limit of memory and swap together
+    assert _value(bundle, "memory", "memory.memsw.limit_in_bytes") == _value(bundle, "memory", "memory.limit_in_bytes")
+    runtime("update", "--memory", "300m", "c")
+    assert _value(bundle, "memory", "memory.limit_in_bytes") == str(300 << 20)
 
 
 def _form(value: Any) -> Any:

@@ -193,6 +193,15 @@ def test_delete_of_a_created_container_needs_no_force(runtime: Runtime, bundle: 
     assert not alive(pid) and bundle.groups() == []
 
 
+def test_a_paused_container_can_be_killed(runtime: Runtime, bundle: Bundle) -> None:
+    runtime.started(bundle.sh("exec sleep 1000"))
+    runtime("pause", "c")
+    runtime("kill", "c", "TERM")
+    assert runtime.state()["status"] == "paused", "any other signal waits"
+    runtime("kill", "c", "KILL")
+    runtime.wait_status("stopped")
+
+
 def test_kill_takes_names_and_numbers(runtime: Runtime, bundle: Bundle) -> None:
     bundle.sh("for s in TERM USR1 HUP; do trap \"echo $s >> /tmp/got\" $s; done; echo up > /tmp/got;"
               "while :; do sleep 0.01; done")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import config
+from hosts import DIRECTORY, config
 from test_runtime_cli import PID, Host, ask
 
 from dolium.errors import InvalidArgument
@@ -27,14 +27,14 @@ def test_mountinfo() -> None:
 
 @pytest.mark.parametrize(("target", "fdinfo", "key"), [
     ("pipe:[5]", "", "pipe:[5]"), ("/dev/null", "pos:\t0\nmnt_id:\t26\nino:\t4\n", "file[1a:4]"),
-    ("/inside", "mnt_id:\t95\nino:\t4\n", None), ("socket:[7]", "", None), ("anon_inode:[eventfd]", "", None)])
+    ("/inside", "mnt_id:\t95\nino:\t4\n", None), ("socket:[7]", "", None), ("/memfd:x (deleted)", "mnt_id:\t1\nino:\t4\n", None), ("anon_inode:[eventfd]", "", None)])
 def test_names_of_open_files(target: str, fdinfo: str, key: str | None) -> None:
-    assert criu.external_fd(target, fdinfo, {95}) == key
+    assert criu.external_fd(target, criu.fdinfo(fdinfo), {95}) == key
 
 
 def test_a_kernel_that_does_not_tell_the_inode() -> None:
     with pytest.raises(ValueError, match="inodes"):
-        criu.external_fd("/x", "mnt_id:\t26\n", set())
+        criu.external_fd("/x", {"mnt_id": "26"}, set())
 
 
 def test_the_last_errors_of_a_log() -> None:
@@ -58,11 +58,11 @@ def request(plan: P.Plan) -> dict[str, Any]:
 def test_what_is_dumped() -> None:
     host = running()
     host.stats["/work"] = b"16877 0 0 0"
-    plan = ask(host, "checkpoint", "--leave-running", "--file-locks", "--parent-path", "..", "--page-server", "10.0.0.1:99",
+    plan = ask(host, "checkpoint", "--leave-running", "--file-locks", "--link-remap", "--tcp-skip-in-flight", "--parent-path", "..", "--page-server", "10.0.0.1:99",
                "box")
     asked = request(plan)
     assert asked["arguments"][:3] == ["dump", f"--tree={PID}", "--root=/real/bundle/rootfs"]
-    assert {"--images-dir=/work/checkpoint", "--manage-cgroups=soft", "--leave-running", "--file-locks", "--track-mem",
+    assert {"--images-dir=/work/checkpoint", "--manage-cgroups=soft", "--leave-running", "--file-locks", "--track-mem", "--link-remap", "--skip-in-flight",
             "--prev-images-dir=..", "--address=10.0.0.1", "--port=99", "--freeze-cgroup=/sys/fs/cgroup/freezer/dolium/box",
             "--external=mnt[/data]:/data", "--external=mnt[/proc/kcore]:/proc/kcore"} <= set(asked["arguments"])
     assert asked["notes"] == {"version": 1, "masks": ["/proc/kcore"], "binds": ["/data"], "console": []} and asked["pid"] == PID
@@ -132,6 +132,7 @@ def fresh(**changes: Any) -> Host:
     made = config(mounts=[{"destination": "/data", "type": "bind", "source": "vol", "options": ["rbind"]}], **changes)
     host = Host("", made)
     host.files["/work/images/dolium.json"] = json.dumps(NOTES)
+    host.stats["/real/bundle/vol"] = DIRECTORY
     return host
 
 
@@ -150,11 +151,12 @@ def test_what_is_restored() -> None:
 
 
 def test_hooks_of_new_namespaces_have_their_turn_again() -> None:
-    kinds = ("prestart", "createRuntime", "createContainer", "startContainer")
+    kinds = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart")
     host = fresh(hooks={kind: [{"path": f"/{kind}", "timeout": 3}] for kind in kinds})
     asked = request(ask(host, "restore", "-b", "bundle", "--image-path", "images", "-d", "new"))
     assert [(kind, hook) for kind, hook, _ in asked["hooks"]] == [
         (kind, {"path": f"/{kind}", "timeout": 3}) for kind in kinds[:2]]
+    assert [kind for kind, _, _ in asked["started"]] == ["poststart"] and '"running"' in asked["started"][0][2]
     state = json.loads(asked["hooks"][0][2].replace(P.PID, "7"))
     assert (state["status"], state["pid"], state["id"]) == ("creating", 7, "new")
 
@@ -175,6 +177,63 @@ def test_a_hook_that_fails_or_takes_too_long_is_told(tmp_path: Path) -> None:
         continue
     with pytest.raises(criu_calls.Failed, match="prestart hook /no/such: No such file"):
         criu_calls._run_hook("prestart", {"path": "/no/such"}, "", None)
+
+
+def passing(host: Host, **flags: int) -> Host:
+    """A caller that passed descriptors; those with the flag of O_CLOEXEC are the front's own."""
+    host.lists["/proc/self/fd"] = ["0", "1", "2", *(name.removeprefix("fd") for name in flags)]
+    host.files |= {f"/proc/self/fdinfo/{name.removeprefix('fd')}": f"pos:\t0\nflags:\t0{flag:o}\nmnt_id:\t15\nino:\t{number}\n"
+                   for number, (name, flag) in enumerate(flags.items(), 70)}
+    return host
+
+
+def test_the_callers_descriptors_are_recorded() -> None:
+    plan = ask(passing(fresh(), fd3=0, fd4=1, fd5=0, fd7=0o2000000), "create", "--preserve-fds", "4", "-b", "bundle", "new")
+    record = next(op.args[1] for op in plan.named("write_file") if str(op.args[0]).endswith("state.json"))
+    assert json.loads(str(record).replace(P.PID, "1").replace(P.START_TIME, "2"))["preserved"] == {"3": "f:46", "4": "f:47", "5": "f:48"}
+    host = passing(fresh(), fd3=0)
+    plan = ask(host, "create", "-b", "bundle", "new")
+    assert not any("preserved" in str(op.args) for op in plan.named("write_file")) and "list:/proc/self/fd" not in host.asked
+
+
+HAD = {"3": ["pipe:[5]", "pipe:[5]"], "4": ["file[f:9]", "/log"], "5": [], "6": ["", "anon_inode:[eventfd]"], "7": ["pipe:[8]", "pipe:[8]"]}
+
+
+def restoring(had: dict[str, list[str]], *words: str) -> list[list[object]]:
+    host = passing(fresh(), fd3=0, fd4=0, fd5=0, fd6=0o2000000, fd7=0)
+    host.files["/work/images/dolium.json"] = json.dumps({**NOTES, "preserved": had})
+    asked = request(ask(host, "restore", "-b", "bundle", "--image-path", "images", "-d", *words, "new"))
+    found: list[list[object]] = asked["preserved"]
+    return found
+
+
+def test_descriptors_of_the_caller_take_their_places() -> None:
+    three = dict(list(HAD.items())[:3])
+    assert restoring(three, "--preserve-fds", "3") == [[3, "pipe:[5]", "pipe:[5]"], [4, "file[f:9]", "/log"]]
+    assert restoring({"3": ["pipe:[9]", ""], "4": ["pipe:[9]", ""]}, "--preserve-fds", "2") == [[3, "pipe:[9]", ""]], "one file once"
+    host = passing(fresh(), fd3=0)
+    host.files["/work/images/dolium.json"] = json.dumps({**NOTES, "preserved": {"3": ["pipe:[8]", ""]}})
+    asked = request(ask(host, "restore", "-b", "bundle", "--image-path", "images", "-d", "--preserve-fds", "1", "new"))
+    assert json.loads(asked["record"].replace(P.PID, "1").replace(P.START_TIME, "2"))["preserved"] == {"3": "f:46"}
+    assert [one[0] for one in asked["streams"]] == [0] and [one[0] for one in asked["preserved"]] == [3]
+    assert restoring({"3": [], "4": ["", "anon_inode:[eventfd]"]}) == [] == restoring({})
+
+
+@pytest.mark.parametrize(("had", "count", "why"), [
+    (HAD, 4, "^--preserve-fds: the caller passed no file descriptor 6"), (dict(list(HAD.items())[:3]), 10**17, "had 3 descriptors of its"),
+    ({}, 1, "had 0 descriptors"), (HAD, 1, r"^file descriptor 4 of the checkpointed container was its caller's \(/log\).*--preserve-fds 5"),
+    (HAD, 0, "^file descriptor 3 .*"), ({"3": HAD["6"]}, 1, r"file descriptor 3 was anon_inode:\[eventfd\]: CRIU puts nothing else there")])
+def test_descriptors_that_do_not_fit(had: dict[str, list[str]], count: int, why: str) -> None:
+    with pytest.raises(InvalidArgument, match=why):
+        restoring(had, "--preserve-fds", str(count))
+
+
+def test_a_keyring_of_its_own_and_a_root_to_pivot_from() -> None:
+    words = ("restore", "-b", "bundle", "--image-path", "images", "-d")
+    asked = request(ask(fresh(), *words, "new"))
+    assert (asked["keyring"], asked["movable"]) == ("_ses.new", False)
+    asked = request(ask(fresh(), *words, "--no-new-keyring", "--no-pivot", "new"))
+    assert (asked["keyring"], asked["movable"]) == ("", True)
 
 
 def test_labels_and_a_pidfd_of_what_is_restored() -> None:
@@ -204,7 +263,7 @@ def test_after_the_restore() -> None:
     host.files["/run/new/config.json"] = json.dumps(config(hooks={"poststart": [{"path": "/a"}], "poststop": [{"path": "/b"}]}))
     words = ("restore", "-b", "bundle", "new")
     host.files["/run/new/criu.outcome"] = '{"pid": 77}'
-    assert [op.name for op in ask(host, *words, cursor=b"done 1").ops] == ["lock", "unlink", "hook"]
+    assert [op.name for op in ask(host, *words, cursor=b"done 1").ops] == ["lock", "unlink"]
     host.files["/run/new/criu.outcome"] = '{"exit": 7}'
     ended = ask(host, *words, cursor=b"done 1")
     assert [op.name for op in ended.ops if op.name != "cg_rmdir"] == ["lock", "cg_kill", "hook", "remove_dir", "exit_code"]

@@ -170,6 +170,8 @@ def test_start_tells_init_and_marks_it_then_runs_poststart() -> None:
 def test_kill_goes_to_the_recorded_process_or_to_all() -> None:
     assert ask(Host("running"), "kill", "box").ops[0].args == (PID, START, 15)
     assert ask(Host("running"), "kill", "box", "SIGKILL").ops[0].args == (PID, START, 9)
+    assert order(ask(Host("paused"), "kill", "box", "KILL")) == ["signal", "cg_frozen"], "who is frozen does not die on v1"
+    assert order(ask(Host("paused"), "kill", "box", "TERM")) == ["signal"]
     assert order(ask(Host("running"), "kill", "--all", "box", "KILL")) == ["cg_kill"]
     assert order(ask(Host("stopped"), "kill", "-a", "box", "9")) == ["cg_kill"]
     host = Host("running")

@@ -37,20 +37,35 @@ def mounts(mountinfo: str) -> list[Mount]:
     return [Mount(line) for line in mountinfo.splitlines()]
 
 
-def external_fd(target: str, fdinfo: str, known: set[int]) -> str | None:
-    """CRIU's name for an open file that the container does not have itself: a pipe's, or that of a file on a mount outside
-    (``known``: mount ids inside). None for any other. Raises ValueError when the kernel does not tell the inode (it does
-    since 5.14)."""
-    if target.startswith("pipe:["):
-        return target
-    if not target.startswith("/"):
-        return None
-    fields = dict(line.split(":\t", 1) for line in fdinfo.splitlines() if ":\t" in line)
-    if int(fields["mnt_id"]) in known:
-        return None
+CLOSED_ON_EXEC = 0o2000000  # O_CLOEXEC among the flags of a descriptor
+
+
+def fdinfo(text: str) -> dict[str, str]:
+    """The fields of ``/proc/PID/fdinfo/N``."""
+    return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+
+
+def identity(fields: dict[str, str]) -> str:
+    """Mount id and inode: the same for all descriptors of a file. Raises ValueError when the kernel does not tell the inode
+    (it does since 5.14)."""
     if "ino" not in fields:
         raise ValueError("this kernel does not tell the inodes of open files")
-    return f"file[{int(fields['mnt_id']):x}:{int(fields['ino']):x}]"
+    return f"{int(fields['mnt_id']):x}:{int(fields['ino']):x}"
+
+
+def external_fd(target: str, fields: dict[str, str], known: set[int]) -> str | None:
+    """CRIU's name for an open file that the container does not have itself: a pipe's, or that of a file on a mount outside
+    (``known``: mount ids inside). None for any other. Raises ValueError as :func:`identity`."""
+    if target.startswith("pipe:["):
+        return target
+    if not target.startswith("/") or target.startswith("/memfd:") or int(fields["mnt_id"]) in known:
+        return None
+    return f"file[{identity(fields)}]"
+
+
+def sockets(net_unix: str) -> set[str]:
+    """Inodes in ``/proc/PID/net/unix``."""
+    return {line.split()[6] for line in net_unix.splitlines()[1:] if line}
 
 
 def externals(names: Iterable[tuple[str, str]]) -> list[str]:

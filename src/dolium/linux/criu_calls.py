@@ -26,8 +26,8 @@ import subprocess
 import termios
 import tty
 
-from dolium.linux.criu import errors, external_fd, mounts
-from dolium.linux.syscalls import make_dirs_in_root, open_in_root
+from dolium.linux.criu import errors, external_fd, fdinfo, identity, mounts, sockets
+from dolium.linux.syscalls import make_dirs_in_root, move_mount, open_in_root, open_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PIDFD_GETFD = 438
+_KEYCTL, _JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
 _CLONE_NEWNS, _MS_BIND, _MS_REC, _MS_SLAVE = 0x20000, 0x1000, 0x4000, 0x80000
 FIRST_FD = 100  # far from what CRIU opens before it looks
 
@@ -76,10 +77,36 @@ def _stream(own: int, key: str, path: str) -> int:
         raise Failed(f"file descriptor {own} was {path} ({error.strerror}), and the caller's is no file") from None
 
 
-def _own_root(rootfs: str) -> None:
-    """``rootfs`` as a mount at its own place, in a mount namespace of this process. Raises Failed."""
+def _callers(own: int, key: str, path: str) -> int:
+    """A descriptor that is passed on as it is: of a file CRIU asks to be positioned. Raises Failed."""
+    fd = _from_front(own)
+    try:
+        if key.startswith("file["):
+            os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError:
+        os.close(fd)
+        raise Failed(f"file descriptor {own} was {path}, and the caller's is no file") from None
+    return fd
+
+
+def _own_root(rootfs: str, movable: bool) -> None:
+    """``rootfs`` as a mount at its own place, in a mount namespace of this process; ``movable``: CRIU will pivot from this
+    root, which the kernel refuses where it is no mount point, or a ramdisk: so another mount of it is put on top. Raises
+    Failed."""
     _check(_LIBC.unshare(_CLONE_NEWNS), "unshare the mount namespace")
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    with open("/proc/self/ns/mnt") as own:  # entered again: then "/" is a mount, also for who is in a chroot
+        _check(_LIBC.setns(own.fileno(), _CLONE_NEWNS), "see the whole mount namespace")
     _check(_LIBC.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None), "cut off from the host's mounts")
+    os.fchdir(root)
+    os.close(root)
+    os.chroot(".")
+    if movable:
+        tree = open_tree("/", recursive=True)
+        move_mount(tree, "/")
+        os.fchdir(tree)
+        os.close(tree)
+        os.chroot(".")
     path = os.fsencode(rootfs)
     _check(_LIBC.mount(path, path, None, _MS_BIND | _MS_REC, None), f"bind {rootfs}")
 
@@ -151,7 +178,7 @@ def _outside(pid: int, shared: dict[str, list[str]]) -> dict[str, dict[str, Any]
             continue
         with open(f"/proc/{pid}/fdinfo/{fd}") as file:
             try:
-                key = external_fd(target, file.read(), known)
+                key = external_fd(target, fdinfo(file.read()), known)
             except ValueError as error:
                 raise Failed(f"file descriptor {fd} ({target}): {error}") from None
         if key:
@@ -160,13 +187,48 @@ def _outside(pid: int, shared: dict[str, list[str]]) -> dict[str, dict[str, Any]
     return {"files": files, "namespaces": {kind: f"{own[kind]}:{key}" for kind, (_, key) in shared.items()}}
 
 
+def _preserved(pid: int, group: str, wanted: dict[str, str]) -> dict[str, list[str]]:
+    """What the container still has of the descriptors that its caller gave it, by their numbers then: CRIU's name, "" where
+    nobody can give CRIU another, and what it is. Who closed one may have it by another number, or a child of his."""
+    found: dict[str, list[str]] = {number: [] for number in wanted}
+    if not wanted:
+        return found
+    numbers = {mark: number for number, mark in reversed(wanted.items())}
+    with open(f"/proc/{pid}/mountinfo", errors="surrogateescape") as file:
+        known = {mount.identity for mount in mounts(file.read())}
+    with open(f"/proc/{pid}/net/unix", errors="surrogateescape") as file:
+        local = sockets(file.read())
+    members = {pid}.union(*(_processes(folder) for folder, _, _ in os.walk(group)))
+    for path in (f"/proc/{member}/fd/{fd}" for member in members for fd in _names(f"/proc/{member}/fd")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it is not frozen yet
+            target = os.readlink(path)
+            with open(path.replace("/fd/", "/fdinfo/")) as file:
+                fields = fdinfo(file.read())
+            number = numbers.get(identity(fields))
+            if number is not None and target.startswith("socket:"):
+                found[number] = [target if fields["ino"] in local else "", target]
+            elif number is not None:
+                found[number] = [external_fd(target, fields, known) or "", target]
+    return found
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def _dump(request: dict[str, Any]) -> dict[str, int]:
     program = _program(request)
     if request["status_fd"] is not None:
         _keep(_from_front(request["status_fd"]), FIRST_FD)
         request["arguments"].append(f"--status-fd={FIRST_FD}")
-    notes = {**request["notes"], **_outside(request["pid"], request["shared"])}
-    request["arguments"] += [f"--external={key}" for key, _ in notes["files"].values() if key.startswith("file[")]
+    notes = {**request["notes"], **_outside(request["pid"], request["shared"]),
+             "preserved": _preserved(request["pid"], request["group"], request["preserved"])}
+    outside = dict.fromkeys(entry[0] for entry in [*notes["files"].values(), *notes["preserved"].values()] if entry)
+    request["arguments"] += [f"--external={key.replace('socket:', 'unix')}" for key in outside
+                             if key.startswith(("file[", "socket:["))]
     request["arguments"] += [f"--external={key}" for key in notes["namespaces"].values()]
     if request["serves"] and request["notes_path"]:  # it ends when the restored container has all of its memory
         _replace(request["notes_path"], json.dumps(notes), 0o600)
@@ -181,6 +243,7 @@ def _dump(request: dict[str, Any]) -> dict[str, int]:
 def _restore(request: dict[str, Any]) -> dict[str, int]:
     program = _program(request)
     inherited = [(key, _stream(own, key, path)) for own, key, path in request["streams"]]
+    inherited += [(key, _callers(own, key, path)) for own, key, path in request["preserved"]]
     inherited += [(key, os.open(path, os.O_RDONLY)) for path, key in request["opened"]]
     for number, (_, fd) in enumerate(inherited, FIRST_FD):
         _keep(fd, number)
@@ -196,6 +259,13 @@ def _restore(request: dict[str, Any]) -> dict[str, int]:
         _send_fd("--pidfd-socket", request["pidfd_socket"], b"standard", os.pidfd_open(pid), pid)
     if request["terminal"] and request["terminal"]["socket"]:
         _send_fd("--console-socket", request["terminal"]["socket"], b"/dev/pts/0", restoring.master, pid)
+    try:
+        for kind, hook, state in request["started"]:
+            _run_hook(kind, hook, state.replace("\x01p", str(pid)), None if request["detach"] else _unblock)
+    except Failed:  # it takes the container with it (runtime.md, Lifecycle)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
     if request["detach"]:
         return {"pid": pid}
     _stay(restoring.master, pid)
@@ -260,7 +330,9 @@ class Restoring:
             for folder in self._request["join"]:
                 with open(f"{folder}/cgroup.procs", "w") as file:
                     file.write("0")
-            _own_root(self._request["rootfs"])
+            _own_root(self._request["rootfs"], self._request["movable"])
+            if self._request["keyring"]:  # where the kernel has none, nobody's is shared
+                _LIBC.syscall(_KEYCTL[os.uname().machine], _JOIN_SESSION_KEYRING, self._request["keyring"].encode())
             if not self._request["detach"]:
                 _unblock()
             sock.set_inheritable(True)

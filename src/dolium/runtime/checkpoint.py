@@ -15,7 +15,7 @@ from dolium.linux.cgroup import tree
 from dolium.runtime import cgroups, deeds, state
 from dolium.runtime import plan as P
 from dolium.runtime.compile import FIRST_CGROUP_SLOT, add_hooks, state_json
-from dolium.runtime.lifecycle import absolute, check_terminal, read_config, remove
+from dolium.runtime.lifecycle import absolute, activated, callers_files, check_terminal, read_config, remove
 from dolium.runtime.plan import Plan
 from dolium.runtime.spec import load, namespaces
 
@@ -36,6 +36,7 @@ CONSOLE = "/dev/console"  # a further place of the terminal's inner end
 BOTH = {"lazy-pages": "--lazy-pages",
         "tcp-established": "--tcp-established", "ext-unix-sk": "--ext-unix-sk", "shell-job": "--shell-job",
         "file-locks": "--file-locks"}
+DUMP = {"tcp-skip-in-flight": "--skip-in-flight", "link-remap": "--link-remap"}
 
 
 def _outcome(facts: Facts, path: str) -> dict[str, Any]:
@@ -100,6 +101,7 @@ def checkpoint(context: Context, facts: Facts, identity: str, options: dict[str,
                  *_common(context, options, images, "dump.log"), *_freezer(facts, where)]
     if options.get("leave-running") and not before:
         arguments.append("--leave-running")
+    arguments += [word for flag, word in DUMP.items() if options.get(flag)]
     if options.get("parent-path"):
         arguments.append(f"--prev-images-dir={_parent(facts, images, options['parent-path'])}")
     if before or options.get("parent-path"):
@@ -123,7 +125,9 @@ def checkpoint(context: Context, facts: Facts, identity: str, options: dict[str,
         raise InvalidArgument(f"--status-fd: {status_fd!r} is not a number")
     request = _request(context, "dump", arguments, outcome, log=f"{_work(context, options, images)}/dump.log", notes=notes,
                        serves=bool(options.get("lazy-pages")), notes_path="" if before else f"{images}/{NOTES}",
-                       pid=where.pid, shared=shared, status_fd=None if status_fd is None else int(status_fd))
+                       pid=where.pid, shared=shared, preserved=where.preserved,
+                       group=where.folders[0] if where.folders else "",
+                       status_fd=None if status_fd is None else int(status_fd))
     deeds.add(plan, P.PARENT_BEFORE_CLONE, f"checkpoint {identity}", CALLS, request, 0, optional=True)
     plan.add(P.PARENT_BEFORE_CLONE, "again", "look", 0, "done")
     return plan
@@ -220,17 +224,22 @@ def restore(context: Context, facts: Facts, identity: str, options: dict[str, An
     outcome = f"{folder}/criu.outcome"
     rootfs = config["root"]["path"]
     rootfs = rootfs if rootfs.startswith("/") else f"{bundle}/{rootfs}"
+    count = int(options.get("preserve-fds") or 0) + activated(context, {})
+    given = callers_files(facts, count)
     record = state.template(identity, bundle, rootfs, context.created, context.uid, folders, config["ociVersion"],
-                            unit.name if unit else "")
+                            unit.name if unit else "", given)
     arguments = [f"--root={rootfs}", *_restore_arguments(context, options, config, notes, images, bundle, group)]
     request = _request(
         context, "restore", arguments, outcome, log=f"{_work(context, options, images)}/restore.log", rootfs=rootfs,
         images=images, work=_work(context, options, images), detach=bool(options.get("detach")),
-        opened=_namespace_files(config, notes), hooks=_hooks(config, identity, bundle), scope=folders[0] if unit else "",
+        opened=_namespace_files(config, notes), hooks=_hooks(config, identity, bundle, "prestart", "createRuntime"),
+        started=_hooks(config, identity, bundle, "poststart"), scope=folders[0] if unit else "",
         targets=_targets(config), record=record, state=f"{folder}/state.json",
         told=absolute(context.cwd, options["pid-file"]) if options.get("pid-file") else "",
         pidfd_socket=absolute(context.cwd, options["pidfd-socket"]) if options.get("pidfd-socket") else "",
-        streams=_streams(notes), terminal=terminal, join=folders if options.get("manage-cgroups-mode") == "ignore" else [])
+        streams=_streams(notes), preserved=_preserved(count, given, notes),
+        keyring="" if options.get("no-new-keyring") else f"_ses.{identity}", movable=bool(options.get("no-pivot")),
+        terminal=terminal, join=folders if options.get("manage-cgroups-mode") == "ignore" else [])
     plan = Plan()
     plan.add(P.PARENT_BEFORE_CLONE, "mkdir", f"make state folder {folder}", folder, 0o700, 3, nothing_ours=True)
     plan.add(P.ON_FAILURE, "remove_dir", f"remove state folder {folder}", folder, nothing_ours=True)
@@ -268,12 +277,11 @@ def _group(context: Context, facts: Facts, layout: tree.Layout, config: dict[str
     return unit, Driver(context.env, context.uid), unit.group
 
 
-def _hooks(config: dict[str, Any], identity: str, bundle: str) -> list[tuple[str, dict[str, Any], str]]:
+def _hooks(config: dict[str, Any], identity: str, bundle: str, *kinds: str) -> list[tuple[str, dict[str, Any], str]]:
     """Those that have their turn again: the namespaces are new. createContainer and startContainer belong to a root and a
     program that are made, which CRIU brings back instead; runc runs neither."""
-    state = state_json(config, identity, bundle, "creating")
-    return [(kind, hook, state) for kind in ("prestart", "createRuntime")
-            for hook in (config.get("hooks") or {}).get(kind) or []]
+    state = state_json(config, identity, bundle, "running" if kinds == ("poststart",) else "creating")
+    return [(kind, hook, state) for kind in kinds for hook in (config.get("hooks") or {}).get(kind) or []]
 
 
 def _notes(facts: Facts, images: str) -> dict[str, Any]:
@@ -286,7 +294,7 @@ def _notes(facts: Facts, images: str) -> dict[str, Any]:
         if notes["version"] != NOTES_VERSION:
             raise InvalidArgument(f"{images}/{NOTES} is of version {notes['version']}, not {NOTES_VERSION}")
         return {**{key: notes[key] for key in ("masks", "binds", "files", "namespaces")},
-                "console": notes.get("console") or []}
+                "console": notes.get("console") or [], "preserved": notes.get("preserved") or {}}
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidArgument(f"{images}/{NOTES} is damaged: {error!r}") from error
 
@@ -294,6 +302,29 @@ def _notes(facts: Facts, images: str) -> dict[str, Any]:
 def _streams(notes: dict[str, Any]) -> list[tuple[int, str, str]]:
     """(the caller's descriptor, what it stands for, its path then), each file once: two that were the same stay the same."""
     once = {key: (int(fd), key, target) for fd, (key, target) in reversed(notes["files"].items())}
+    preserved = [entry[0] for entry in notes["preserved"].values() if entry]  # a shell at `read <&4` has that one twice
+    return [one for key, one in once.items() if key not in preserved]
+
+
+def _preserved(count: int, given: dict[str, str], notes: dict[str, Any]) -> list[tuple[int, str, str]]:
+    """The caller's ``count`` descriptors from 3 on that take the places of those the container had: as :func:`_streams`.
+    Each that it still had needs one. Raises InvalidArgument."""
+    had = notes["preserved"]
+    once: dict[str, tuple[int, str, str]] = {}
+    for number in range(3, 3 + min(count, len(had) + 1)):
+        if str(number) not in had:
+            raise InvalidArgument(f"--preserve-fds: the checkpointed container had {len(had)} descriptors of its caller's, "
+                                  f"not {count}")
+        if str(number) not in given:
+            raise InvalidArgument(f"--preserve-fds: the caller passed no file descriptor {number}")
+    for number, (key, what) in ((int(number), entry) for number, entry in had.items() if entry):
+        if key and number >= 3 + count:
+            raise InvalidArgument(f"file descriptor {number} of the checkpointed container was its caller's ({what})",
+                                  hint=f"pass one, by --preserve-fds {len(had)}")
+        if not key and number < 3 + count:
+            raise InvalidArgument(f"--preserve-fds: file descriptor {number} was {what}: CRIU puts nothing else there")
+        if key:
+            once.setdefault(key, (number, key, what))
     return list(once.values())
 
 
@@ -345,8 +376,6 @@ def _restored(context: Context, facts: Facts, identity: str, bundle: str, option
     plan.add(P.PARENT_BEFORE_CLONE, "lock", f"lock {folder}", folder)
     if "pid" in found:
         plan.add(P.PARENT_BEFORE_CLONE, "unlink", "forget the outcome", f"{folder}/criu.outcome")
-        add_hooks(plan, P.PARENT_BEFORE_CLONE, config, "poststart",
-                  state_json(config, identity, bundle, "running", found["pid"]), optional=True)
         return plan
     if "error" in found or not options.get("keep"):
         cgroups.remove(plan, P.PARENT_BEFORE_CLONE, folders, unit.name if unit else "", driver)

@@ -60,10 +60,11 @@ COMMANDS: dict[str, tuple[dict[str, bool], dict[str, str], str, str]] = {
         "change the limits of a running container"),
     "events": ({"interval": True, "stats": False}, {}, "ID", "print what a container uses and its OOM kills until it ends"),
     "checkpoint": ({"image-path": True, "work-path": True, "parent-path": True, "leave-running": False, "pre-dump": False,
-                    "page-server": True, **CRIU}, {}, "ID", "write a running container's processes to a folder, by CRIU"),
+                    "page-server": True, "tcp-skip-in-flight": False, "link-remap": False, **CRIU}, {}, "ID",
+                   "write a running container's processes to a folder, by CRIU"),
     "restore": ({"image-path": True, "work-path": True, "bundle": True, "detach": False, "pid-file": True,
                  "pidfd-socket": True, "console-socket": True, "no-subreaper": False, "no-pivot": False, "keep": False,
-                 "lsm-profile": True, "lsm-mount-context": True, **CRIU},
+                 "preserve-fds": True, "no-new-keyring": False, "lsm-profile": True, "lsm-mount-context": True, **CRIU},
                 {"b": "bundle", "d": "detach"}, "ID", "make a container of what checkpoint has written"),
     "features": ({}, {}, "", "print what this runtime can do, as JSON"),
 }

@@ -107,7 +107,7 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
     launch.seccomp, keep = _seccomp(cache, config, facts, context)
     launch.no_pivot = bool(options.get("no-pivot"))
     launch.new_keyring = not options.get("no-new-keyring")
-    launch.preserve_fds = int(options.get("preserve-fds") or 0) + _activated(context, process)
+    launch.preserve_fds = int(options.get("preserve-fds") or 0) + activated(context, process)
     _sockets(context, options, launch)
     if not run:
         launch.start_socket = f"{folder}/start.sock"
@@ -135,7 +135,8 @@ def create(context: Context, facts: Facts, identity: str, bundle: str, options: 
     groups = launch.layout if launch.groups is None else launch.groups
     folders = groups.paths(launch.unit.group if launch.unit else tree.group_of(cgroups_path, identity))
     record = state.template(identity, bundle, root_path if root_path.startswith("/") else f"{bundle}/{root_path}",
-                            context.created, context.uid, folders, config["ociVersion"], unit)
+                            context.created, context.uid, folders, config["ociVersion"], unit,
+                            callers_files(facts, launch.preserve_fds) if context.uid == 0 else None)
 
     plan = Plan(compiled.flags)
     add = plan.add
@@ -186,7 +187,24 @@ def _sockets(context: Context, options: dict[str, Any], launch: Launch) -> None:
         launch.pidfd_socket = absolute(context.cwd, options["pidfd-socket"])
 
 
-def _activated(context: Context, process: dict[str, Any]) -> int:
+def callers_files(facts: Facts, count: int) -> dict[str, str]:
+    """What the caller's ``count`` descriptors from 3 on are, by number; without those that it did not pass. (The front's own
+    are closed on exec.)"""
+    if not count:
+        return {}
+    from dolium.linux.criu import CLOSED_ON_EXEC, fdinfo, identity
+
+    numbers = [number for number in map(int, facts.list("/proc/self/fd")) if 3 <= number < 3 + count]
+    facts.want(*(f"read:/proc/self/fdinfo/{number}" for number in numbers))
+    found = {}
+    for number in sorted(numbers):
+        fields = fdinfo((facts.read(f"/proc/self/fdinfo/{number}") or b"").decode())
+        if "ino" in fields and not int(fields["flags"], 8) & CLOSED_ON_EXEC:
+            found[str(number)] = identity(fields)
+    return found
+
+
+def activated(context: Context, process: dict[str, Any]) -> int:
     """Descriptors that were passed to this very process by sd_listen_fds(3): they and what is said of them go on to the
     container's first process. They lie before those of --preserve-fds, as in runc."""
     count = context.env.get("LISTEN_FDS", "")
@@ -338,6 +356,9 @@ def kill(context: Context, facts: Facts, identity: str, signal: int, *, everyone
     if status == "stopped":
         raise FailedPrecondition(f"container not running: {identity}")
     plan.add(P.PARENT_BEFORE_CLONE, "signal", f"kill {identity}", where.pid, where.start_time, signal)
+    layout = cgroups.layout(facts)
+    if status == "paused" and signal == SIGKILL and layout.v1:  # there who is frozen does not even die
+        cgroups.freeze(plan, P.PARENT_BEFORE_CLONE, layout, where.folders, False)
     return plan
 
 

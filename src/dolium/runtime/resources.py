@@ -96,6 +96,10 @@ def update(context: Context, facts: Facts, identity: str, resources: dict[str, A
     if text is None:
         raise FailedPrecondition(f"{where.folder}/config.json is missing")
     config = load(text, f"{where.folder}/config.json")
+    before = (config.get("linux") or {}).get("resources") or {}
+    memory = resources.get("memory") or {}
+    if memory.get("limit") == -1 and not memory.get("swap") and (before.get("memory") or {}).get("swap"):
+        resources = {**resources, "memory": {**memory, "swap": -1}}  # it counts both: no limit of one means none of both
     merged = json.loads(text)
     kept = merged.setdefault("linux", {}).setdefault("resources", {})
     for room, part in resources.items():
@@ -120,7 +124,6 @@ def update(context: Context, facts: Facts, identity: str, resources: dict[str, A
     if where.unit:
         from dolium.runtime.systemd import Driver
 
-        before = (config.get("linux") or {}).get("resources") or {}
         driver = Driver(context.env, context.uid)
         driver.change(plan, P.PARENT_BEFORE_CLONE, where.unit, wanted)
         driver.change(plan, P.ON_FAILURE, where.unit, {room: before[room] for room in wanted if room in before},
@@ -134,11 +137,11 @@ def update(context: Context, facts: Facts, identity: str, resources: dict[str, A
                if not str(op.args[0]).endswith(("/cgroup.subtree_control", "/devices.allow", "/devices.deny"))]
     facts.want(*(f"read:{op.args[0]}" for op in written))
     for op in reversed(written):
-        before = facts.read(str(op.args[0]))
-        if before is not None and before.strip():
-            plan.add(P.ON_FAILURE, "cg_write", f"put {op.args[0]} back", op.args[0], before.strip(), 1, optional=True)
+        was = (facts.read(str(op.args[0])) or b"").strip()
+        if was:
+            plan.add(P.ON_FAILURE, "cg_write", f"put {op.args[0]} back", op.args[0], was, 1, optional=True)
     if resources.get("devices"):
-        rules = ((config.get("linux") or {}).get("resources") or {}).get("devices") or [{"allow": True}]
+        rules = before.get("devices") or [{"allow": True}]
         cgroups.add_limits(plan, P.ON_FAILURE, layout, group, {"devices": rules})
     if rdt:
         from dolium.runtime import rdt as resctrl

@@ -32,9 +32,10 @@ def check_identity(identity: str) -> None:
 
 class State:
     """What is recorded of a container. ``folders``: its cgroup folders; ``created``: RFC 3339; ``owner``: uid;
-    ``unit``: its systemd scope, "" with the cgroupfs driver."""
+    ``unit``: its systemd scope, "" with the cgroupfs driver; ``preserved``: the caller's descriptors that it got, by number
+    (as :func:`dolium.linux.criu.identity` has them)."""
 
-    __slots__ = ("bundle", "created", "folder", "folders", "identity", "oci_version", "owner", "pid", "rootfs",
+    __slots__ = ("bundle", "created", "folder", "folders", "identity", "oci_version", "owner", "pid", "preserved", "rootfs",
                  "start_time", "unit")
 
     def __init__(self, fields: dict[str, Any], folder: str) -> None:
@@ -49,14 +50,16 @@ class State:
         self.folders: list[str] = fields["cgroups"]
         self.oci_version: str = fields["ociVersion"]
         self.unit: str = fields.get("unit", "")
+        self.preserved: dict[str, str] = fields.get("preserved", {})
 
 
 def template(identity: str, bundle: str, rootfs: str, created: str, owner: int, folders: list[str],
-             oci_version: str, unit: str = "") -> str:
+             oci_version: str, unit: str = "", preserved: dict[str, str] | None = None) -> str:
     """``state.json`` with the executor's tokens where pid and start time will be."""
     text = json.dumps({"version": STATE_VERSION, "ociVersion": oci_version, "id": identity, "pid": _PID,
                        "startTime": _START, "bundle": bundle, "rootfs": rootfs, "created": created, "owner": owner,
-                       "cgroups": folders, **({"unit": unit} if unit else {})})
+                       "cgroups": folders, **({"unit": unit} if unit else {}),
+                       **({"preserved": preserved} if preserved else {})})
     return text.replace(str(_PID), "\x01p").replace(str(_START), "\x01s") + "\n"
 
 
