@@ -270,25 +270,34 @@ class Networks:
             egress=first.get("egress"), outside=Outside(first["ip"], first["name_server"], first.get("name_port", 0))
             if first.get("name_server") else None)
 
-    async def _attach_names(self, container: str, first: Endpoint, namespace: int, *, fresh: bool) -> None:
+    def _attach_names(self, container: str, first: Endpoint, namespace: int, *, fresh: bool) -> Coroutine[Any, Any, None]:
+        """The namespace's fd is needed no longer than this call."""
+        what = f"cannot give container {container[:12]} a name server"
         prepared = self._bridge.take_sockets(container)
         if first.get("name_server"):
             for sock in prepared:
                 sock.close()
             prepared = ()
-        known = self._known(first, os.dup(namespace), fresh=fresh, sockets=prepared)
         try:
-            await self._dns.attach(container, known)
+            known = self._known(first, os.dup(namespace), fresh=fresh, sockets=prepared)
+        except OSError as error:
+            raise as_error(error, what) from error
+
+        async def attach() -> None:
+            try:
+                await self._dns.attach(container, known)
+            except OSError as error:
+                raise as_error(error, what) from error
             if known.outside is not None:
                 first["name_port"] = known.outside.port
-        except OSError as error:
-            raise as_error(error, f"cannot give container {container[:12]} a name server") from error
+
+        return attach()
 
     def _name_early(self, container: str, first: Endpoint, driver: Driver, namespace: int) -> asyncio.Task[None] | None:
         """Tell the name server while the link is made, where all is known before: a namespace that is prepared with its
         sockets, and nothing that must be in it first."""
-        if (driver is not self._bridge or namespace >= 0 or not named(first) or restricted(first) or first.get("name_server")
-                or any(self._must(endpoint).late for endpoint in endpoints(first))):
+        if (driver is not self._bridge or namespace >= 0 or not named(first) or restricted(first)
+                or first.get("name_server") or any(self._must(endpoint).late for endpoint in endpoints(first))):
             return None
         fd = self._bridge.claim(container, first)
         return self._task(self._attach_names(container, first, fd, fresh=True)) if fd >= 0 else None
