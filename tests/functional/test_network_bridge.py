@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packets import (
     FORWARD,
     Bench,
     datagram,
+    inside,
     links,
     links_inside,
     listen,
@@ -32,8 +34,9 @@ from packets import (
 
 from dolium.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
 from dolium.network import firewall, netlink
-from dolium.network.base import NetworkRequest, PortBinding
+from dolium.network.base import NetworkRequest, Place, PortBinding
 from dolium.network.manager import Networks
+from dolium.network.switch import remove_link
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -370,6 +373,69 @@ def test_a_network_that_cannot_be_resumed_keeps_its_containers_links(tmp_path: P
         for driver in {*later._drivers.values()} - {later._bridge}:
             await driver.close()
         switch.host.request(netlink.set_link(switch.index, alias=switch.alias))
+
+    on_bench(body, tmp_path)
+
+
+def test_a_start_that_fails_takes_its_names_along(tmp_path: Path) -> None:
+    """The name server is told of a container while its link is made."""
+    async def body(it: Bench) -> None:
+        await it.networks.create({"Name": "one"})
+        bridge, dns = it.networks._bridge, it.networks._dns
+        while len(bridge._named) < bridge._named.size or not dns.pid:
+            await asyncio.sleep(0.01)
+        container = secrets.token_hex(32)
+        name = bridge._networks["one"].switch.link_name(container)
+        subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)  # somebody else's
+        wish = NetworkRequest(container, "one", names=("box",))
+        told: list[str] = []
+        attach = dns.attach
+
+        async def attached(container: str, known: Any) -> None:
+            await attach(container, known)
+            told.append(container)
+
+        dns.attach = attached  # type: ignore[method-assign]
+        with pytest.raises(FailedPrecondition, match=f"the link {name} exists"):
+            await it.networks.prepare(wish)
+        assert told == [container] and bridge._named.taken == 1
+        assert dns._known == {} and bridge._claimed == {} and bridge._sockets == {}
+        assert (await dns._ask({"op": "hello"}))["sandboxes"] == []
+        subprocess.run(["ip", "link", "del", name], check=True)
+        it.prepared[container] = await it.networks.prepare(wish)
+        assert (await dns._ask({"op": "hello"}))["sandboxes"] == [container]
+        # one that ends, and starts again before the name server has heard of the end
+        prepared = it.prepared.pop(container)
+        os.close(prepared.fd)
+        await it.networks.release(container, prepared.endpoint)
+        it.prepared[container] = await it.networks.prepare(wish)
+        while it.networks._tasks:
+            await asyncio.wait(it.networks._tasks)
+        assert (await dns._ask({"op": "hello"}))["sandboxes"] == [container]
+
+    on_bench(body, tmp_path)
+
+
+def test_a_link_that_is_removed_is_gone_when_that_is_said(tmp_path: Path) -> None:
+    async def body(it: Bench) -> None:
+        for name in ("one", "two"):
+            await it.networks.create({"Name": name})
+        container = secrets.token_hex(32)
+        it.prepared[container] = prepared = await it.networks.prepare(NetworkRequest(container, "one"))
+        for _ in range(5):
+            both = await it.networks.connect(container, Place("two"), prepared.fd, prepared.endpoint)
+            switch = it.networks._bridge._networks["two"].switch
+            await it.networks.disconnect(container, "two", prepared.fd, both)
+            assert switch.link_name(container) not in {name for _, name in socket.if_nameindex()}
+            assert "eth1" not in {link.name for link in links_inside(prepared.fd)}
+            assert not [line for line in inside(prepared.fd, lambda: Path("/proc/thread-self/net/route").read_text()).splitlines()
+                        if line.startswith("eth1")]
+            await it.networks.remove("two")
+            assert switch.name not in {name for _, name in socket.if_nameindex()}
+            await it.networks.create({"Name": "two"})
+        remove_link(0x7FFFFFFF)  # not there
+        with pytest.raises(OSError, match=r"\[Errno 95\]"):  # the kernel's refusal is the caller's
+            remove_link(1)
 
     on_bench(body, tmp_path)
 

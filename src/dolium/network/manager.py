@@ -213,7 +213,12 @@ class Networks:
             if known is not None and not any(self._must(endpoint).late for endpoint in found):
                 known(first)
             await self._policies.placed(container, found)
-            fd = await driver.make(container, first, request.namespace)
+            naming = self._name_early(container, first, driver, request.namespace)
+            try:
+                fd = await driver.make(container, first, request.namespace)
+            except BaseException:
+                await self._unname(container, naming)
+                raise
             way6 = _way6(found)
             try:
                 for endpoint in others:
@@ -222,9 +227,12 @@ class Networks:
                     await self._policies.placed(container, found)
                 if restricted(first):
                     await self._policies.enter(container, first, fd)
-                if named(first):
+                if naming is not None:
+                    await naming
+                elif named(first):
                     await self._attach_names(container, first, fd, fresh=True)
             except BaseException:
+                await self._unname(container, naming)
                 os.close(fd)
                 raise
         except BaseException:
@@ -262,19 +270,44 @@ class Networks:
             egress=first.get("egress"), outside=Outside(first["ip"], first["name_server"], first.get("name_port", 0))
             if first.get("name_server") else None)
 
-    async def _attach_names(self, container: str, first: Endpoint, namespace: int, *, fresh: bool) -> None:
+    def _attach_names(self, container: str, first: Endpoint, namespace: int, *, fresh: bool) -> Coroutine[Any, Any, None]:
+        """The namespace's fd is needed no longer than this call."""
+        what = f"cannot give container {container[:12]} a name server"
         prepared = self._bridge.take_sockets(container)
         if first.get("name_server"):
             for sock in prepared:
                 sock.close()
             prepared = ()
-        known = self._known(first, os.dup(namespace), fresh=fresh, sockets=prepared)
         try:
-            await self._dns.attach(container, known)
+            known = self._known(first, os.dup(namespace), fresh=fresh, sockets=prepared)
+        except OSError as error:
+            raise as_error(error, what) from error
+
+        async def attach() -> None:
+            try:
+                await self._dns.attach(container, known)
+            except OSError as error:
+                raise as_error(error, what) from error
             if known.outside is not None:
                 first["name_port"] = known.outside.port
-        except OSError as error:
-            raise as_error(error, f"cannot give container {container[:12]} a name server") from error
+
+        return attach()
+
+    def _name_early(self, container: str, first: Endpoint, driver: Driver, namespace: int) -> asyncio.Task[None] | None:
+        """Tell the name server while the link is made, where all is known before: a namespace that is prepared with its
+        sockets, and nothing that must be in it first."""
+        if (driver is not self._bridge or namespace >= 0 or not named(first) or restricted(first)
+                or first.get("name_server") or any(self._must(endpoint).late for endpoint in endpoints(first))):
+            return None
+        fd = self._bridge.claim(container, first)
+        return self._task(self._attach_names(container, first, fd, fresh=True)) if fd >= 0 else None
+
+    async def _unname(self, container: str, naming: asyncio.Task[None] | None) -> None:
+        """After a failure: its error is the one that counts."""
+        if naming is not None:
+            await asyncio.wait([naming])
+            if not naming.cancelled() and naming.exception() is None:
+                await self._dns.gone(container)
 
     async def _renamed(self, container: str, first: Endpoint, namespace: int) -> None:
         """Its networks are others than they were, or its name."""
@@ -329,7 +362,9 @@ class Networks:
 
     async def _release(self, container: str, first: Endpoint) -> None:
         await self._policies.leave(container)
-        await self._dns.gone(container)
+        known = self._dns.forget(container)
+        if known is not None:
+            self._task(self._dns.tell_gone(container, known))  # nobody waits for the answer
         failure: DoliumError | None = None
         for endpoint in endpoints(first):
             driver = self._driver_of(endpoint)

@@ -128,12 +128,20 @@ class Pool:
 
     def take(self) -> Slot:
         """One of the pool, or a new one when it is empty. Raises OSError."""
+        slot = self.take_ready()
+        if slot is not None:
+            return slot
         with self._lock:
-            if self._slots:
-                self.taken += 1
-                return self._slots.pop(0)
             self.missed += 1
         return self._maker()
+
+    def take_ready(self) -> Slot | None:
+        """One of the pool; None when it is empty."""
+        with self._lock:
+            if not self._slots:
+                return None
+            self.taken += 1
+            return self._slots.pop(0)
 
     def fill(self) -> bool:
         """Add one; False when it is full or closed. Raises OSError."""

@@ -131,14 +131,26 @@ class NameServer:
 
     async def gone(self, container: str) -> None:
         """A container that has ended; idempotent."""
+        known = self.forget(container)
+        if known is not None:
+            await self.tell_gone(container, known)
+
+    def forget(self, container: str) -> Known | None:
+        """Let go of what is kept of one that has ended: what it was, for ``tell_gone``; None when there was nothing."""
         known = self._known.pop(container, None)
-        if known is None:
-            return
-        known.close()
+        if known is not None:
+            known.close()
+        return known
+
+    async def tell_gone(self, container: str, known: Known) -> None:
+        """The server, of one that was forgotten; not when it is there again: what it is told then takes the old one's
+        place."""
         if known.outside is not None:
             await self._lead()
-        with contextlib.suppress(Unavailable):
-            await self._say({"op": "gone", "container": container})
+        async with self._lock:
+            if self._sock is not None and container not in self._known:
+                with contextlib.suppress(Unavailable):
+                    await self._ask({"op": "gone", "container": container})
 
     async def _lead(self) -> None:
         """Those who ask outside of their namespaces are led to their sockets. A failure is logged: they have no names."""

@@ -84,6 +84,7 @@ class BridgeDriver:
         self._pool: Pool
         self._named: Pool  # with sockets for the name server; filled once there is a network with names
         self._sockets: dict[str, tuple[socket.socket, ...]] = {}
+        self._claimed: dict[str, Slot] = {}
 
     async def _run(self, work: Callable[..., _T], *arguments: Any, **named: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(
@@ -263,6 +264,16 @@ class BridgeDriver:
             raise
         return slot
 
+    def claim(self, container: str, endpoint: Endpoint) -> int:
+        """A prepared namespace that ``make`` will take for it, with the name server's sockets in it: its fd, which stays
+        this driver's; -1 when there is none."""
+        slot = None if self._network(endpoint["network"]).default else self._named.take_ready()
+        if slot is None:
+            return -1
+        self._claimed[container] = slot
+        self._sockets[container], slot.sockets = slot.sockets, ()
+        return slot.fd
+
     def take_sockets(self, container: str) -> tuple[socket.socket, ...]:
         """The name server's sockets in a container's namespace, when that was prepared with them; once."""
         return self._sockets.pop(container, ())
@@ -394,8 +405,10 @@ class BridgeDriver:
         held, switch = network.held[container], network.switch
         six = network.six_of(held, default=default6)
         try:
-            slot = (self._pool if network.default else self._named).take() if namespace < 0 else pool.make(
+            slot = self._claimed.pop(container, None) if namespace < 0 else pool.make(
                 self._host, self._instance, switch.mtu, os.dup(namespace), endpoint["link"])
+            if slot is None:
+                slot = (self._pool if network.default else self._named).take()
         except OSError as error:
             raise as_error(error, "cannot make a network namespace with a link") from error
         held.link = slot.host
@@ -445,6 +458,9 @@ class BridgeDriver:
         removed after a while. The error of removing ports is raised when all else is done."""
         for sock in self.take_sockets(container):
             sock.close()
+        slot = self._claimed.pop(container, None)
+        if slot is not None:  # it never came to be made
+            slot.close()
         network = self._networks.get(endpoint["network"])
         held = network.held.get(container) if network is not None else None
         if network is None or held is None:
