@@ -17,10 +17,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHONS := python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3
 
-.PHONY: test-crash test-levels control bench bench-images bench-network bench-storage bench-packages help build native packages test-packages run check test-unit test-functional test-sanitize test test-vm fuzz clean
+.PHONY: test-crash test-levels control bench bench-images bench-network bench-storage bench-levels bench-packages help build native packages test-packages run check test-unit test-functional test-sanitize test test-vm fuzz clean
 
 help:
-	@echo "make build | run | test | bench | bench-images | bench-network | bench-storage | test-crash | test-levels | test-vm | control | fuzz | clean; parts of test: check test-unit test-sanitize test-functional"
+	@echo "make build | run | test | bench | bench-images | bench-network | bench-storage | bench-levels | test-crash | test-levels | test-vm | control | fuzz | clean; parts of test: check test-unit test-sanitize test-functional"
 
 # $(1): lists of packages. A package that dpkg knows is not asked for again.
 define install_packages
@@ -125,6 +125,10 @@ bench: build bench-packages
 # networks beside docker's; writes docs/benchmarks-network.md
 bench-network: build bench-packages
 	@$(BIN)/python bench/network.py
+
+# the levels of isolation, runc, crun, runsc, and docker; writes docs/benchmarks-levels.md
+bench-levels: build bench-packages
+	@$(BIN)/python bench/levels.py
 
 # volumes, bind mounts, tmpfs and layers beside docker's; writes docs/benchmarks-storage.md
 bench-storage: build bench-packages

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,7 +35,8 @@ def hugetlb() -> Iterator[None]:
     if HUGETLB.is_mount() or os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
         yield
         return
-    HUGETLB.mkdir(exist_ok=True)
+    shutil.rmtree(HUGETLB, ignore_errors=True)  # runsc's folders of a time without the hierarchy
+    HUGETLB.mkdir()
     done = subprocess.run(["mount", "-t", "cgroup", "-o", "hugetlb", "cgroup", str(HUGETLB)], check=False, capture_output=True)
     try:
         yield
