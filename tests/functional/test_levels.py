@@ -316,6 +316,14 @@ def _words(pid: int) -> str:
         return ""
 
 
+def test_what_a_sandbox_lacks_becomes_an_event(engine: Daemon) -> None:
+    engine.docker("run", "--name", "lacks", "--runtime", "runsc", "base:1", "true")  # busybox's start asks for rseq
+    seen = engine.docker("events", "--since", "60s", "--until", f"{time.time() + 0.01:.6f}", "--filter", "container=lacks", "--filter",
+                         "event=unsupported-syscall", "--format", "{{.Actor.Attributes.syscall}}").stdout.split()
+    assert seen == ["rseq"]
+    engine.docker("rm", "lacks")
+
+
 # -- signals, states --
 
 def test_stop_asks_first(level: Level) -> None:
@@ -368,7 +376,7 @@ def test_events(level: Level) -> None:
     eventually(lambda: not level.docker("ps", "-aq").stdout, "it is gone")
     seen = level.docker("events", "--since", "60s", "--until", f"{time.time():.6f}", "--filter", f"container={name}", "--filter", "type=container",
                         "--format", "{{.Action}}").stdout.split()
-    assert [one for one in seen if one != "attach"] == ["create", "start", "die", "destroy"]
+    assert [one for one in seen if one not in ("attach", "unsupported-syscall")] == ["create", "start", "die", "destroy"]
 
 
 # -- in a running one --
@@ -479,6 +487,14 @@ def test_what_does_not_reach_a_sandbox_is_refused(engine: Daemon) -> None:
     finally:
         engine.docker("rm", "-fv", "box")
         engine.docker("network", "rm", "late")
+
+
+def test_a_sandbox_shares_its_namespaces_with_nobody(engine: Daemon) -> None:
+    engine.docker("run", "-d", "--name", "box", "--runtime", "runsc", "base:1", "sleep", "600")
+    for flag in ("--network", "--pid"):
+        done = engine.docker("create", flag, "container:box", "base:1", "true", check=False)
+        assert done.returncode == 1 and "keeps its namespaces to itself" in done.stderr, done.stderr
+    engine.docker("rm", "-f", "box")
 
 
 def test_names_of_levels_and_runtimes(engine: Daemon) -> None:

@@ -86,7 +86,7 @@ def test_daemon_json_names_runtimes(make: Callable[..., Levels], tmp_path: Path)
 @pytest.mark.parametrize(("text", "says"), [
     ("{", "daemon.json"), ('{"runtimes": []}', None), ('{"runtimes": [1]}', "runtimes"), ('{"runtimes": {"a": 1}}', "runtimes: a"),
     ('{"runtimes": {"a": {"runtimeType": "x"}}}', "runtimes: a"), ('{"runtimes": {"a": {"path": "x", "runtimeArgs": [1]}}}', "texts"),
-    ('{"runtimes": {"dolium": {"path": "x"}}}', "dolium's own")])
+    ('{"runtimes": {"dolium": {"path": "x"}}}', "dolium's own"), ('{"runtimes": {"../x": {"path": "x"}}}', "no name")])
 def test_what_daemon_json_may_not_say(tmp_path: Path, text: str, says: str | None) -> None:
     (tmp_path / "dolium").mkdir()
     (tmp_path / "dolium/daemon.json").write_text(text)

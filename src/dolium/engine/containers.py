@@ -25,6 +25,7 @@ from dolium.engine.etc_files import write_endpoint, write_etc_files
 from dolium.engine.model import Container
 from dolium.engine.mounts import parse_mounts
 from dolium.engine.networks import ContainerNetworks, wished_networks
+from dolium.engine.reports import Reports
 from dolium.engine.restart import Restarts
 from dolium.engine.rootfs import maps_of, open_subpath
 from dolium.engine.users import resolve
@@ -72,7 +73,7 @@ class Containers:
         self._making: dict[str, list[int]] = {}  # ids of containers that are not on record yet
         self._groupless: set[str] = set()  # ended, and their shims have removed the cgroups
         self.on_exec_exit: dict[str, Any] = {}
-        self.restarts = Restarts(self)
+        self.restarts, self.reports = Restarts(self), Reports(engine)
         self.networks = ContainerNetworks(engine)
         self.volumes = ContainerVolumes(engine)
         self._closing = False
@@ -114,14 +115,19 @@ class Containers:
                                   "network of its own")
         rules = request.rules(host, done)
         host = {key: value for key, value in host.items() if key not in request.RULES} | rules
-        host["Runtime"] = engine.levels.choose(host)
+        host["Runtime"] = await asyncio.to_thread(engine.levels.choose, host) if (
+            host.get("Runtime") or host.get("Isolation")) else engine.levels.default
         networks = wished_networks(engine, host, networking)
         mode = host.get("NetworkMode") or "default"
         for key in JOINING:  # by id: another container may have the name later
             kind, _, other = (host.get(key) or "").partition(":")
             if kind == "container":
                 try:
-                    host[key] = f"container:{engine.find(other).id}"
+                    joined = engine.find(other)
+                    if not engine.backend(joined).live:
+                        raise InvalidArgument(f"--{key.removesuffix('Mode').lower()} {kind}:{other}: that container's "
+                                              "isolation keeps its namespaces to itself", hint="isolation process lends them")
+                    host[key] = f"container:{joined.id}"
                     if key == "NetworkMode":  # who joins is bound by the rules of the namespace
                         theirs = engine.find(other).host_config
                         bound = {name: list(theirs[name]) for name in request.RULES if theirs.get(name)}
@@ -284,6 +290,7 @@ class Containers:
         faults.point("start.recorded")
         self.networks.tell(container, "connect")
         self._engine.event(container, "start")
+        self.reports.begin(container)
 
     async def _drop_prepared(self, container: Container, preparing: asyncio.Future[Shim] | None) -> None:
         """End the shim of a launch that failed before or in it. Idempotent."""
@@ -486,6 +493,8 @@ class Containers:
         faults.point("exit.network")
         shim = self.shims.pop(container.id, None)
         self.specs.pop(container.id, None)
+        self.reports.look(container)
+        self.reports.forget(container.id)
         if shim is not None and container.host_config.get("AutoRemove"):
             self._ending[container.id] = shim  # its clients wait until the container is removed
         else:
@@ -563,7 +572,7 @@ class Containers:
         if number in (SIGKILL, signal_number(container.config.get("StopSignal") or "TERM")):
             container.stopped_by_user = True
         try:
-            await self._engine.backend(container).signal(shim, container.id, number)
+            await self._signal(container, shim, number)
         except DeadlineExceeded:
             if number != SIGKILL:
                 raise
@@ -573,6 +582,15 @@ class Containers:
             with contextlib.suppress(FailedPrecondition):  # of one that is dying
                 await self._freeze(container, False)
         self._engine.event(container, "kill", signal=str(number))
+
+    async def _signal(self, container: Container, shim: Shim, number: int) -> None:
+        try:
+            backend = self._engine.backend(container)
+        except DoliumError as error:  # its runtime has been taken away: the process that it left is known
+            _log.warning("container %s: %s", container.name, error)
+            await shim.signal(INIT, number)
+            return
+        await backend.signal(shim, container.id, number)
 
     async def stop(self, reference: str, timeout: int | None = None, signal: str = "") -> bool:
         """The stop signal, then SIGKILL after ``timeout`` seconds (-1 waits for ever). False when it was not running."""
@@ -737,6 +755,7 @@ class Containers:
         """Let go of shims and clients; containers live on."""
         self._closing = True
         self.restarts.close()
+        self.reports.close()
         for task in list(self._tasks):
             task.cancel()
         for shim in [*self.shims.values(), *self._ending.values()]:

@@ -99,6 +99,7 @@ async def _adopt(engine: Engine, containers: Containers, container: Container) -
         container.started_at, container.starting = info.record.started_at_ns / 1e9, False
         container.network = read_endpoint(engine.paths.container(identity)) or container.network
     engine.save(container)
+    containers.reports.begin(container)
     _log.info("adopted container %s, init %d", container.name, container.pid)
     return None
 

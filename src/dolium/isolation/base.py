@@ -69,6 +69,8 @@ class Backend(Protocol):
 
     level: str
     runtime: str
+    report_file: str
+    """The file in the shim's folder with what the sandbox reports; "" when it reports nothing."""
     live: bool
     """Does what is mounted, or plugged in, from outside reach a container that runs?"""
 
@@ -106,6 +108,9 @@ class Backend(Protocol):
 
     async def forget(self, identity: str) -> None:
         """Of a container whose shim died before it could clean up: its processes are dead, what is kept of it goes."""
+
+    def unsupported(self, path: str) -> list[tuple[str, str]]:
+        """(name, text) of the system calls that a report file says the sandbox does not have."""
 
     def root_of(self, identity: str, pid: int) -> int:
         """The process whose root is the container's; ``pid``: its init. Raises FailedPrecondition."""

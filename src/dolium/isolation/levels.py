@@ -27,6 +27,7 @@ KNOWN = ("runc", "crun", "runsc")
 """Runtimes that are there when they are installed, by their programs' names."""
 LEVELS = ("process", "gvisor", "vm")
 _SANDBOX = "runsc"
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _IDENTITY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -50,8 +51,8 @@ def read_runtimes(etc: Path) -> tuple[dict[str, Declared], str]:
                 isinstance(one, str) for one in arguments):
             raise FailedPrecondition(f"{path}: runtimes: {name}: no object with a path, and runtimeArgs that are texts",
                                      hint='{"runtimes": {"NAME": {"path": "/usr/bin/crun", "runtimeArgs": []}}}')
-        if name == OWN:
-            raise FailedPrecondition(f"{path}: runtimes: {name} is the name of dolium's own")
+        if name == OWN or not _NAME.fullmatch(name):
+            raise FailedPrecondition(f"{path}: runtimes: {name!r} is dolium's own or no name", hint="letters, digits, _ . -")
         found[name] = Declared(program, tuple(arguments))
     return found, str(value.get("default-runtime") or "")
 

@@ -50,11 +50,14 @@ PATIENCE_MS = 60_000
 """For one command of a runtime."""
 _SPEC_VERSION = "1.0.2"
 """What is written into config.json: there is nothing in it that is newer, and older runtimes look."""
+_REPORTS = "user.log"
 _CONFIG, _PID, _LOG, _CONSOLE, _ROOT = "config.json", "init.pid", "runtime.log", "console.sock", "rootfs"
 _TELLTALES = "/proc/sys/net"
 """Where runsc (of 2022) looks for core/rmem_default to tell the host's network namespace, which alone had it in older
 kernels. The folder above: what is in it is another one in each namespace."""
 _ENVIRONMENT = [f"PATH={policy.DEFAULT_PATH}"]
+_UNSUPPORTED = re.compile(r"Unsupported syscall (\w+)\([^)]*\)")
+_LARGEST_REPORT = 1 << 18
 _LEVEL_FIELD = re.compile(r'level=error msg="((?:[^"\\]|\\.)*)"')
 
 
@@ -77,6 +80,7 @@ class OciIsolation:
         self.runtime = runtime.name
         self.level = "gvisor" if runtime.sandboxed else "process"
         self.live = not runtime.sandboxed
+        self.report_file = _REPORTS if runtime.sandboxed else ""
 
     # -- what it is --
 
@@ -141,7 +145,8 @@ class OciIsolation:
         pid_file = f"{folder}/{_PID}"
         # shared: who looks from outside, as `docker cp` does, and who is inside see the same files
         own = ["--file-access=shared", *self._raw(config["process"])] if self._runtime.sandboxed else []
-        words = ["run", "--detach", "--bundle", folder, "--pid-file", pid_file, *console, identity]
+        reports = ["--user-log", f"{folder}/{_REPORTS}"] if self._runtime.sandboxed else []
+        words = ["run", "--detach", "--bundle", folder, "--pid-file", pid_file, *reports, *console, identity]
         self._become(plan, self._words(log, *words, before=own), tty, pid_file)
         for stage in (P.AFTER_EXIT, P.ON_FAILURE):
             line = self._words("/dev/null", "delete", "--force", identity)
@@ -282,6 +287,15 @@ class OciIsolation:
             await asyncio.to_thread(self._call, "delete", "--force", identity)
         except DoliumError as error:
             _log.warning("container %s: %s", identity, error)
+
+    def unsupported(self, path: str) -> list[tuple[str, str]]:
+        """See ``Backend``."""
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                lines = file.read(_LARGEST_REPORT).splitlines()
+        except FileNotFoundError:
+            return []
+        return [(found.group(1), found.group(0)) for line in lines if (found := _UNSUPPORTED.search(line))]
 
     def root_of(self, identity: str, pid: int) -> int:
         """See ``Backend``. A sandbox has the files at hand in another process, runsc's gofer."""

@@ -52,7 +52,7 @@ class HostFacts(Facts):
 class ProcessIsolation:
     """Implements the backend interface (create and start as one, exec, signal, adopt, delete) with namespaces."""
 
-    level, runtime, live = "process", "dolium", True
+    level, runtime, live, report_file = "process", "dolium", True, ""
 
     def __init__(self, launcher: Launcher, layout: tree.Layout, cache: str) -> None:
         """``cache``: folder of compiled profiles."""
@@ -162,6 +162,10 @@ class ProcessIsolation:
 
     async def forget(self, identity: str) -> None:
         """See ``Backend``: nothing is kept."""
+
+    def unsupported(self, path: str) -> list[tuple[str, str]]:
+        """See ``Backend``: what is not there is the host's kernel's to say."""
+        return []
 
     def root_of(self, identity: str, pid: int) -> int:
         """See ``Backend``."""
