@@ -168,10 +168,13 @@ def test_hosts_learned_from_a_file(hosts: tuple[Host, Host], tmp_path: Path) -> 
         host.network(f"peers_file={file}", "vni=77")
     assert "vxlan id 77" in one.run("ip", "-d", "link", "show", "type", "vxlan")
     one.box()
-    there = other.box()
+    there = other.box("there")
+    box = one.daemon.inspect("box")["State"]["Pid"]
     assert not one.reaches(there)
+    assert one.told(box, "there") == set()
     file.write_text("".join(f"{address}  # a host\n" for address in HOSTS))
     eventually(lambda: one.reaches(there), "both know each other now")
+    eventually(lambda: there in one.told(box, "there"), "by name, too")
     # what cannot be read changes nothing
     file.write_text("10.216.0.1\nnot an address\n")
     eventually(lambda: "line 2" in one.daemon.tail(), "it is said")
@@ -180,6 +183,7 @@ def test_hosts_learned_from_a_file(hosts: tuple[Host, Host], tmp_path: Path) -> 
     assert one.reaches(there)
     file.write_text("10.216.0.1\n")
     eventually(lambda: "its other hosts are none" in one.daemon.tail(), "the other one is taken out")
+    eventually(lambda: one.told(box, "there") == set(), "nobody is asked any more")
 
 
 def test_options_that_are_wrong(hosts: tuple[Host, Host]) -> None:
