@@ -316,6 +316,12 @@ def _words(pid: int) -> str:
         return ""
 
 
+def test_a_sandbox_makes_no_hierarchy_of_its_own(engine: Daemon) -> None:
+    before = sorted(os.listdir("/sys/fs/cgroup"))
+    engine.docker("run", "--rm", "--runtime", "runsc", "--pids-limit", "100", "base:1", "true")
+    assert sorted(os.listdir("/sys/fs/cgroup")) == before
+
+
 def test_what_a_sandbox_lacks_becomes_an_event(engine: Daemon) -> None:
     engine.docker("run", "--name", "lacks", "--runtime", "runsc", "base:1", "true")  # busybox's start asks for rseq
     seen = engine.docker("events", "--since", "60s", "--until", f"{time.time() + 0.01:.6f}", "--filter", "container=lacks", "--filter",
