@@ -15,6 +15,7 @@ from daemon import Daemon, eventually
 from packets import named_namespaces
 
 HOSTS = ("10.216.0.1", "10.216.0.2")
+NAMES = tuple(f"dhost{number}x{os.getpid()}" for number in range(2))  # other tests may run beside these
 pytestmark = pytest.mark.leaves("links", "nft")
 
 
@@ -23,7 +24,7 @@ class Host:
 
     def __init__(self, number: int, folder: Path) -> None:
         self.address, self.number = HOSTS[number], number
-        self.name = f"dhost{number}"
+        self.name = NAMES[number]
         subprocess.run(["ip", "netns", "add", self.name], check=True)
         self.run("ip", "link", "set", "lo", "up")
         folder.mkdir()
@@ -69,7 +70,7 @@ def hosts(tmp_path: Path) -> Iterator[tuple[Host, Host]]:
         undo.enter_context(named_namespaces())
         two = []
         for number in range(2):
-            undo.callback(subprocess.run, ["ip", "netns", "del", f"dhost{number}"], check=False)
+            undo.callback(subprocess.run, ["ip", "netns", "del", NAMES[number]], check=False)
             two.append(Host(number, tmp_path / f"host{number}"))
         one, other = two
         one.run("ip", "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", other.name)
