@@ -440,6 +440,31 @@ def test_the_daemon_dies_and_another_one_comes(level: Level) -> None:
     assert level.inspect("stays")["State"]["ExitCode"] == 8
 
 
+@pytest.mark.leaves("children", "processes")
+@pytest.mark.parametrize("point", ["start.network", "start.launched", "exit.recorded", "remove.intent"])
+def test_the_daemon_dies_in_the_middle(level: Level, point: str) -> None:
+    engine = level.engine
+    engine.stop()
+    engine.start(fault=point)
+    ends = "true" if point.startswith("exit") else "sleep"
+    level.run("-d", "--name", "box", "base:1", ends, "600", check=False)
+    if point.startswith("remove"):
+        level.docker("rm", "-f", "box", check=False)
+    assert engine.wait() == -9, f"{point} was never passed"
+    engine.start()
+    state = engine.docker("ps", "-a", "--format", "{{.State}}").stdout.strip()
+    assert state in {"start.network": ("created",), "start.launched": ("running",), "exit.recorded": ("exited",),
+                     "remove.intent": ("",)}[point]
+    if state == "running":
+        level.exec("true")
+    if state:
+        level.docker("rm", "-f", "box")
+    level.run("--rm", "base:1", "true")
+    states = engine.folder / "run/runtimes" / level.runtime
+    eventually(lambda: not states.exists() or not list(states.iterdir()), "the runtime keeps nothing")
+    assert engine.shims() == set()
+
+
 def test_init_is_killed_from_outside(level: Level) -> None:
     level.started("base:1", "sh", "-c", "sleep 600 & exec sleep 600")
     os.kill(level.inspect()["State"]["Pid"], signal.SIGKILL)
