@@ -102,6 +102,13 @@ def test_a_default_that_is_not_there_stops_the_daemon(make: Callable[..., Levels
         make(settings={"default-runtime": "gone"})
 
 
+@pytest.mark.parametrize(("wished", "names", "meant"), [
+    ("dolium", (), "dolium"), ("runc", (), "dolium"), ("runc", ("runc",), "runc"), ("crun", ("crun",), "crun")])
+def test_the_default_runtime(make: Callable[..., Levels], wished: str, names: tuple[str, ...], meant: str) -> None:
+    made = make(*names, settings={"default-runtime": wished})
+    assert made.default == meant == made.choose({}) == made.find(made.default).runtime
+
+
 @pytest.mark.parametrize(("host", "refused"), [
     ({}, ""), ({"NetworkMode": "bridge", "PidMode": "", "IpcMode": "private", "SecurityOpt": ["seccomp=unconfined"]}, ""),
     ({"NetworkMode": "host"}, "--network host"), ({"NetworkMode": "container:1"}, "--network container"),
