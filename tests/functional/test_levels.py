@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -323,6 +324,26 @@ def test_a_name_server_that_dies_is_there_again_for_a_sandbox(engine: Daemon) ->
         assert done.returncode == 125 and "internal" in done.stderr and "isolation process" in done.stderr
     finally:
         engine.docker("network", "rm", "-f", "named", "inner")
+
+
+def test_a_sandbox_s_name_server_answers_nobody_else(engine: Daemon) -> None:
+    """It is at an address of the host's, which other networks' containers can reach, and those from afar."""
+    engine.docker("network", "create", "named")
+    try:
+        engine.docker("run", "-d", "--name", "box", "--runtime", "runsc", "--network", "named", "base:1", "sleep", "600")
+        instance = json.loads(engine.api("GET", "/info")[1])["ID"]
+        table = subprocess.run(["nft", "list", "map", "ip", f"dolium-{instance}-names", "who"], capture_output=True, text=True, check=True)
+        place = re.search(r": (\S+) \. (\d+)", table.stdout)
+        assert place is not None, table.stdout
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect((place[1], int(place[2])))
+            sock.send(b"\0\7\1\0\0\1\0\0\0\0\0\0\3box\0\0\1\0\1")
+            engine.docker("exec", "box", "nslookup", "box")  # by the same socket, later
+            with pytest.raises(BlockingIOError):
+                sock.recv(512, socket.MSG_DONTWAIT)
+    finally:
+        engine.docker("rm", "-f", "box")
+        engine.docker("network", "rm", "named")
 
 
 def _words(pid: int) -> str:

@@ -125,8 +125,9 @@ class Containers:
                 try:
                     joined = engine.find(other)
                     if not engine.backend(joined).live:
-                        raise InvalidArgument(f"--{key.removesuffix('Mode').lower()} {kind}:{other}: that container's isolation "
-                                              "keeps its namespaces to itself", hint="process lends them")
+                        raise InvalidArgument(f"--{key.removesuffix('Mode').lower()} {kind}:{other}: that container's "
+                                              "isolation keeps its namespaces to itself",
+                                              hint="isolation process lends them")
                     host[key] = f"container:{joined.id}"
                     if key == "NetworkMode":  # who joins is bound by the rules of the namespace
                         theirs = engine.find(other).host_config

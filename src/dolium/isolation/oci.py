@@ -298,6 +298,8 @@ class OciIsolation:
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
                 lines = file.read(_LARGEST_REPORT).splitlines()
+                if os.fstat(file.fileno()).st_size > _LARGEST_REPORT:  # those inside can go on for ever: it is begun anew
+                    os.truncate(path, 0)
         except FileNotFoundError:
             return []
         return [(found.group(1), found.group(0)) for line in lines if (found := _UNSUPPORTED.search(line))]
