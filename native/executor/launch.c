@@ -277,8 +277,8 @@ static void __attribute__((noreturn)) child_main(struct launch *launch) {
 	if (simple_message(launch, CHILD_CREATED) < 0)
 		_exit(1); /* the filter lets nothing be said any more: the parent is not to wait */
 	if (!waits) {
-		wait_for_go(launch);
-		prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
+		wait_for_go(launch); /* another runtime ends with us: nobody else could undo what it has begun */
+		prctl(PR_SET_PDEATHSIG, find_op(launch->plan, OP_adopt) ? SIGKILL : 0, 0, 0, 0);
 	}
 	run_stage(launch, AFTER_START, 0); /* returns only on failure, or when the plan has no exec */
 	set_failure(launch, UINT32_MAX, 0, "the plan has no exec operation");

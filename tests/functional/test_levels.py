@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon import Daemon, eventually
+from daemon import DOCKER, Daemon, eventually
 
 pytestmark = [pytest.mark.levels, pytest.mark.leaves("links", "netns")]  # prepared ones, of the daemon that all share
 
@@ -50,9 +51,25 @@ def hugetlb() -> Iterator[None]:
         HUGETLB.rmdir()
 
 
+# runc behind a script, which does first what a file for the command says
+FRONT = """#!/bin/sh
+for word; do case $word in
+    --version) echo runc version 1; exit ;;
+    run | state | pause | resume) command=$word; break ;;
+esac; done
+[ ! -e "$0.${command-other}" ] || . "$0.$command"
+exec runc "$@"
+"""
+
+
 @pytest.fixture(scope="module")
 def engine(hugetlb: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     daemon = Daemon(tmp_path_factory.mktemp("levels"))
+    (daemon.folder / "front").write_text(FRONT)
+    (daemon.folder / "front").chmod(0o755)
+    (daemon.folder / "etc/docker").mkdir(parents=True)
+    (daemon.folder / "etc/docker/daemon.json").write_text(json.dumps(
+        {"runtimes": {"front": {"path": str(daemon.folder / "front")}}, "default-runtime": "dolium"}))
     daemon.start()
     try:
         daemon.import_base("base:1", 'CMD ["sh"]')
@@ -309,6 +326,26 @@ def test_a_name_server_that_dies_is_there_again_for_a_sandbox(engine: Daemon) ->
         engine.docker("network", "rm", "-f", "named", "inner")
 
 
+def test_a_sandbox_s_name_server_answers_nobody_else(engine: Daemon) -> None:
+    """It is at an address of the host's, which other networks' containers can reach, and those from afar."""
+    engine.docker("network", "create", "named")
+    try:
+        engine.docker("run", "-d", "--name", "box", "--runtime", "runsc", "--network", "named", "base:1", "sleep", "600")
+        instance = json.loads(engine.api("GET", "/info")[1])["ID"]
+        table = subprocess.run(["nft", "list", "map", "ip", f"dolium-{instance}-names", "who"], capture_output=True, text=True, check=True)
+        place = re.search(r": (\S+) \. (\d+)", table.stdout)
+        assert place is not None, table.stdout
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect((place[1], int(place[2])))
+            sock.send(b"\0\7\1\0\0\1\0\0\0\0\0\0\3box\0\0\1\0\1")
+            engine.docker("exec", "box", "nslookup", "box")  # by the same socket, later
+            with pytest.raises(BlockingIOError):
+                sock.recv(512, socket.MSG_DONTWAIT)
+    finally:
+        engine.docker("rm", "-f", "box")
+        engine.docker("network", "rm", "named")
+
+
 def _words(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
@@ -484,6 +521,80 @@ def test_the_shim_is_killed(level: Level) -> None:
     eventually(lambda: not os.path.exists(f"/proc/{pid}"), "nothing of it runs")
     level.docker("start", "box")
     level.exec("true")
+
+
+class Front:
+    """A container on a runtime that misbehaves on command."""
+
+    def __init__(self, engine: Daemon) -> None:
+        self.engine = engine
+
+    def does(self, command: str, script: str) -> None:
+        """From now on, instead of, or before, the command."""
+        (self.engine.folder / f"front.{command}").write_text(script)
+
+    def behaves(self) -> None:
+        for path in self.engine.folder.glob("front.*"):
+            path.unlink()
+
+
+@pytest.fixture
+def front(engine: Daemon) -> Iterator[Front]:
+    if not any(os.path.exists(f"{place}/runc") for place in ("/usr/bin", "/usr/sbin")):
+        pytest.skip("needs runc")
+    one = Front(engine)
+    yield one
+    one.behaves()
+    engine.docker("rm", "-f", "box", check=False)
+
+
+@pytest.mark.leaves("processes")
+def test_the_shim_is_killed_while_a_runtime_works(front: Front) -> None:
+    """What the runtime has begun is undone: nothing of it runs, and the container starts again."""
+    engine, told = front.engine, front.engine.folder / "told"
+    front.does("run", f'runc "$@" && echo $PPID > {told}.new && mv {told}.new {told}; exec sleep 600')
+    engine.docker("create", "--name", "box", "--runtime", "front", "base:1", "sleep", "600")
+    identity = engine.inspect("box")["Id"]
+    with subprocess.Popen([DOCKER, "start", "box"], env=engine.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as starting:
+        eventually(told.exists, "the container was made")
+        states = engine.folder / "run/runtimes/front" / identity
+        pid = json.loads((states / "state.json").read_text())["init_process_pid"]
+        os.kill(int(told.read_text()), signal.SIGKILL)
+        assert b"shim" in starting.communicate()[0] and starting.returncode == 1
+    assert not states.exists()
+    eventually(lambda: not os.path.exists(f"/proc/{pid}/exe") and "sleep 600" not in _words(pid), "nothing of it runs")
+    front.behaves()
+    engine.docker("start", "box")
+    engine.docker("exec", "box", "true")
+
+
+def test_a_paused_one_whose_runtime_fails(front: Front) -> None:
+    """It is not said to go on, and can be killed."""
+    engine = front.engine
+    engine.docker("run", "-d", "--name", "box", "--runtime", "front", "base:1", "sleep", "600")
+    engine.docker("pause", "box")
+    for command in ("resume", "state"):
+        front.does(command, "echo no >&2; exit 1")
+    done = engine.docker("unpause", "box", check=False)
+    assert done.returncode == 1 and "resume: no" in done.stderr, done.stderr
+    assert engine.inspect("box")["State"]["Paused"]
+    engine.docker("kill", "box")
+    eventually(lambda: engine.inspect("box")["State"]["ExitCode"] == 137, "it has ended")
+
+
+@pytest.mark.leaves("children", "processes")
+@pytest.mark.parametrize("answer", ["nonsense", "[]", "{}", "\\377"])
+def test_a_runtime_whose_state_is_nonsense_keeps_no_daemon_from_starting(front: Front, answer: str) -> None:
+    engine = front.engine
+    engine.docker("run", "-d", "--name", "box", "--runtime", "front", "base:1", "sleep", "600")
+    front.does("state", f"printf '{answer}'; exit 0")
+    engine.kill()
+    engine.start()
+    assert engine.inspect("box")["State"]["Status"] == "running"
+    assert "no answer that is understood" in engine.tail()
+    front.does("pause", "exit 1")
+    done = engine.docker("pause", "box", check=False)
+    assert done.returncode == 1 and "front pause" in done.stderr, done.stderr
 
 
 # -- what a level cannot do --

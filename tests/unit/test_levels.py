@@ -102,6 +102,13 @@ def test_a_default_that_is_not_there_stops_the_daemon(make: Callable[..., Levels
         make(settings={"default-runtime": "gone"})
 
 
+@pytest.mark.parametrize(("wished", "names", "meant"), [
+    ("dolium", (), "dolium"), ("runc", (), "dolium"), ("runc", ("runc",), "runc"), ("crun", ("crun",), "crun")])
+def test_the_default_runtime(make: Callable[..., Levels], wished: str, names: tuple[str, ...], meant: str) -> None:
+    made = make(*names, settings={"default-runtime": wished})
+    assert made.default == meant == made.choose({}) == made.find(made.default).runtime
+
+
 @pytest.mark.parametrize(("host", "refused"), [
     ({}, ""), ({"NetworkMode": "bridge", "PidMode": "", "IpcMode": "private", "SecurityOpt": ["seccomp=unconfined"]}, ""),
     ({"NetworkMode": "host"}, "--network host"), ({"NetworkMode": "container:1"}, "--network container"),
@@ -183,3 +190,15 @@ def test_what_no_other_runtime_is_asked_for(make: Callable[..., Levels], wish: W
 def test_a_runtime_is_known_by_its_version(make: Callable[..., Levels]) -> None:
     assert make("runsc").find("runsc").level == "gvisor" and not make("runsc").find("runsc").live
     assert Runtime("a", "/b") == Runtime("a", "/b", (), False)
+
+
+def test_reports_without_end_fill_no_disk(make: Callable[..., Levels], tmp_path: Path) -> None:
+    backend, path = make("runsc").find("runsc"), tmp_path / "user.log"
+    line = '{"log":"Unsupported syscall sys_%d(0x1). It is likely"}\n'
+    assert backend.unsupported(str(path)) == []
+    path.write_text(line % 1)
+    assert backend.unsupported(str(path)) == [("sys_1", "Unsupported syscall sys_1(0x1)")]
+    assert path.read_text() == line % 1
+    path.write_text(line % 2 * 10_000)
+    assert set(backend.unsupported(str(path))) == {("sys_2", "Unsupported syscall sys_2(0x1)")}
+    assert path.read_text() == ""

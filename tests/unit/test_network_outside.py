@@ -10,6 +10,7 @@ from dolium.network.dns.outside import Outside, OutsideTable, open_sockets, tabl
 def test_the_table() -> None:
     text = table_text("dolium-1-names", [Outside("10.0.0.2", "10.0.0.1", 5), Outside("10.0.1.2", "10.0.1.1", 6)])
     assert "10.0.0.2 : 10.0.0.1 . 5, 10.0.1.2 : 10.0.1.1 . 6" in text and text.count("dport 53") == 2
+    assert "10.0.0.2 . 10.0.0.1 . 5, 10.0.1.2 . 10.0.1.1 . 6" in text and "!= @theirs drop" in text  # nobody else is answered
     assert table_text("t", []) == "add table ip t\ndelete table ip t\n"
 
 

@@ -300,6 +300,10 @@ class Containers:
         shim: Shim | None = None
         with contextlib.suppress(DoliumError):
             shim = await asyncio.shield(preparing)
+        if shim is not None and not shim.connected:  # it has died in the middle: what it has begun is undone by us
+            group = self._engine.layout.paths(self._engine.container_group(container.id))
+            await asyncio.to_thread(manage.kill_and_remove, group)
+            await self._engine.forgotten(container)
         await self._engine.launcher.end(shim, self._engine.paths.shim(container.id))
 
     async def user_namespace(self, container: Container) -> int:
@@ -570,6 +574,7 @@ class Containers:
         """Send a signal to init; SIGKILL to a paused one takes effect at once."""
         number = signal_number(signal or "KILL")
         container, shim = self.running(reference)
+        group = self._engine.layout.paths(self._engine.container_group(container.id))
         if number in (SIGKILL, signal_number(container.config.get("StopSignal") or "TERM")):
             container.stopped_by_user = True
         try:
@@ -578,10 +583,10 @@ class Containers:
             if number != SIGKILL:
                 raise
             # it waits for the process of an exec, which the container has stopped: with init both end
-            await asyncio.to_thread(manage.kill, self._engine.layout.paths(self._engine.container_group(container.id)))
-        if number == SIGKILL and container.status == model.PAUSED:
-            with contextlib.suppress(FailedPrecondition):  # of one that is dying
-                await self._freeze(container, False)
+            await asyncio.to_thread(manage.kill, group)
+        if number == SIGKILL and container.status == model.PAUSED:  # by the kernel: a runtime may have gone, or hang
+            with contextlib.suppress(OSError):  # of one that is dying
+                await asyncio.to_thread(manage.freeze, group, False)
         self._engine.event(container, "kill", signal=str(number))
 
     async def _signal(self, container: Container, shim: Shim, number: int) -> None:

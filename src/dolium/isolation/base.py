@@ -110,7 +110,8 @@ class Backend(Protocol):
         """Of a container whose shim died before it could clean up: its processes are dead, what is kept of it goes."""
 
     def unsupported(self, path: str) -> list[tuple[str, str]]:
-        """(name, text) of the system calls that a report file says the sandbox does not have."""
+        """(name, text) of the system calls that a report file says the sandbox does not have. What has grown large is
+        emptied."""
 
     def root_of(self, identity: str, pid: int) -> int:
         """The process whose root is the container's; ``pid``: its init. Raises FailedPrecondition."""

@@ -66,16 +66,16 @@ class Levels:
         self.launcher = Launcher(f"{run}/shims", discard)
         self.process = ProcessIsolation(self.launcher, layout, cache)
         self._layout, self._states = layout, f"{run}/runtimes"
-        self._declared, self._default = read_runtimes(Path(etc))
+        self._declared, default = read_runtimes(Path(etc))
         self._kinds: dict[tuple[str, int], bool] = {}
         self._backends: dict[Runtime, OciIsolation] = {}
-        if self._default:
-            self._runtime(self._default)
-
-    @property
-    def default(self) -> str:
+        self.default = self._meant(default or OWN)
         """The runtime of a container that wishes none."""
-        return self._default or OWN
+        self.find(self.default)
+
+    def _meant(self, name: str) -> str:
+        """Many files say runc and mean: as usual."""
+        return OWN if name == "runc" and not self._is_there(name) else name
 
     def choose(self, host: Mapping[str, Any]) -> str:
         """The runtime's name for a HostConfig's ``Runtime`` and ``Isolation``. Raises InvalidArgument, FailedPrecondition,
@@ -93,8 +93,7 @@ class Levels:
                                          hint="apt-get install runsc, or name it in daemon.json's runtimes")
         if not name:
             name = self.default if level == "default" else OWN
-        if name == "runc" and not self._is_there(name):  # many files say runc and mean: as usual
-            name = OWN
+        name = self._meant(name)
         backend = self.find(name)
         if level not in ("default", backend.level):
             raise InvalidArgument(f"--isolation {level} does not go with --runtime {name}, which is {backend.level}")

@@ -38,7 +38,7 @@ from dolium.isolation.launcher import Launcher
 from dolium.isolation.shim import Launched, Shim
 from dolium.isolation.templates import Compiled
 from dolium.linux import mounts as km
-from dolium.linux.cgroup import tree
+from dolium.linux.cgroup import manage, tree
 from dolium.runtime import plan as P
 from dolium.runtime.cgroups import remove
 from dolium.runtime.plan import Plan
@@ -58,6 +58,8 @@ kernels. The folder above: what is in it is another one in each namespace."""
 _ENVIRONMENT = [f"PATH={policy.DEFAULT_PATH}"]
 _UNSUPPORTED = re.compile(r"Unsupported syscall (\w+)\([^)]*\)")
 _LARGEST_REPORT = 1 << 18
+_SHOWN = 200
+"""Characters of an answer that is not understood."""
 _LEVEL_FIELD = re.compile(r'level=error msg="((?:[^"\\]|\\.)*)"')
 
 
@@ -116,8 +118,9 @@ class OciIsolation:
     def _call(self, *words: str) -> str:
         """A command of the runtime, run at once; its output. Blocks. Raises FailedPrecondition with what it said."""
         try:
-            done = subprocess.run(self._words("/dev/null", *words), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                                  env={"PATH": policy.DEFAULT_PATH}, timeout=PATIENCE_MS / 1000, check=False)
+            done = subprocess.run(self._words("/dev/null", *words), stdin=subprocess.DEVNULL, capture_output=True,
+                                  encoding="utf-8", errors="replace", env={"PATH": policy.DEFAULT_PATH},
+                                  timeout=PATIENCE_MS / 1000, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise FailedPrecondition(f"{self._runtime.path} {words[0]}: {error}") from error
         if done.returncode != 0:
@@ -268,20 +271,22 @@ class OciIsolation:
         """See ``Backend``."""
         try:
             await asyncio.to_thread(self._call, "pause" if frozen else "resume", identity)
-        except FailedPrecondition:
-            if not await self._is_as_wished(identity, frozen):
-                raise
-
-    async def _is_as_wished(self, identity: str, frozen: bool) -> bool:
-        try:
-            return await self.is_frozen(identity, ()) is frozen
-        except FailedPrecondition:
-            return not frozen  # it has ended meanwhile
+        except FailedPrecondition as error:
+            with contextlib.suppress(FailedPrecondition):  # what went wrong first is told
+                if await self.is_frozen(identity, ()) is frozen:
+                    return
+            if frozen:  # or it has done half of it
+                with contextlib.suppress(OSError):
+                    await asyncio.to_thread(manage.freeze, list(folders), False)
+            raise error
 
     async def is_frozen(self, identity: str, folders: Sequence[str]) -> bool:
         """See ``Backend``."""
         text = await asyncio.to_thread(self._call, "state", identity)
-        return bool(json.loads(text).get("status") == "paused")
+        try:
+            return bool(json.loads(text)["status"] == "paused")
+        except (ValueError, KeyError, TypeError) as error:
+            raise FailedPrecondition(f"{self.runtime} state: no answer that is understood: {text[:_SHOWN]!r}") from error
 
     async def forget(self, identity: str) -> None:
         """See ``Backend``."""
@@ -295,6 +300,8 @@ class OciIsolation:
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
                 lines = file.read(_LARGEST_REPORT).splitlines()
+                if os.fstat(file.fileno()).st_size > _LARGEST_REPORT:  # those inside can go on for ever: it is begun anew
+                    os.truncate(path, 0)
         except FileNotFoundError:
             return []
         return [(found.group(1), found.group(0)) for line in lines if (found := _UNSUPPORTED.search(line))]
@@ -316,7 +323,7 @@ class OciIsolation:
         if not self._runtime.sandboxed:
             return None
         lines = (await asyncio.to_thread(self._call, "ps", "--format", "table", identity)).splitlines()
-        titles = lines[0].split()
+        titles = lines[0].split() if lines else []
         return titles, [line.split(None, len(titles) - 1) for line in lines[1:] if line.strip()]
 
 

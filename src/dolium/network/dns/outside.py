@@ -1,6 +1,6 @@
 """Name server sockets for containers whose packets another stack than the kernel's makes (a sandbox's): what is bound in
 their namespace never sees one. They ask at their bridge's own address; a table of the instance leads each one's port 53
-there to a port of its own.
+there to a port of its own, where nobody else is answered.
 """
 
 from __future__ import annotations
@@ -53,15 +53,29 @@ def table_text(table: str, every: Collection[Outside]) -> str:
     """One transaction that replaces the table; with nobody in it, takes it away."""
     removal = f"add table ip {table}\ndelete table ip {table}\n"
     elements = ", ".join(f"{one.source} : {one.gateway} . {one.port}" for one in every)
+    places = ", ".join(f"{one.gateway} . {one.port}" for one in every)
+    theirs = ", ".join(f"{one.source} . {one.gateway} . {one.port}" for one in every)
     return removal + (f"""table ip {table} {{
     map who {{
         type ipv4_addr : ipv4_addr . inet_service
         elements = {{ {elements} }}
     }}
+    set places {{
+        type ipv4_addr . inet_service
+        elements = {{ {places} }}
+    }}
+    set theirs {{
+        type ipv4_addr . ipv4_addr . inet_service
+        elements = {{ {theirs} }}
+    }}
     chain prerouting {{
         type nat hook prerouting priority -110; policy accept;
         fib daddr type local udp dport 53 dnat ip to ip saddr map @who
         fib daddr type local tcp dport 53 dnat ip to ip saddr map @who
+    }}
+    chain input {{
+        type filter hook input priority -10; policy accept;
+        ip daddr . th dport @places ip saddr . ip daddr . th dport != @theirs drop comment "of others"
     }}
 }}
 """ if elements else "")
