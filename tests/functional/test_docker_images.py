@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemon import Daemon, base_tar, eventually
-from registry import Registry
+from daemon import DOLIUM, Daemon, base_tar, eventually
+from registry import Registry, image, layer
+from terminal import Terminal
 
 pytestmark = pytest.mark.leaves("links", "nft")
 
@@ -84,6 +86,43 @@ def test_a_missing_name_and_a_dead_registry_are_told(engine: Daemon, registry: R
     done = engine.docker("pull", "127.0.0.1:1/x:1", check=False)
     assert done.returncode == 1
     assert "127.0.0.1:1" in done.stderr
+
+
+def test_what_was_pulled_by_digest_is_listed_by_its_repository(engine: Daemon, registry: Registry) -> None:
+    files = image([base_tar()], config={"Cmd": ["echo", "by digest"]})
+    registry.push("team/pinned", "1", files)
+    repository = registry.reference("team/pinned")
+    for tag in (":1", ":absent", ""):  # the digest decides, whatever the tag says
+        pinned = f"{repository}{tag}@{files.digest}"
+        engine.dolium("pull", pinned)
+        assert engine.docker("run", "--rm", pinned).stdout == "by digest\n"
+    for call in (engine.docker, engine.dolium):
+        for wanted in (repository, f"{repository}*"):
+            line = call("images", "--digests", "--no-trunc", wanted).stdout.splitlines()[1].split()
+            assert line[:3] == [repository, "<none>", files.digest]
+        assert "base" in call("images", "-f", "until=0s").stdout and repository not in call("images", "base").stdout
+        assert call("images", "-q", "-f", "until=2001-01-01").stdout == ""
+    engine.docker("tag", f"{repository}@{files.digest}", "pinned:2")
+    assert [line.split()[:2] for line in engine.dolium("images", "-f", "before=base:1").stdout.splitlines()[1:]] == [
+        ["pinned", "2"], [repository, "<none>"]]
+    engine.docker("rmi", "pinned:2", f"{repository}@{files.digest}")
+
+
+def test_bars_on_a_terminal_and_lines_elsewhere(engine: Daemon, registry: Registry) -> None:
+    registry.push("bars", "1", image([base_tar(), layer({"big": os.urandom(1 << 20)})]))
+    name = registry.reference("bars:1")
+    terminal = Terminal(engine, DOLIUM, "pull", name)
+    seen = terminal.expect("Downloaded newer image")
+    assert terminal.end() == 0
+    assert re.search(r"\x1b\[\d+A\r\x1b\[2K[0-9a-f]{12}: (Downloading|Extracting) \[=+>? *\] [\d.]+[kM]B/[\d.]+[kM]B\x1b\[\d+B", seen)
+    engine.dolium("tag", name, registry.reference("other/bars:1"))
+    terminal = Terminal(engine, DOLIUM, "push", registry.reference("other/bars:1"))
+    assert re.search(r"\x1b\[2K[0-9a-f]{12}: (Pushed|Mounted from bars)\x1b\[", terminal.expect("digest: sha256:"))
+    assert terminal.end() == 0
+    engine.dolium("rmi", name, registry.reference("other/bars:1"))
+    plain = engine.dolium("pull", name).stdout
+    assert "\x1b" not in plain and plain.count(": Pull complete\n") == 2 and "[" not in plain
+    engine.dolium("rmi", name)
 
 
 def test_load_and_history(engine: Daemon, busybox: Path) -> None:

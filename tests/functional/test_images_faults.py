@@ -138,6 +138,22 @@ def test_a_full_disk(small: Daemon, registry: Registry) -> None:
     whole(small)
     assert small.docker("images", "-q").stdout.count("\n") == 1
     assert small.docker("run", "--rm", "base:1", "echo", "on").stdout == "on\n"
+    target = registry.reference("from-full:1")
+    small.docker("tag", "base:1", target)
+    last = small.folder / "data/last"
+    with open(last, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+    done = small.docker("push", target, check=False)  # what is on the disk goes out; what came of it cannot be noted
+    assert done.returncode == 1 and "image database cannot be written" in done.stderr
+    whole(small)
+    last.unlink()
+    small.docker("push", target)
+    whole(small)
+    digest = small.inspect(target)["RepoDigests"][0].partition("@")[2]
+    seen = subprocess.run(["skopeo", "inspect", "--tls-verify=false", f"docker://{target}"], check=True, capture_output=True)
+    assert json.loads(seen.stdout)["Digest"] == digest
+    small.docker("rmi", target)
     small.docker("rm", "work")
     small.docker("run", "--name", "work", "base:1", "sh", "-c", "echo small > /small")
     small.docker("commit", "work", "made:1")  # with room it goes

@@ -193,6 +193,9 @@ def test_images_fetched_beforehand_and_a_limit(registry: Registry, tmp_path: Pat
             assert cache.line() == f"{name}: 5 blobs are here\n"  # they were; the large one made room at once
             kept = sum(path.stat().st_size for path in (tmp_path / "c/store/content/blobs/sha256").iterdir())
             assert kept <= 3 << 20
+    with Cache(tmp_path, "--upstream", counting.address, "--fresh", "0", name) as cache:  # it has gone: what is there will do
+        assert cache.line() == f"{name}: 5 blobs are here\n"
+        assert _status(cache, "team/app/manifests/1") == 200
 
 
 def test_an_upstream_that_is_no_registry_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ PULL = Command("pull", "IMAGE [IMAGE ...]", "Fetch images from their registries.
     minimum=1, examples=["dolium pull 127.0.0.1:5000/debian:12", "dolium pull --all-platforms 127.0.0.1:5000/debian:12"])
 IMAGES = Command("images", "[NAME]", "List images.", [
     Flag("-q --quiet", "bool", "ids only"), Flag("-a --all", "bool", "all"), Flag("--no-trunc", "bool", "whole ids"),
-    Flag("--digests", "bool", "digests too"), Flag("-f --filter", "list", "reference=…, dangling=…, label=…", "KEY=VALUE"),
-    FORMAT], maximum=1)
+    Flag("--digests", "bool", "digests too"), FORMAT,
+    Flag("-f --filter", "list", "reference=…, dangling=…, label=…, before=…, since=…, until=…", "KEY=VALUE")], maximum=1)
 RMI = Command("rmi", "IMAGE [IMAGE ...]", "Remove images.", [
     Flag("-f --force", "bool", "even when containers were made of it")], minimum=1)
 TAG = Command("tag", "IMAGE NAME[:TAG]", "Give an image another name.", [], minimum=2, maximum=2)
@@ -134,8 +134,10 @@ def images(client: Client, context: Context, words: list[str]) -> int:
     now = context.now()
     for row in rows:
         digests = {digest.rpartition("@")[0]: digest.rpartition("@")[2] for digest in row["RepoDigests"]}
-        for tag in row["RepoTags"] or ["<none>:<none>"]:
-            repository, _, word = tag.rpartition(":")
+        named = [tuple(tag.rpartition(":")[::2]) for tag in row["RepoTags"]]
+        tagged = {repository for repository, _ in named}
+        named += [(repository, "<none>") for repository in digests if repository not in tagged]  # pulled by digest
+        for repository, word in named or [("<none>", "<none>")]:
             identity = row["Id"] if options["no_trunc"] else row["Id"].removeprefix("sha256:")[:12]
             digest = [digests.get(repository, "<none>")] if options["digests"] else []
             cells.append([repository, word, *digest, identity, f"{output.ago(now - row['Created'])} ago",

@@ -197,9 +197,9 @@ async def listing(request: web.Request) -> web.Response:
     """``docker images``."""
     engine, wanted = request.app[ENGINE], filters(request)
     for key in wanted:
-        if key not in ("reference", "dangling", "label", "before", "since"):
+        if key not in ("reference", "dangling", "label", "before", "since", "until"):
             raise InvalidArgument(f"invalid filter '{key}'")
-    rows = []
+    rows, until = [], before_moment(wanted)
     limits = {key: [engine.images.config(engine.images.resolve(name).id).created for name in wanted.get(key, ())]
               for key in ("before", "since")}
     for image in engine.images.images():
@@ -210,10 +210,11 @@ async def listing(request: web.Request) -> web.Response:
         if "reference" in wanted:  # shows the matching names only, as Docker does
             row["RepoTags"] = [tag for tag in image.repo_tags
                                if any(_reference_matches(tag, pattern) for pattern in wanted["reference"])]
-            if not row["RepoTags"]:
-                continue
             shown = {tag.rpartition(":")[0] for tag in row["RepoTags"]}
-            row["RepoDigests"] = [digest for digest in row["RepoDigests"] if digest.partition("@")[0] in shown]
+            row["RepoDigests"] = [digest for digest in row["RepoDigests"] if digest.partition("@")[0] in shown
+                                  or any(_reference_matches(digest, pattern) for pattern in wanted["reference"])]
+            if not row["RepoTags"] and not row["RepoDigests"]:
+                continue
         if "dangling" in wanted and (wanted["dangling"][0] in ("true", "1")) == bool(image.repo_tags):
             continue
         if not label_matches(row["Labels"], wanted.get("label") or []):
@@ -222,12 +223,16 @@ async def listing(request: web.Request) -> web.Response:
         if any(created >= models.moment(limit) for limit in limits["before"]) or \
                 any(created <= models.moment(limit) for limit in limits["since"]):
             continue
+        if until and created >= until:
+            continue
         rows.append(row)
     return web.json_response(rows)
 
 
-def _reference_matches(tag: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(tag, pattern) or fnmatch.fnmatchcase(tag.rpartition(":")[0], pattern)
+def _reference_matches(name: str, pattern: str) -> bool:
+    """``name``: REPOSITORY:TAG or REPOSITORY@DIGEST."""
+    repository = name.partition("@")[0] if "@" in name else name.rpartition(":")[0]
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(repository, pattern)
 
 
 @routes.get("/images/{name:.+}/json")
