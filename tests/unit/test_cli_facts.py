@@ -93,6 +93,13 @@ def test_a_missing_image_is_pulled_by_a_process_of_its_own() -> None:
     assert never.says() == ("", "dolium: No such image: base:1\n", 125)
 
 
+@pytest.mark.parametrize("words", [("create", "app"), ("run", "-d", "app")])
+def test_so_it_is_for_who_does_not_stay(words: tuple[str, ...]) -> None:
+    call = Call(*words)
+    call.gets(call.asks(), http(404, {"message": "No such image: app:latest"}))
+    assert answer(call.request, call.known) == b"C"
+
+
 @pytest.mark.parametrize("words", [("attach", "x"), ("pull", "x"), ("load",), ("import", "x"), ("events",), ("stats",), ("cp", "a:/b", "c"),
                                    ("start", "-a", "x"), ("daemon", "stop"), ("run", "--cidfile", "f", "x"), ("run", "--pull", "always", "x")])
 def test_what_needs_its_own_process(words: tuple[str, ...]) -> None:

@@ -71,9 +71,10 @@ def test_digests_go_with_the_last_tag_of_their_repository() -> None:
 
 def test_by_id() -> None:
     assert plan([], None) == RemovalPlan((), True)
-    assert plan(["a:1", "a:2"], None).delete
-    with pytest.raises(FailedPrecondition, match="multiple repositories"):
-        plan(["a:1", "b:1"], None)
+    assert plan(["a:1", f"a@{DIGEST}"], None).delete
+    for several in (["a:1", "b:1"], ["a:1", "a:2"]):  # dockerd's words for both
+        with pytest.raises(FailedPrecondition, match="multiple repositories"):
+            plan(several, None)
     assert plan(["a:1", "b:1"], None, force=True) == RemovalPlan((f"{HUB}/a:1", f"{HUB}/b:1"), True)
 
 

@@ -42,8 +42,8 @@ def _send_failure(fd: int, error: DoliumError, message: str, code: int) -> None:
 
 @routes.post("/dolium/run")
 async def run(request: web.Request) -> web.StreamResponse:
-    """Body: ``name``, ``container`` (Docker's create body), ``rootfs``, ``stdin``, ``detach_keys``. Failures before
-    the container exists are plain HTTP errors; later ones a frame of stream 5."""
+    """Body: ``name``, ``container`` (Docker's create body), ``rootfs``, ``platform``, ``stdin``, ``detach_keys``. Failures
+    before the container exists are plain HTTP errors; later ones a frame of stream 5."""
     wish = await body(request)
     containers = request.app[CONTAINERS]
     if not isinstance(wish.get("container"), dict):
@@ -56,7 +56,8 @@ async def run(request: web.Request) -> web.StreamResponse:
     options = {"stdin": bool(wish.get("stdin")), "stdout": True, "stderr": not tty, "mux": True, "exit_frame": True,
                "late": bool(host.get("AutoRemove")), "detach_keys": keys}
     container = await containers.create(wish.get("name") or "", config, host, networking,
-                                        rootfs=wish.get("rootfs") or "", starting=True)
+                                        rootfs=wish.get("rootfs") or "", starting=True,
+                                        platform=str(wish.get("platform") or ""))
     connection: Connection | None = None
     try:
         connection = Connection(request)

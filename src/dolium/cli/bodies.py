@@ -76,7 +76,7 @@ RUN_FLAGS = [
     Flag("--log-opt", "list", "max-size=20m, max-file=5", "NAME=VALUE"),
     Flag("--storage-opt", "list", "size=10G: what the container may write to its root", "NAME=VALUE"),
     Flag("--pull", "str", "missing, always or never", "WHEN"),
-    Flag("--platform", "str", "of an image that has to be pulled", "linux/arm64"),
+    Flag("--platform", "str", "what the image must be for; one for another is pulled anew", "linux/arm64"),
     Flag("--rootfs", "bool", "the argument is a root file system, not an image: PATH:O, a private layer above PATH"),
     Flag("--detach-keys", "str", "keys that leave it running", "ctrl-p,ctrl-q"),
     Flag("--sig-proxy", "bool", "signals go to the container; =false leaves them here", default=True),

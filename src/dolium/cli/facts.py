@@ -133,7 +133,10 @@ class FactClient(Client):
             self._context.own_process()
         self._number += 1
         answer = self._fact(f"http:{self._number}", request_text(method, target, body, headers=headers))[0]
-        return checked(Response(None, answer))
+        response = Response(None, answer)
+        if response.status == 404 and method != "GET":
+            self._context.deeds -= 1  # it was refused, as for an image that is to be pulled: nothing was done
+        return checked(response)
 
     def session(self, method: str, target: str, body: Any = None, *, stdin: bool = False, tty: bool = False,
                 sig_proxy: bool = False, kind: str = "containers", bare: bool = False, last: bool = False,

@@ -84,7 +84,7 @@ def run(client: Client, context: Context, words: list[str]) -> int:
     if keeps:
         body["HostConfig"]["AutoRemove"] = False  # its timings are read before it is removed, below
     wish = {"name": options["name"] or "", "container": body, "rootfs": rootfs, "stdin": options["interactive"],
-            "detach_keys": options["detach_keys"] or ""}
+            "detach_keys": options["detach_keys"] or "", "platform": options["platform"] or ""}
     outcome = _with_pull(client, context, options, image,
                          lambda: client.session("POST", "/dolium/run", wish, stdin=options["interactive"],
                                                 tty=options["tty"], sig_proxy=options["sig_proxy"],
@@ -140,7 +140,7 @@ def _write_cid(context: Context, path: str | None, identity: str) -> None:
 
 def _create(client: Client, context: Context, options: dict[str, Any], image: str, rootfs: str,
             body: dict[str, Any]) -> str:
-    target = f"/containers/create{query(name=options['name'], rootfs=rootfs)}"
+    target = f"/containers/create{query(name=options['name'], rootfs=rootfs, platform=options['platform'])}"
     made = _with_pull(client, context, options, image, lambda: client.call("POST", target, body))
     _write_cid(context, options["cidfile"], made["Id"])
     return str(made["Id"])

@@ -92,10 +92,10 @@ class Containers:
     # -- create --
 
     async def create(self, name: str, config: dict[str, Any], host: dict[str, Any], networking: Any = None, *,
-                     rootfs: str = "", starting: bool = False) -> Container:
-        """Make a container: record, writable layer, folder, volumes. Raises NotFound for a missing image,
-        AlreadyExists for a name in use, InvalidArgument. ``networking``: Docker's NetworkingConfig; ``starting``: its start,
-        or its removal, is the caller's next act.
+                     rootfs: str = "", starting: bool = False, platform: str = "") -> Container:
+        """Make a container: record, writable layer, folder, volumes. Raises NotFound for a missing image or one for
+        another ``platform``, AlreadyExists for a name in use, InvalidArgument. ``networking``: Docker's NetworkingConfig;
+        ``starting``: its start, or its removal, is the caller's next act.
         """
         engine = self._engine
         request.check_host_config(host)
@@ -105,6 +105,7 @@ class Containers:
                 raise NotFound(f"--rootfs {rootfs}: no such folder")
         else:
             image = engine.images.resolve(config.get("Image") or "")
+            request.check_platform(config["Image"], image.platform, platform)
             image_id, chain_ids, image_config = image.id, list(image.chain_ids), engine.images.config(image.id)
         done, argv = request.complete(config, image_config)
         request.published(host, done)

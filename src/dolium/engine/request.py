@@ -8,8 +8,9 @@ from collections.abc import Collection
 from typing import Any
 
 from dolium import policy
-from dolium.errors import InvalidArgument, Unimplemented
+from dolium.errors import InvalidArgument, NotFound, Unimplemented
 from dolium.images.manifest import ImageConfig
+from dolium.images.platform import Platform
 from dolium.linux.capabilities import NAMES, NUMBERS
 from dolium.network.base import PortBinding
 from dolium.network.egress import parse as parse_egress
@@ -27,6 +28,14 @@ _UNSUPPORTED = {
     "BlkioWeightDevice": "--blkio-weight-device", "BlkioDeviceReadBps": "--device-read-bps",
     "BlkioDeviceWriteBps": "--device-write-bps", "BlkioDeviceReadIOps": "--device-read-iops",
     "BlkioDeviceWriteIOps": "--device-write-iops"}
+
+
+def check_platform(name: str, found: Platform, wanted: str) -> None:
+    """Is the image that is here for the machine asked for ("": whatever it is for)? Raises NotFound, upon which clients pull
+    the other one, and InvalidArgument for what is no platform.
+    """
+    if wanted and not Platform.parse(wanted).accepts_machine(found):
+        raise NotFound(f"No such image: {name} for {wanted}: the one that is here is for {found}")
 
 
 def _numbers(text: str) -> set[int]:

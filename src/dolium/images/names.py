@@ -102,13 +102,13 @@ def plan_removal(
 ) -> RemovalPlan:
     """What ``docker rmi`` does for an image with these names, asked for by ``reference`` or, when None, by its ID.
 
-    A name goes; digests of a repository go with its last tag; the image goes with its last name. By ID, names of
-    several repositories need ``force``. An image that containers were made from keeps its last name, or with ``force``
-    stays without one: a container's layers are never taken away. Raises FailedPrecondition.
+    A name goes; digests of a repository go with its last tag; the image goes with its last name. By ID, several
+    tags, or names of several repositories, need ``force``. An image that containers were made from keeps its last name, or
+    with ``force`` stays without one: a container's layers are never taken away. Raises FailedPrecondition.
     """
     if reference is None:
-        repositories = {name.name for name in names}
-        if len(repositories) > 1 and not force:
+        several = len({name.name for name in names}) > 1 or sum(1 for name in names if name.tag) > 1
+        if several and not force:
             raise FailedPrecondition(
                 f"conflict: unable to delete {short_id(image_id)} (must be forced) - "
                 "image is referenced in multiple repositories"

@@ -70,6 +70,10 @@ class Platform:
                          for variant in _AMD64[_AMD64.index(self.variant):])
         return (self,)
 
+    def accepts_machine(self, found: Platform) -> bool:
+        """Will an image for ``found`` do, whatever variant it says? Many images' configurations leave the variant out."""
+        return (found.os, found.architecture) in {(each.os, each.architecture) for each in self.accepts()}
+
 
 def host() -> Platform:
     """The platform of this kernel."""

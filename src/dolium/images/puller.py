@@ -33,8 +33,7 @@ class Resolved:
         """Refuse a single manifest's image for another architecture. What an index promised is believed: many
         images' configurations leave the variant out. Raises NotFound.
         """
-        accepted = {(each.os, each.architecture) for each in wanted.accepts()}
-        if self.top == self.digest and (found.os, found.architecture) not in accepted:
+        if self.top == self.digest and not wanted.accepts_machine(found):
             raise NotFound(
                 f"{reference.familiar()} is an image for {found}, not for {wanted}",
                 hint=f"--platform {found} pulls it all the same",

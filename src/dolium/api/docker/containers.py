@@ -49,10 +49,12 @@ def split_create(request_body: dict[str, Any]) -> tuple[dict[str, Any], dict[str
 
 @routes.post("/containers/create")
 async def create(request: web.Request) -> web.Response:
-    """Make a container. ``rootfs`` in the query (dolium's own) is a folder in place of an image."""
+    """Make a container. ``platform`` in the query: what the image must be for; ``rootfs`` (dolium's own): a folder in place
+    of an image."""
     config, host, networking = split_create(await body(request))
     container = await request.app[CONTAINERS].create(
-        request.query.get("name", ""), config, host, networking, rootfs=request.query.get("rootfs", ""))
+        request.query.get("name", ""), config, host, networking, rootfs=request.query.get("rootfs", ""),
+        platform=request.query.get("platform", ""))
     return web.json_response({"Id": container.id, "Warnings": []}, status=201)
 
 
