@@ -343,6 +343,21 @@ def test_btrfs_keeps_sizes_by_qgroups_and_shares_blocks(name: str, tmp_path: Pat
         driver.close()
 
 
+def test_xfs_shares_the_blocks_of_a_copy(tmp_path: Path) -> None:
+    with disk(tmp_path, "xfs") as at:
+        driver = make_snapshotter("native", at)
+        chains = [add(driver, 1, lambda root: (root / "big").write_bytes(os.urandom(20 << 20)) and None)]
+        os.sync()
+        before = os.statvfs(at).f_bfree * os.statvfs(at).f_bsize
+        driver.prepare("one", chains)
+        os.sync()
+        assert before - os.statvfs(at).f_bfree * os.statvfs(at).f_bsize < 10 << 20, "the image was copied"
+        with mounted(driver, "one", chains) as root:
+            assert (root / "big").stat().st_size == 20 << 20
+        driver.remove("one")
+        driver.close()
+
+
 @pytest.mark.parametrize("name", DRIVERS)
 def test_ext4_keeps_sizes_by_project_quotas(name: str, tmp_path: Path) -> None:
     with disk(tmp_path, "ext4", "-O", "quota,project", "-E", "quotatype=prjquota") as at:
