@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import glob
 import json
 import logging
@@ -24,7 +25,7 @@ from signal import SIGKILL
 from typing import Any
 
 from dolium import policy
-from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument
+from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from dolium.isolation.base import (
     INIT,
     SLOT_CONSOLE,
@@ -386,8 +387,13 @@ def _message(line: str) -> str:
 
 
 def _write(path: str, data: bytes) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(data)
+    """A new file. Raises ResourceExhausted, Unavailable."""
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(data)
+    except OSError as error:
+        kind = ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE) else Unavailable
+        raise kind(f"write {path}: {error.strerror}", errno=error.errno) from error
 
 
 @contextlib.contextmanager
