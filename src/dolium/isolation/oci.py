@@ -49,6 +49,8 @@ from dolium.steps import Timings
 _log = logging.getLogger(__name__)
 PATIENCE_MS = 60_000
 """For one command of a runtime."""
+SIGNAL_PATIENCE = 10.0
+"""Seconds for a signal: SIGKILL comes after one that gets no answer, as a stop has promised."""
 _SPEC_VERSION = "1.0.2"
 """What is written into config.json: there is nothing in it that is newer, and older runtimes look."""
 _REPORTS = "user.log"
@@ -116,12 +118,13 @@ class OciIsolation:
         return [self._runtime.path, "--root", self._states, "--log", log, "--log-format", "json", *before,
                 *self._runtime.arguments, *words]
 
-    def _call(self, *words: str) -> str:
-        """A command of the runtime, run at once; its output. Blocks. Raises FailedPrecondition with what it said."""
+    def _call(self, *words: str, patience: float = PATIENCE_MS / 1000) -> str:
+        """A command of the runtime, run at once; its output. Blocks, for ``patience`` seconds at most. Raises
+        FailedPrecondition with what it said."""
         try:
             done = subprocess.run(self._words("/dev/null", *words), stdin=subprocess.DEVNULL, capture_output=True,
                                   encoding="utf-8", errors="replace", env={"PATH": policy.DEFAULT_PATH},
-                                  timeout=PATIENCE_MS / 1000, check=False)
+                                  timeout=patience, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise FailedPrecondition(f"{self._runtime.path} {words[0]}: {error}") from error
         if done.returncode != 0:
@@ -266,7 +269,7 @@ class OciIsolation:
         if number == SIGKILL:  # by the kernel: a runtime may not do it to one that is paused, or hangs
             await shim.signal(INIT, number)
         else:
-            await asyncio.to_thread(self._call, "kill", identity, str(number))
+            await asyncio.to_thread(self._call, "kill", identity, str(number), patience=SIGNAL_PATIENCE)
 
     async def freeze(self, identity: str, folders: Sequence[str], frozen: bool) -> None:
         """See ``Backend``."""
