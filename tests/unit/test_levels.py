@@ -125,7 +125,7 @@ def test_what_a_sandbox_cannot_have(host: dict[str, Any], refused: str) -> None:
 @pytest.mark.parametrize(("line", "text"), [
     ('{"level":"error","msg":"runc run failed: no","time":"t"}\n', "runc run failed: no"),
     ('time="t" level=error msg="exec: \\"x\\": not found"\n', 'exec: "x": not found'), ("plain words\n", "plain words"),
-    ("[1]", "[1]")])
+    ("[1]", "[1]"), ('{"msg":"first","level":"error"}{"msg":"then","level":"error"}', "first; then"), ("", "")])
 def test_messages_of_runtimes(line: str, text: str) -> None:
     assert _message(line) == text
 

@@ -380,10 +380,14 @@ def _with_own_tmp(config: bytes, root: int, folder: str) -> bytes:
 
 
 def _message(line: str) -> str:
-    """The text of a line of a runtime's log, JSON or not, or of its standard error."""
+    """The text of a line of a runtime's log, JSON or not, or of its standard error. runsc ends no line after a record."""
+    texts, rest = [], line.strip()
     try:
-        record = json.loads(line)
-        return str(record["msg"]).strip()
+        while rest:
+            record, end = json.JSONDecoder().raw_decode(rest)
+            texts.append(str(record["msg"]).strip())
+            rest = rest[end:].lstrip()
+        return "; ".join(texts)
     except (ValueError, KeyError, TypeError):
         found = _LEVEL_FIELD.search(line)
         return (found.group(1).replace('\\"', '"') if found else line).strip()
