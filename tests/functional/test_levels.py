@@ -55,7 +55,7 @@ def hugetlb() -> Iterator[None]:
 FRONT = """#!/bin/sh
 for word; do case $word in
     --version) echo runc version 1; exit ;;
-    run | state | pause | resume) command=$word; break ;;
+    run | exec | state | pause | resume) command=$word; break ;;
 esac; done
 [ ! -e "$0.${command-other}" ] || . "$0.$command"
 exec runc "$@"
@@ -459,7 +459,7 @@ def test_the_daemon_dies_and_another_one_comes(level: Level) -> None:
     level.started("base:1", "sh", "-c", "while [ ! -e /tmp/go ]; do sleep 0.05; done; echo last words; exit 9")
     level.started("base:1", "sh", "-c", "trap 'exit 8' TERM; while :; do sleep 0.05; done", name="stays")
     pids = [level.inspect(name)["State"]["Pid"] for name in ("box", "stays")]
-    level.exec("touch", "/tmp/go")
+    level.exec("touch", "/tmp/go", check=False)  # it may end with the container
     level.engine.kill()
     eventually(lambda: not os.path.exists(f"/proc/{pids[0]}"), "one has ended with nobody there")
     level.engine.start()
@@ -551,7 +551,7 @@ def front(engine: Daemon) -> Iterator[Front]:
 @pytest.mark.leaves("processes")
 def test_the_shim_is_killed_while_a_runtime_works(front: Front) -> None:
     """What the runtime has begun is undone: nothing of it runs, and the container starts again."""
-    engine, told = front.engine, front.engine.folder / "told"
+    engine, told = front.engine, front.engine.folder / "made"
     front.does("run", f'runc "$@" && echo $PPID > {told}.new && mv {told}.new {told}; exec sleep 600')
     engine.docker("create", "--name", "box", "--runtime", "front", "base:1", "sleep", "600")
     identity = engine.inspect("box")["Id"]
@@ -595,6 +595,23 @@ def test_a_runtime_whose_state_is_nonsense_keeps_no_daemon_from_starting(front: 
     front.does("pause", "exit 1")
     done = engine.docker("pause", "box", check=False)
     assert done.returncode == 1 and "front pause" in done.stderr, done.stderr
+
+
+@pytest.mark.leaves("children", "processes")
+def test_a_shim_in_the_middle_of_an_exec_is_waited_for(front: Front) -> None:
+    """By the next daemon: a runtime that takes its time ends no container."""
+    engine, told = front.engine, front.engine.folder / "told"
+    engine.docker("run", "-d", "--name", "box", "--runtime", "front", "base:1", "sleep", "600")
+    pid = engine.inspect("box")["State"]["Pid"]
+    front.does("exec", f"touch {told}; sleep 11; exit 1")
+    with subprocess.Popen([DOCKER, "exec", "box", "true"], env=engine.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as asking:
+        eventually(told.exists, "the exec is under way")
+        engine.kill()
+        asking.communicate()
+    engine.start()
+    assert engine.inspect("box")["State"]["Pid"] == pid
+    front.behaves()
+    engine.docker("exec", "box", "true")
 
 
 # -- what a level cannot do --

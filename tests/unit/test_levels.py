@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument, Unimplemented
-from dolium.isolation import levels
+from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable, Unimplemented
+from dolium.isolation import levels, oci
 from dolium.isolation.base import Wish
 from dolium.isolation.levels import Levels, read_runtimes
 from dolium.isolation.oci import Runtime, _beyond_sandbox, _message, _with_own_tmp, platform_of
+from dolium.isolation.shim import Shim
 from dolium.linux.cgroup.tree import Layout
 from dolium.runtime import plan as P
 
@@ -122,7 +125,7 @@ def test_what_a_sandbox_cannot_have(host: dict[str, Any], refused: str) -> None:
 @pytest.mark.parametrize(("line", "text"), [
     ('{"level":"error","msg":"runc run failed: no","time":"t"}\n', "runc run failed: no"),
     ('time="t" level=error msg="exec: \\"x\\": not found"\n', 'exec: "x": not found'), ("plain words\n", "plain words"),
-    ("[1]", "[1]")])
+    ("[1]", "[1]"), ('{"msg":"first","level":"error"}{"msg":"then","level":"error"}', "first; then"), ("", "")])
 def test_messages_of_runtimes(line: str, text: str) -> None:
     assert _message(line) == text
 
@@ -202,3 +205,22 @@ def test_reports_without_end_fill_no_disk(make: Callable[..., Levels], tmp_path:
     path.write_text(line % 2 * 10_000)
     assert set(backend.unsupported(str(path))) == {("sys_2", "Unsupported syscall sys_2(0x1)")}
     assert path.read_text() == ""
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, ResourceExhausted), (errno.EROFS, Unavailable)])
+def test_a_file_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, number: int, kind: type[DoliumError]) -> None:
+    def refused(*words: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(oci.os, "open", refused)
+    with pytest.raises(kind, match=f"write /run/shims/c/config.json: {os.strerror(number)}"):
+        oci._write("/run/shims/c/config.json", b"")
+
+
+def test_a_signal_does_not_wait_for_a_runtime_that_hangs(make: Callable[..., Levels], tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = make("crun").find("crun")
+    (tmp_path / "bin/crun").write_text("#!/bin/sh\nexec /bin/sleep 600\n")
+    monkeypatch.setattr(oci, "SIGNAL_PATIENCE", 0.05)
+    with pytest.raises(FailedPrecondition, match=r"crun kill: .*timed out"):
+        asyncio.run(backend.signal(cast(Shim, None), "c", 15))

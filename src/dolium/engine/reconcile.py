@@ -74,7 +74,8 @@ def _starts_again(container: Container) -> bool:
 async def _adopt(engine: Engine, containers: Containers, container: Container) -> ExitRecord | None:
     folder, identity = engine.paths.shim(container.id), container.id
     try:
-        shim = await engine.launcher.adopt(folder, lambda event: containers.on_event(identity, event))
+        shim = await engine.launcher.adopt(folder, lambda event: containers.on_event(identity, event),
+                                           patient=not container.starting)
     except DoliumError as error:
         _log.info("container %s has no shim any more: %s", container.name, error)
         return read_exit(folder, INIT)

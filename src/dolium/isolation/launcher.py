@@ -174,9 +174,10 @@ class Launcher:
             for attachment in attachments:
                 attachment.close()
 
-    async def adopt(self, folder: str, on_event: Callable[[Event], None]) -> Shim:
-        """Connect to a shim that an earlier daemon made. Raises NotFound or Unavailable when it is dead."""
-        return await Shim.connect(folder, on_event)
+    async def adopt(self, folder: str, on_event: Callable[[Event], None], *, patient: bool) -> Shim:
+        """Connect to a shim that an earlier daemon made; ``patient``: it may be in the middle of an exec. Raises NotFound or
+        Unavailable when it is dead, DeadlineExceeded."""
+        return await Shim.connect(folder, on_event, shims.LAUNCH_DEADLINE if patient else shims.DEADLINE)
 
     def kill_shim(self, folder: str) -> None:
         """Kill the shim that a folder names, if it is that very process. Idempotent."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import glob
 import json
 import logging
@@ -24,7 +25,7 @@ from signal import SIGKILL
 from typing import Any
 
 from dolium import policy
-from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument
+from dolium.errors import DoliumError, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from dolium.isolation.base import (
     INIT,
     SLOT_CONSOLE,
@@ -48,6 +49,8 @@ from dolium.steps import Timings
 _log = logging.getLogger(__name__)
 PATIENCE_MS = 60_000
 """For one command of a runtime."""
+SIGNAL_PATIENCE = 10.0
+"""Seconds for a signal: SIGKILL comes after one that gets no answer, as a stop has promised."""
 _SPEC_VERSION = "1.0.2"
 """What is written into config.json: there is nothing in it that is newer, and older runtimes look."""
 _REPORTS = "user.log"
@@ -115,12 +118,13 @@ class OciIsolation:
         return [self._runtime.path, "--root", self._states, "--log", log, "--log-format", "json", *before,
                 *self._runtime.arguments, *words]
 
-    def _call(self, *words: str) -> str:
-        """A command of the runtime, run at once; its output. Blocks. Raises FailedPrecondition with what it said."""
+    def _call(self, *words: str, patience: float = PATIENCE_MS / 1000) -> str:
+        """A command of the runtime, run at once; its output. Blocks, for ``patience`` seconds at most. Raises
+        FailedPrecondition with what it said."""
         try:
             done = subprocess.run(self._words("/dev/null", *words), stdin=subprocess.DEVNULL, capture_output=True,
                                   encoding="utf-8", errors="replace", env={"PATH": policy.DEFAULT_PATH},
-                                  timeout=PATIENCE_MS / 1000, check=False)
+                                  timeout=patience, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise FailedPrecondition(f"{self._runtime.path} {words[0]}: {error}") from error
         if done.returncode != 0:
@@ -265,7 +269,7 @@ class OciIsolation:
         if number == SIGKILL:  # by the kernel: a runtime may not do it to one that is paused, or hangs
             await shim.signal(INIT, number)
         else:
-            await asyncio.to_thread(self._call, "kill", identity, str(number))
+            await asyncio.to_thread(self._call, "kill", identity, str(number), patience=SIGNAL_PATIENCE)
 
     async def freeze(self, identity: str, folders: Sequence[str], frozen: bool) -> None:
         """See ``Backend``."""
@@ -376,18 +380,27 @@ def _with_own_tmp(config: bytes, root: int, folder: str) -> bytes:
 
 
 def _message(line: str) -> str:
-    """The text of a line of a runtime's log, JSON or not, or of its standard error."""
+    """The text of a line of a runtime's log, JSON or not, or of its standard error. runsc ends no line after a record."""
+    texts, rest = [], line.strip()
     try:
-        record = json.loads(line)
-        return str(record["msg"]).strip()
+        while rest:
+            record, end = json.JSONDecoder().raw_decode(rest)
+            texts.append(str(record["msg"]).strip())
+            rest = rest[end:].lstrip()
+        return "; ".join(texts)
     except (ValueError, KeyError, TypeError):
         found = _LEVEL_FIELD.search(line)
         return (found.group(1).replace('\\"', '"') if found else line).strip()
 
 
 def _write(path: str, data: bytes) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(data)
+    """A new file. Raises ResourceExhausted, Unavailable."""
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(data)
+    except OSError as error:
+        kind = ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE) else Unavailable
+        raise kind(f"write {path}: {error.strerror}", errno=error.errno) from error
 
 
 @contextlib.contextmanager
