@@ -25,7 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tests" / "functional"), str(ROOT / "src")]
 from daemon import DOLIUM, WARM, Daemon  # noqa: E402
-from spine import DOCKER, Dockerd, Figure, Report, hugetlb, interleaved, no_words, timed  # noqa: E402
+from hierarchies import hugetlb  # noqa: E402
+from spine import DOCKER, Dockerd, Figure, Report, interleaved, no_words, timed  # noqa: E402
 from test_levels_programs import root_tar  # noqa: E402
 
 N = int(os.environ.get("BENCH_N", "7"))

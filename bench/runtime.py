@@ -20,7 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "functional"), str(ROOT / "bench"), str(ROOT / "packaging")]
 from daemon import base_tar, eventually  # noqa: E402
-from spine import LIMIT, Figure, N, Report, hugetlb, interleaved, rate, timed  # noqa: E402
+from hierarchies import hugetlb  # noqa: E402
+from spine import LIMIT, Figure, N, Report, interleaved, rate, timed  # noqa: E402
 
 RUNTIME = str(ROOT / ".venv" / "bin" / "dolium-runtime")
 FLOOR = "a bare C program, the same calls"

@@ -24,13 +24,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "functional"))
 from daemon import DOLIUM, WARM, Daemon, base_tar, eventually  # noqa: E402
+from hierarchies import hugetlb  # noqa: E402
 
 DOCKER = "/usr/local/bin/docker" if os.path.exists("/usr/local/bin/docker") else "docker"
 N = int(os.environ.get("BENCH_N", "15"))
@@ -187,27 +188,6 @@ def memory_slope(start: Callable[[int], None], remove: Callable[[], None], names
     last = pss(names)
     remove()
     return (last - first) / (count - 1)
-
-
-@contextlib.contextmanager
-def hugetlb() -> Iterator[None]:
-    """Debian's crun refuses this layout without it; taken away after."""
-    path = Path("/sys/fs/cgroup/hugetlb")
-    if path.exists() or os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
-        yield
-        return
-    path.mkdir()
-    done = subprocess.run(["mount", "-t", "cgroup", "-o", "hugetlb", "cgroup", str(path)], check=False, capture_output=True)
-    try:
-        yield
-    finally:
-        if done.returncode == 0:
-            for base, folders, _ in os.walk(path, topdown=False):  # a hierarchy with groups would outlive its mount
-                for name in folders:
-                    with contextlib.suppress(OSError):
-                        os.rmdir(f"{base}/{name}")
-            subprocess.run(["umount", str(path)], check=False)
-        path.rmdir()
 
 
 class Report:

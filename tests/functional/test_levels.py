@@ -6,12 +6,10 @@ do is refused at create, in words that name a level that can: the table of those
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,59 +21,24 @@ from typing import Any
 
 import pytest
 from daemon import DOCKER, Daemon, eventually
+from hierarchies import hugetlb
 
 pytestmark = [pytest.mark.levels, pytest.mark.leaves("links", "netns")]  # prepared ones, of the daemon that all share
 
 LEVELS = {"process": "dolium", "runc": "runc", "crun": "crun", "gvisor": "runsc"}
-HUGETLB = Path("/sys/fs/cgroup/hugetlb")
 
 
 @pytest.fixture(scope="module")
-def hugetlb() -> Iterator[None]:
-    """Debian's crun refuses a machine with v1 hierarchies that lacks this one, and runsc makes folders where it would be."""
-    if HUGETLB.is_mount() or os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+def every_hierarchy() -> Iterator[None]:
+    """For crun; before the daemon looks at what there is."""
+    with hugetlb():
         yield
-        return
-    shutil.rmtree(HUGETLB, ignore_errors=True)  # runsc's folders of a time without the hierarchy
-    HUGETLB.mkdir()
-    done = subprocess.run(["mount", "-t", "cgroup", "-o", "hugetlb", "cgroup", str(HUGETLB)], check=False, capture_output=True)
-    try:
-        yield
-    finally:
-        if done.returncode == 0:
-            for base, folders, _ in os.walk(HUGETLB, topdown=False):  # a hierarchy with groups would outlive its mount
-                for name in folders:
-                    with contextlib.suppress(OSError):
-                        os.rmdir(f"{base}/{name}")
-            subprocess.run(["umount", str(HUGETLB)], check=True)
-        HUGETLB.rmdir()
-
-
-# runc behind a script, which does first what a file for the command says
-FRONT = """#!/bin/sh
-for word; do case $word in
-    --version) echo runc version 1; exit ;;
-    run | exec | state | pause | resume) command=$word; break ;;
-esac; done
-[ ! -e "$0.${command-other}" ] || . "$0.$command"
-exec runc "$@"
-"""
 
 
 @pytest.fixture(scope="module")
-def engine(hugetlb: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    daemon = Daemon(tmp_path_factory.mktemp("levels"))
-    (daemon.folder / "front").write_text(FRONT)
-    (daemon.folder / "front").chmod(0o755)
-    (daemon.folder / "etc/docker").mkdir(parents=True)
-    (daemon.folder / "etc/docker/daemon.json").write_text(json.dumps(
-        {"runtimes": {"front": {"path": str(daemon.folder / "front")}}, "default-runtime": "dolium"}))
-    daemon.start()
-    try:
-        daemon.import_base("base:1", 'CMD ["sh"]')
-        yield daemon
-    finally:
-        daemon.close()
+def engine(every_hierarchy: None, engine: Daemon) -> Daemon:
+    """The one of all tests, on a machine with that hierarchy."""
+    return engine
 
 
 class Level:
@@ -351,12 +314,6 @@ def _words(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except OSError:
         return ""
-
-
-def test_a_sandbox_makes_no_hierarchy_of_its_own(engine: Daemon) -> None:
-    before = sorted(os.listdir("/sys/fs/cgroup"))
-    engine.docker("run", "--rm", "--runtime", "runsc", "--pids-limit", "100", "base:1", "true")
-    assert sorted(os.listdir("/sys/fs/cgroup")) == before
 
 
 def test_what_a_sandbox_lacks_becomes_an_event(engine: Daemon) -> None:

@@ -6,12 +6,11 @@ import hashlib
 import http.client
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from daemon import Daemon, eventually
-from test_levels import Level, hugetlb, level  # noqa: F401 (fixtures)
+from test_levels import Level, every_hierarchy, level  # noqa: F401 (fixtures)
 
 pytestmark = [pytest.mark.levels, pytest.mark.leaves("links", "netns"), pytest.mark.timeout(600)]
 
@@ -33,14 +32,10 @@ def root_tar() -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(hugetlb: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:  # noqa: F811
-    daemon = Daemon(tmp_path_factory.mktemp("programs"))
-    daemon.start()
-    try:
-        daemon.docker("import", str(root_tar()), "debian:1", timeout=240)
-        yield daemon
-    finally:
-        daemon.close()
+def engine(every_hierarchy: None, engine: Daemon) -> Daemon:  # noqa: F811
+    """With that Debian."""
+    engine.docker("import", str(root_tar()), "debian:1", timeout=240)
+    return engine
 
 
 def sh(level: Level, script: str, *flags: str) -> str:  # noqa: F811

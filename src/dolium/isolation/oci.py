@@ -147,8 +147,6 @@ class OciIsolation:
         plan.add(P.CHILD_BEFORE_PIVOT, "mount_tree", "mount the root", SLOT_ROOT_TREE, f"{folder}/{_ROOT}", 1, 0o755)
         if self._runtime.sandboxed:
             plan.add(P.CHILD_BEFORE_PIVOT, "mount_fs", f"hide {_TELLTALES}", "tmpfs", "tmpfs", [], 0, _TELLTALES, 0)
-            if self._layout.v1:  # runsc makes folders for hierarchies that are not mounted, unless their place is read-only
-                plan.add(P.CHILD_BEFORE_PIVOT, "remount", f"keep {tree.ROOT} as it is", tree.ROOT, km.ATTR_RDONLY, 0)
         console = ["--console-socket", _CONSOLE] if tty else []  # in the working folder: a socket's path is short
         log = f"{folder}/{_LOG}"
         pid_file = f"{folder}/{_PID}"
