@@ -114,10 +114,10 @@ def test_the_default_runtime(make: Callable[..., Levels], wished: str, names: tu
 
 @pytest.mark.parametrize(("host", "refused"), [
     ({}, ""), ({"NetworkMode": "bridge", "PidMode": "", "IpcMode": "private", "SecurityOpt": ["seccomp=unconfined"]}, ""),
-    ({"NetworkMode": "host"}, "--network host"), ({"NetworkMode": "container:1"}, "--network container"),
+    ({"NetworkMode": "host"}, "--network host"), ({"NetworkMode": "container:1"}, "--network container:1"),
     ({"PidMode": "host"}, "--pid host"), ({"IpcMode": "container:1"}, "--ipc container:1"), ({"UTSMode": "host"}, "--uts host"),
     ({"Devices": [{}]}, "--device"), ({"Sysctls": {"a": "b"}}, "--sysctl"), ({"Egress": ["allow=x"]}, "--egress"),
-    ({"SecurityOpt": ["seccomp={}"]}, "--security-opt seccomp"), ({"UsernsMode": "auto"}, "--userns auto")])
+    ({"SecurityOpt": ["seccomp={}"]}, "--security-opt seccomp")])
 def test_what_a_sandbox_cannot_have(host: dict[str, Any], refused: str) -> None:
     assert _beyond_sandbox(host) == refused
 
@@ -183,7 +183,8 @@ def test_own_tmp_only_where_it_is_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("wish", "says"), [
-    (Wish({}, True, False, False), "idmapped"), (Wish({}, False, True, False), "shared"), (Wish({}, False, False, True), "--rootfs")])
+    (Wish({}, True, True, False, False), "idmapped"), (Wish({}, False, False, True, False), "shared"),
+    (Wish({}, False, False, False, True), "--rootfs")])
 def test_what_no_other_runtime_is_asked_for(make: Callable[..., Levels], wish: Wish, says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
         make("crun").find("crun").check(wish)
@@ -224,3 +225,11 @@ def test_a_signal_does_not_wait_for_a_runtime_that_hangs(make: Callable[..., Lev
     monkeypatch.setattr(oci, "SIGNAL_PATIENCE", 0.05)
     with pytest.raises(FailedPrecondition, match=r"crun kill: .*timed out"):
         asyncio.run(backend.signal(cast(Shim, None), "c", 15))
+
+
+def test_a_sandbox_is_in_no_user_namespace(make: Callable[..., Levels]) -> None:
+    """Whoever asked for it: the container, or the daemon's --userns-remap."""
+    wish, made = Wish({}, True, False, False, False), make("crun", "runsc")
+    made.find("crun").check(wish)
+    with pytest.raises(InvalidArgument, match="user namespace"):
+        made.find("runsc").check(wish)

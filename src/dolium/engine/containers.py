@@ -151,8 +151,8 @@ class Containers:
         try:
             container.ids = self._making[identity] = self._ids(host)
             idmapped = any(mount.idmap or (container.ids and mount.kind == "volume") for mount in mounts)
-            engine.backend(container).check(Wish(host, idmapped, any("shared" in mount.propagation for mount in mounts),
-                                                 bool(rootfs)))
+            engine.backend(container).check(Wish(host, bool(container.ids), idmapped,
+                                                 any("shared" in mount.propagation for mount in mounts), bool(rootfs)))
             if not container.ids and any(mount.idmap == "idmap" for mount in mounts):
                 raise InvalidArgument("idmap: the container has no user namespace of its own whose mapping there is",
                                       hint="--userns auto, or idmap=uids=…;gids=…")

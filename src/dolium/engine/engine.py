@@ -228,7 +228,7 @@ class Engine:
         return Peer(container.name, container.config.get("Labels") or {}) if container is not None else Peer()
 
     def backend(self, container: Container) -> Backend:
-        """The container's level of isolation. Raises FailedPrecondition when its runtime has gone."""
+        """The container's level of isolation. Raises InvalidArgument, FailedPrecondition when its runtime has gone."""
         return self.levels.find(str(container.host_config.get("Runtime") or ""))
 
     async def forgotten(self, container: Container) -> None:

@@ -59,6 +59,7 @@ class Wish:
     """What of a container a level may not have. Each is as in Docker's HostConfig and the engine's record."""
 
     host: dict[str, Any]
+    user: bool  # it has ids of its own
     idmapped: bool  # a mount has ids of its own, or the container a user namespace
     shared: bool  # what is mounted inside is to be seen outside
     folder: bool  # the root is a folder of the host's, not an image

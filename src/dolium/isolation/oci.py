@@ -18,7 +18,7 @@ import re
 import socket
 import stat
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from signal import SIGKILL
@@ -99,7 +99,7 @@ class OciIsolation:
         elif wish.idmapped:
             refused = "an idmapped mount"
         elif self._runtime.sandboxed:
-            refused = _beyond_sandbox(host)
+            refused = "a user namespace (--userns auto, --userns-remap)" if wish.user else _beyond_sandbox(host)
         if refused:
             raise InvalidArgument(f"{refused} does not go with runtime {self.runtime} (isolation {self.level})",
                                   hint="--isolation process, the default, can do it")
@@ -338,27 +338,15 @@ def platform_of(arguments: Sequence[str]) -> str:
     return "ptrace"
 
 
-def _is_lent(mode: str | None) -> bool:
-    return (mode or "").partition(":")[0] in ("host", "container")
-
-
 def _beyond_sandbox(host: dict[str, Any]) -> str:
     """What a user-space kernel cannot share with the host, or with others, or cannot be held to; "" for nothing."""
-    wishes: list[tuple[str, Callable[[], object]]] = [
-        ("--network host", lambda: host.get("NetworkMode") == "host"),
-        *((f"--{flag} {host.get(key)}", partial(_is_lent, host.get(key)))
-          for flag, key in (("pid", "PidMode"), ("ipc", "IpcMode"), ("uts", "UTSMode"))),
-        ("--network container", lambda: (host.get("NetworkMode") or "").startswith("container:")),
-        ("--ipc shareable", lambda: host.get("IpcMode") == "shareable"),
-        ("--userns auto", lambda: host.get("UsernsMode") == "auto"),
-        ("--device", lambda: host.get("Devices")),
-        ("--sysctl", lambda: host.get("Sysctls")),
-        ("--egress", lambda: host.get("Egress")),
-        ("--ingress", lambda: host.get("Ingress")),
-        ("--security-opt seccomp", lambda: any(
-            re.match(r"seccomp[=:](?!unconfined\Z|builtin\Z)", option) for option in host.get("SecurityOpt") or [])),
-    ]
-    return next((flag for flag, wished in wishes if wished()), "")
+    lent = [(f"--{flag} {host.get(key)}", (host.get(key) or "").partition(":")[0] in ("host", "container"))
+            for flag, key in (("network", "NetworkMode"), ("pid", "PidMode"), ("ipc", "IpcMode"), ("uts", "UTSMode"))]
+    profile = any(re.match(r"seccomp[=:](?!unconfined\Z|builtin\Z)", option) for option in host.get("SecurityOpt") or [])
+    wishes = [*lent, ("--ipc shareable", host.get("IpcMode") == "shareable"), ("--security-opt seccomp", profile),
+              *((f"--{flag}", host.get(key)) for flag, key in (
+                  ("device", "Devices"), ("sysctl", "Sysctls"), ("egress", "Egress"), ("ingress", "Ingress")))]
+    return next((flag for flag, wished in wishes if wished), "")
 
 
 def _with_own_tmp(config: bytes, root: int, folder: str) -> bytes:
